@@ -1,0 +1,217 @@
+"""`correlation-aware track`: follow targets through a video, a folder of frames or a camera."""
+
+import csv
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
+    from correlation_aware.tracking.tracker import Tracker, TrackResult
+    from correlation_aware.tracking.video import Frame, FrameSource
+
+__all__ = ["Clock", "console", "follow", "load_tracker", "progress_bar", "track"]
+
+COLUMNS = ("frame", "target", "x", "y", "w", "h", "score", "lost")
+EXIT_LOST, EXIT_INTERRUPTED = 3, 130
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Clock:
+    """Seconds, summed over the frames so far.
+
+    Attributes:
+        decode: Waiting for frames.
+        write: Drawing and writing results.
+        total: From the first frame on.
+        frames: Number of frames, the first included.
+    """
+
+    decode: float = 0.0
+    write: float = 0.0
+    total: float = 0.0
+    frames: int = 0
+
+
+def track(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A video file, a folder of frames, or a camera's index.")
+    ],
+    box: Annotated[
+        list[str],
+        typer.Option(
+            metavar="X,Y,W,H", help="Target in the first frame, in pixels. Repeat for more targets."
+        ),
+    ],
+    model: Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the video with its boxes here (.mp4).")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="Write a table of the boxes here (CSV).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+) -> None:
+    """Follow one target or more through a video.
+
+    Frames count from 0, the one that --box describes; targets count from 0 in
+    the order of --box. The table has the columns frame, target, x, y, w, h,
+    score, lost. Files appear when complete; Ctrl-C completes them.
+
+    Exit codes: 0 every target is seen in the last frame, 3 one is lost there,
+    1 error (then no file is written), 2 wrong usage, 130 Ctrl-C.
+    """
+    targets = [_parse_box(text) for text in box]
+    _check_paths(source, output, boxes)
+    from correlation_aware.tracking.draw import draw_result, target_color
+    from correlation_aware.tracking.video import VideoWriter, atomic_file, open_frames
+
+    clock, lost, interrupted = Clock(), [False] * len(targets), False
+    with ExitStack() as stack:
+        frames = stack.enter_context(open_frames(source, limit))
+        video = stack.enter_context(VideoWriter(output, frames.fps)) if output else None
+        rows = None
+        if boxes:
+            file = stack.enter_context(atomic_file(boxes))
+            rows = csv.writer(stack.enter_context(file.open("w", newline="", encoding="utf-8")))
+            rows.writerow(COLUMNS)
+        tracker = load_tracker(model, weights, device)
+        try:
+            with progress_bar() as bar:
+                task = bar.add_task("track", total=frames.length)
+                for index, (frame, results) in enumerate(follow(tracker, frames, targets, clock)):
+                    started = time.perf_counter()
+                    for i, result in enumerate(results):
+                        if result.lost != lost[i]:
+                            lost[i] = result.lost
+                            _tell_change(index, i if len(results) > 1 else None, result)
+                        if rows is not None:
+                            place = (f"{value:.3f}" for value in result.box)
+                            rows.writerow((index, i, *place, f"{result.score:.4f}", int(result.lost)))
+                        if video is not None:
+                            label = f"#{i}" if len(results) > 1 else None
+                            frame = draw_result(frame, result, label, target_color(i))
+                    if video is not None:
+                        video.write(frame)
+                    clock.write += time.perf_counter() - started
+                    bar.advance(task)
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        console.print(f"[yellow]Ended by Ctrl-C after {clock.frames} frames.[/]")
+    elif limit is None and frames.length is not None and clock.frames < 0.95 * frames.length:
+        console.print(
+            f"[yellow]The file ends after {clock.frames} of {frames.length} frames; is it whole?[/]"
+        )
+    _tell_speed(tracker, clock)
+    for path in filter(None, (output, boxes)):
+        console.print(f"Wrote {escape(str(path))}")
+    if interrupted or any(lost):
+        raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_LOST)
+
+
+def load_tracker(model: str | None, weights: str | None = None, device: str | None = None) -> "Tracker":
+    """Creates a tracker and prints what it is; random weights are announced in yellow."""
+    from correlation_aware import create_tracker
+
+    with warnings.catch_warnings():  # said below, in colour
+        warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
+        tracker = create_tracker(model, pretrained=False if weights == "random" else weights, device=device)
+    if tracker.weights == "random":
+        advice = "'correlation-aware weights list' names trained ones"
+        console.print(f"[yellow]The weights of {tracker.name} are random: it will not track ({advice}).[/]")
+    else:
+        console.print(f"{tracker.name} with the weights {escape(tracker.weights)}")
+    return tracker
+
+
+def follow(
+    tracker: "Tracker", frames: "FrameSource", boxes: Sequence[Sequence[float]], clock: Clock
+) -> Iterator[tuple["Frame", list["TrackResult"]]]:
+    """Gives every frame with one result a target. The first frame's are the boxes themselves, with score 1.
+
+    Args:
+        tracker: It is started on the first frame.
+        frames: At least one frame.
+        boxes: x, y, w, h of every target in the first frame.
+        clock: Counts along.
+    """
+    from correlation_aware.tracking.tracker import TrackResult
+
+    started = before = time.perf_counter()
+    for frame in frames:
+        clock.decode += time.perf_counter() - before
+        if clock.frames == 0:
+            tracker.init(frame, boxes)
+            results = [TrackResult((x, y, w, h), score=1.0, lost=False) for x, y, w, h in boxes]
+        else:
+            found = tracker.update(frame)
+            results = found if isinstance(found, list) else [found]
+        clock.frames += 1
+        yield frame, results
+        before = time.perf_counter()
+        clock.total = before - started
+
+
+def progress_bar() -> Progress:
+    """A bar with frames and time left, on a terminal only; it goes when it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames,"))
+    left = (TimeRemainingColumn(), TextColumn("left"))
+    return Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _parse_box(text: str) -> tuple[float, float, float, float]:
+    try:
+        x, y, w, h = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--box {text!r} is not x,y,w,h: four numbers in pixels, such as 120,80,64,48"
+        ) from None
+    return x, y, w, h
+
+
+def _check_paths(source: str, output: Path | None, boxes: Path | None) -> None:
+    paths = [path.resolve() for path in (Path(source), output, boxes) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise ValueError("SOURCE, --output and --boxes must be different files")
+
+
+def _tell_change(index: int, target: int | None, result: "TrackResult") -> None:
+    name = "target" if target is None else f"target #{target}"
+    state = "[red]lost[/]" if result.lost else "[green]found again[/]"
+    console.print(f"frame {index}: {name} {state} (score {result.score:.2f})")
+
+
+def _tell_speed(tracker: "Tracker", clock: Clock) -> None:
+    """Prints frames a second, and where the time of a tracked frame goes."""
+    timings = tracker.timings
+    tracked = max(1, timings.frames)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("", "ms a frame", "frames/s alone"):
+        table.add_column(title, justify="right" if title else "left")
+    parts = (
+        ("decode", clock.decode / max(1, clock.frames)),
+        ("crop", timings.crop / tracked),
+        ("model", timings.model / tracked),
+        ("post", timings.post / tracked),
+        ("draw, write", clock.write / max(1, clock.frames)),
+    )
+    for name, seconds in parts:
+        table.add_row(name, f"{1e3 * seconds:.2f}", f"{1 / seconds:.0f}" if seconds > 0 else "")
+    speed = clock.frames / clock.total if clock.total else 0.0
+    console.print(f"{clock.frames} frames in {clock.total:.1f} s: [bold]{speed:.1f} frames/s[/]")
+    console.print(table)

@@ -1,0 +1,151 @@
+"""`correlation-aware weights`: list, verify, download, convert and push weights."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from correlation_aware import weights
+
+app = typer.Typer(help="List, verify, download, convert and publish weights.", no_args_is_help=True)
+
+Format = Annotated[str, typer.Option(help=f"Whose parameter names it has: {', '.join(weights.KEY_FORMATS)}.")]
+Target = Annotated[
+    str, typer.Argument(help="model, model.tag, hf-hub:organisation/name[@revision], a local file or folder.")
+]
+
+
+@app.command("list")
+def list_entries(
+    as_json: Annotated[bool, typer.Option("--json", help="The entries as JSON.")] = False,
+) -> None:
+    """Show the weights that are known."""
+    manifest = weights.load_manifest()
+    if as_json:
+        typer.echo(json.dumps({name: entry.to_json() for name, entry in manifest.items()}, indent=2))
+        return
+    table = Table(box=None)
+    for column in ("weights", "source", "from", "role", "sha256", "license"):
+        table.add_column(column, overflow="fold", no_wrap=column == "weights")
+    for name, entry in manifest.items():
+        where = entry.url or "/".join(filter(None, (entry.repository, entry.file)))
+        role = entry.role.replace("_", " ")
+        table.add_row(name, entry.source, where, role, (entry.sha256 or "the Hub's")[:12], entry.license)
+    Console().print(table)
+
+
+@app.command()
+def verify(name: Target) -> None:
+    """Check a file's hash and that every number in it is finite; fetch it first if need be."""
+    path, against = _resolve(name)
+    state_dict = weights.read_state_dict(path)
+    weights.check_finite(state_dict, name)
+    typer.echo(f"file     {path}")
+    typer.echo(f"sha256   {weights.sha256_file(path)}, {against}")
+    typer.echo(f"content  {_content(state_dict)}, all finite")
+
+
+@app.command()
+def download(
+    name: Target,
+    to: Annotated[Path | None, typer.Option(help="Folder for a copy; otherwise only the cache.")] = None,
+) -> None:
+    """Fetch weights, verify them and say where they are."""
+    path, against = _resolve(name)
+    if to is not None:
+        target = to / f"{name.removeprefix('hf-hub:').replace('/', '--')}{path.suffix}"
+        to.mkdir(parents=True, exist_ok=True)
+        with weights.atomic_path(target) as temporary:
+            shutil.copyfile(path, temporary)
+        path = target
+    typer.echo(f"{path}  ({against})")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint of the authors, of timm or of PVTv2.")],
+    dest: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    format: Format = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")] = False,
+) -> None:
+    """Rewrite somebody's checkpoint as safetensors with this package's parameter names."""
+    if dest.exists() and not force:
+        raise FileExistsError(f"{dest} exists. Name another file or add --force.")
+    given = weights.read_state_dict(source)
+    converted = weights.convert_state_dict(given, format)
+    weights.write_state_dict(converted, dest)
+    typer.echo(f"{source}: {_content(given)}")
+    typer.echo(f"{dest}: {_content(converted)}, sha256 {weights.sha256_file(dest)}")
+
+
+@app.command()
+def push(
+    source: Annotated[Path, typer.Argument(help="Folder of save_pretrained, or a .safetensors file.")],
+    repository: Annotated[str, typer.Argument(help="organisation/name on the Hub.")],
+    name: Annotated[str, typer.Argument(help="model.tag to publish it as.")],
+    training: Annotated[str, typer.Option(help="How the weights were trained, in a sentence or two.")],
+    license: Annotated[str, typer.Option(help="SPDX identifier.")] = "apache-2.0",
+    results: Annotated[
+        Path | None, typer.Option(help="JSON list of {dataset, metric, value, command}.")
+    ] = None,
+    template_size: Annotated[int | None, typer.Option(help="Pixels; default: config.json's.")] = None,
+    search_size: Annotated[int | None, typer.Option(help="Pixels; default: config.json's.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Pixels, of a classifier; default: config.json's.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Do it. Without this, only show what would be done.")
+    ] = False,
+) -> None:
+    """Publish weights on the Hugging Face Hub with a model card, and show the manifest entry to add."""
+    model, _, tag = name.partition(".")
+    plan = weights.push(
+        source,
+        repository,
+        model,
+        tag,
+        training=training,
+        license=license,
+        results=weights.parse_results(weights.read_json(results), str(results)) if results else (),
+        template_size=template_size,
+        search_size=search_size,
+        input_size=input_size,
+        private=private,
+        dry_run=not upload,
+    )
+    typer.echo(f"{'Uploaded' if plan.uploaded else 'Would upload'} to {plan.url}:\n")
+    typer.echo(f"model.safetensors  {plan.entry.bytes} bytes, sha256 {plan.entry.sha256}")
+    typer.echo(f"config.json        {json.dumps(plan.config)}")
+    typer.echo(f"README.md\n{plan.card}")
+    typer.echo("Entry for weights_manifest.json:")
+    typer.echo(json.dumps({plan.entry.name: plan.entry.to_json()}, indent=2))
+    if not plan.uploaded:
+        typer.echo("\nNothing was uploaded. Add --upload to do it.")
+
+
+def _resolve(name: str) -> tuple[Path, str]:
+    """A verified local path, and what it was checked against."""
+    if name.startswith("hf-hub:"):
+        return weights.fetch_repository(name)[1], "as the Hub says"
+    path = Path(name)
+    if (path / "model.safetensors").is_file():
+        path /= "model.safetensors"
+    if path.suffix in weights.SUFFIXES or path.is_file():
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        digest = weights.sha256_file(path)
+        known = [n for n, entry in weights.load_manifest().items() if entry.sha256 == digest]
+        return path, f"the same as {known[0]}" if known else "which no entry of the manifest names"
+    entry = weights.find_entry(name)
+    return weights.fetch(entry), f"as the {'manifest' if entry.sha256 else 'Hub'} says"
+
+
+def _content(state_dict: dict[str, Tensor]) -> str:
+    numbers = sum(tensor.numel() for tensor in state_dict.values())
+    return f"{len(state_dict)} tensors, {numbers / 1e6:.3f} M numbers"

@@ -1,0 +1,89 @@
+"""Prediction heads: search features to scores and boxes.
+
+Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Eq. 7 - https://arxiv.org/abs/2203.01666
+Checked against the outputs of the authors' released code
+(https://github.com/phiphiphi31/SBT). Licensed under Apache-2.0.
+
+Two deviations of the released code from the paper are kept, since released weights depend on them: a block
+mixes positions first and channels second (Eq. 7 has it the other way round), and the last channel layer has
+no ReLU.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MixerHead", "TrackOutput"]
+
+
+class TrackOutput(NamedTuple):
+    """Predictions for every cell of the search features.
+
+    Attributes:
+        logits: (B, 2, H, W); class 0 is the target, class 1 the background.
+        scores: (B, H, W), the target's probability.
+        boxes: (B, 4, H, W), cxcywh in 0..1 of the search picture.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    boxes: Tensor
+
+
+class MixMlp(nn.Module):
+    """Two Mix-MLP blocks: linear over positions, ReLU, linear over channels, ReLU (not at the very end)."""
+
+    def __init__(self, dim: int, positions: int, out_dim: int) -> None:
+        super().__init__()
+        self.spatial = nn.ModuleList([nn.Linear(positions, dim), nn.Linear(dim, positions)])
+        self.channel = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, out_dim)])
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, positions) -> (B, out_dim, positions)."""
+        x = F.relu(self.spatial[0](x)).mT  # B, dim, C
+        x = F.relu(self.channel[0](x)).mT
+        x = F.relu(self.spatial[1](x)).mT  # B, positions, dim
+        return self.channel[1](x).mT
+
+
+class MixerHead(nn.Module):
+    """Classification and regression, a stack of two Mix-MLP blocks each.
+
+    Args:
+        dim: Channels of the search features.
+        feature_size: Height and width of the search features; linear layers over positions bind the head to
+            it.
+        reduction: Pixels of the search picture per cell, for the error message only.
+    """
+
+    def __init__(self, dim: int, feature_size: tuple[int, int], reduction: int = 8) -> None:
+        super().__init__()
+        self.feature_size = feature_size
+        self.reduction = reduction
+        positions = feature_size[0] * feature_size[1]
+        self.cls = MixMlp(dim, positions, 2)
+        self.box = MixMlp(dim, positions, 4)
+
+    def forward(self, features: Tensor) -> TrackOutput:
+        """(B, C, H, W) -> predictions per cell.
+
+        Raises:
+            ValueError: Features of another size than the head was built for.
+        """
+        size = (features.shape[2], features.shape[3])
+        if size != self.feature_size:
+            h, w = (side * self.reduction for side in self.feature_size)
+            raise ValueError(
+                f"The search features are {size[0]} x {size[1]}; this head needs {self.feature_size[0]} x "
+                f"{self.feature_size[1]}, a search picture of {h} x {w} px. "
+                "Resize it, or create the model with another search_size."
+            )
+        x = features.flatten(2)
+        logits = self.cls(x).unflatten(2, size)
+        boxes = self.box(x).sigmoid().unflatten(2, size)
+        return TrackOutput(logits, torch.softmax(logits, dim=1)[:, 0], boxes)

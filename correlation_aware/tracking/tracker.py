@@ -1,0 +1,231 @@
+"""The tracker: where the target is, frame after frame, for one target or many."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from correlation_aware import zoo
+from correlation_aware.models.heads import TrackOutput
+from correlation_aware.models.sbt import TemplateState
+from correlation_aware.models.track import TrackModel
+from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
+
+__all__ = ["DEFAULT_MODEL", "Timings", "TrackResult", "Tracker", "TrackerConfig", "create_tracker"]
+
+DEFAULT_MODEL = "sbt_light_track"
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """How a tracker decides. How large it crops belongs to the model, see `SBTConfig.search_factor`.
+
+    Attributes:
+        window: Weight of the Hann window in the blend with the scores: 0.49 in the authors' code, 0 in the
+            paper.
+        lost_threshold: A target whose best score is below this is reported as lost.
+        margin: Pixels of the box that always stay inside the frame.
+    """
+
+    window: float = 0.49
+    lost_threshold: float = 0.3
+    margin: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("window", "lost_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in 0..1.")
+
+
+@dataclass(frozen=True)
+class TrackResult:
+    """Where a target is in a frame.
+
+    Attributes:
+        box: x, y, w, h in pixels of the frame.
+        score: The network's confidence in 0..1, before the window.
+        lost: The score is too low to trust the box.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    lost: bool
+
+
+@dataclass
+class Timings:
+    """Seconds spent since `init`, summed over frames, by part."""
+
+    crop: float = 0.0
+    model: float = 0.0
+    post: float = 0.0
+    frames: int = 0
+
+
+class Tracker:
+    """Follows targets through the frames of a video. Weights live in the model; this object is the state.
+
+    Args:
+        model: A `_track` model of the zoo; it is put into evaluation mode.
+        weights: What the weights are, for people to read.
+        config: How to decide.
+
+    Example:
+        >>> tracker = create_tracker()
+        >>> tracker.init(frame, (x, y, w, h))
+        >>> result = tracker.update(next_frame)
+    """
+
+    def __init__(self, model: TrackModel, weights: str, config: TrackerConfig | None = None) -> None:
+        self.model = model.eval()
+        self.weights = weights
+        self.config = config or TrackerConfig()
+        self.name: str = model.pretrained_cfg["architecture"]
+        self.timings = Timings()
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        cfg = model.pretrained_cfg
+        self._sizes = int(cfg["template_size"][-1]), int(cfg["input_size"][-1])
+        self._factors = cfg["template_factor"], cfg["search_factor"]
+        mean, std = (torch.tensor(cfg[key], device=self.device) * 255 for key in ("mean", "std"))
+        self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        rows, columns = (torch.hann_window(n, periodic=False) for n in model.head.feature_size)
+        self._window = torch.outer(rows, columns).to(self.device)
+        self._state: TemplateState | None = None
+        self._boxes = np.empty((0, 4))
+        self._many = False
+
+    @torch.inference_mode()
+    def init(self, frame: NDArray[np.uint8], box: ArrayLike) -> None:
+        """Starts on a frame; forgets what was tracked before.
+
+        Args:
+            frame: uint8 RGB (H, W, 3), grey (H, W) or RGBA (H, W, 4).
+            box: x, y, w, h in pixels of the frame, or (N, 4) for N targets.
+
+        Raises:
+            ValueError: A frame or a box that cannot be used; the message says why and what to do.
+        """
+        frame = as_rgb(frame)
+        boxes = as_boxes(box, *frame.shape[:2])
+        crops = [Crop.around(b, self._factors[0]) for b in boxes]
+        self._state = self.model.encode_template(self._pixels(frame, crops, self._sizes[0]))
+        self._boxes, self._many = boxes, np.ndim(box) == 2
+        self.timings = Timings()
+
+    @torch.inference_mode()
+    def update(self, frame: NDArray[np.uint8]) -> TrackResult | list[TrackResult]:
+        """Finds the targets in the next frame, all in one forward pass.
+
+        Args:
+            frame: As in `init`; its size may differ from the frame before.
+
+        Returns:
+            One result, or a list of N where `init` was given (N, 4) boxes.
+
+        Raises:
+            RuntimeError: `init` was not called.
+            ValueError: A frame that cannot be used.
+        """
+        if self._state is None:
+            raise RuntimeError("The tracker has no target yet: call init(frame, box) first.")
+        frame = as_rgb(frame)
+        height, width = frame.shape[:2]
+        with self._timed("crop"):
+            boxes = [clip_box(b, height, width, self.config.margin) for b in self._boxes]
+            crops = [Crop.around(b, self._factors[1]) for b in boxes]
+            pixels = self._pixels(frame, crops, self._sizes[1])
+        with self._timed("model"):
+            output = self.model(self._state, pixels)
+        with self._timed("post"):
+            scores, found = self._best(output)
+            self._boxes = np.stack(
+                [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, found)]
+            )
+            results = [
+                TrackResult(
+                    (float(x), float(y), float(w), float(h)), float(s), bool(s < self.config.lost_threshold)
+                )
+                for (x, y, w, h), s in zip(self._boxes, scores)
+            ]
+        self.timings.frames += 1
+        return results if self._many else results[0]
+
+    def _pixels(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
+        """(N, 3, size, size), normalised, on the model's device."""
+        cuts = torch.from_numpy(np.stack([crop.cut(frame, size) for crop in crops])).to(self.device)
+        return ((cuts.permute(0, 3, 1, 2) - self._mean) / self._std).to(self.dtype)
+
+    def _best(self, output: TrackOutput) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score (N,) and box (N, 4), cxcywh in 0..1 of the crop, of the cell that wins after the window."""
+        scores = output.scores.float()
+        blend = scores * (1 - self.config.window) + self._window * self.config.window
+        best = blend.flatten(1).argmax(dim=1, keepdim=True)  # N, 1
+        score = scores.flatten(1).gather(1, best)
+        box = output.boxes.float().flatten(2).gather(2, best[:, None].expand(-1, 4, -1))[..., 0]
+        found = torch.cat([score, box], dim=1).cpu().numpy()
+        return found[:, 0], found[:, 1:]
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        setattr(self.timings, part, getattr(self.timings, part) + time.perf_counter() - start)
+
+
+def create_tracker(
+    model: str | Path | TrackModel | None = None,
+    *,
+    pretrained: bool | str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    runtime: str = "auto",
+    config: TrackerConfig | None = None,
+) -> Tracker:
+    """Creates a tracker, ready for `init`.
+
+    Args:
+        model: A `_track` name, `hf-hub:organisation/name`, a folder, or a model that exists;
+            `sbt_light_track` by default.
+        pretrained: As in `create_model`. By default the weights of the manifest, or random ones, with a
+            warning, where it has none.
+        device: `cpu`, `cuda`, ...; a GPU if there is one, by default.
+        dtype: `torch.float32` by default.
+        runtime: `auto` or `eager`.
+        config: How to decide.
+
+    Raises:
+        ValueError: A model without a prediction head, an unknown name or runtime.
+        FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be had or that are damaged.
+    """
+    if runtime not in ("auto", "eager"):
+        raise ValueError(f"runtime={runtime!r} is not one of auto, eager.")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    network: torch.nn.Module
+    if isinstance(model, torch.nn.Module):
+        network, described = model, "of the given model"
+    else:
+        name = DEFAULT_MODEL if model is None else str(model)
+        if pretrained is None:
+            pretrained = zoo.has_weights(name)
+        if not pretrained:
+            warnings.warn(
+                f"{name} runs with random weights: it will not track.", RuntimeWarning, stacklevel=2
+            )
+        described = "random" if not pretrained else name if pretrained is True else str(pretrained)
+        network = zoo.create_model(name, pretrained)
+    if not isinstance(network, TrackModel):
+        raise ValueError(
+            f"{type(network).__name__} has no prediction head; a tracker needs a `_track` model."
+        )
+    return Tracker(network.to(device, dtype), described, config)

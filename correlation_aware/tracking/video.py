@@ -1,0 +1,250 @@
+"""Frames from video files, folders and cameras; video files from frames. Every frame is uint8 RGB."""
+
+import os
+import re
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Frame", "FrameSource", "VideoWriter", "atomic_file", "open_frames", "write_picture"]
+
+Frame = NDArray[np.uint8]  # H, W, 3 in RGB order
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
+DEFAULT_FPS = 30.0  # of folders, and of videos and cameras that do not say
+MIN_FPS, MAX_FPS = 0.01, 1000.0  # what an .mp4 file of OpenCV can hold, with a margin
+ALLOWED = f"a video file, a folder of frames ({', '.join(PICTURES)}) or the index of a camera"
+
+
+class FrameSource(ABC):
+    """Frames in order, read once like a file. Close it, or use it in a `with` block.
+
+    Attributes:
+        name: What the user gave, for messages.
+        fps: Frames a second; 30 where the source does not say.
+        length: Number of frames it is going to give, `None` where unknown. For a video file this is what
+            its header says, which can be wrong.
+        limit: Frames after which it stops, `None` for all.
+    """
+
+    def __init__(self, name: str, fps: float, length: int | None, limit: int | None) -> None:
+        self.name = name
+        self.fps = fps if MIN_FPS <= fps <= MAX_FPS else DEFAULT_FPS
+        self.length = min((n for n in (length, limit) if n is not None), default=None)
+        self.limit = limit
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        frame = None if self._given == self.limit else self._read()
+        if frame is None:
+            raise StopIteration
+        self._given += 1
+        return frame
+
+    @abstractmethod
+    def _read(self) -> Frame | None:
+        """The next frame, `None` at the end."""
+
+    def close(self) -> None:  # noqa: B027 (a folder has nothing to close)
+        """Lets go of the file or camera."""
+
+    def __enter__(self) -> "FrameSource":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Folder(FrameSource):
+    def __init__(self, folder: Path, limit: int | None) -> None:
+        files = (f for f in folder.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith("."))
+        self._files = sorted(files, key=_natural)
+        if not self._files:
+            raise ValueError(f"no picture ({', '.join(PICTURES)}) lies in the folder {folder}")
+        super().__init__(str(folder), DEFAULT_FPS, len(self._files), limit)
+
+    def _read(self) -> Frame | None:
+        if self._given == len(self._files):
+            return None
+        file = self._files[self._given]
+        data = np.fromfile(file, np.uint8)  # not imread, which fails silently and on some paths of Windows
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        if picture is None:
+            raise ValueError(f"{file} cannot be decoded as a picture; replace or remove it")
+        return _swap_rgb(picture)
+
+
+class _Capture(FrameSource):
+    def __init__(self, source: str | int, limit: int | None) -> None:
+        self._capture = cv2.VideoCapture(source)
+        self._ahead = self._decode() if self._capture.isOpened() else None  # the proof that it can be read
+        if self._ahead is None:
+            self._capture.release()
+            if isinstance(source, int):
+                raise RuntimeError(f"camera {source} cannot be opened; is it connected, free, and allowed?")
+            raise ValueError(f"{source} cannot be decoded as video; allowed is {ALLOWED}")
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        name = f"camera {source}" if isinstance(source, int) else source
+        super().__init__(name, self._capture.get(cv2.CAP_PROP_FPS), count if count > 0 else None, limit)
+
+    def _decode(self) -> Frame | None:
+        ok, picture = self._capture.read()
+        return _swap_rgb(picture) if ok else None
+
+    def _read(self) -> Frame | None:
+        frame, self._ahead = self._ahead, None
+        return self._decode() if frame is None else frame
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+def open_frames(source: str | Path | int, limit: int | None = None) -> FrameSource:
+    """Opens a video file, a folder of frames or a camera.
+
+    Args:
+        source: Path of a video file; path of a folder of pictures, read in natural order (2 before 10); or
+            the index of a camera, as a number or as digits. Write `./0` for a folder that is named 0.
+        limit: Largest number of frames to read.
+
+    Raises:
+        FileNotFoundError: No such file or folder.
+        ValueError: A folder without pictures, a file that is no video, a negative index, or a limit below 1.
+        RuntimeError: The camera gives no picture.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; give at least 1 frame")
+    if isinstance(source, int) or (isinstance(source, str) and re.fullmatch("-?[0-9]+", source)):
+        if int(source) < 0:  # OpenCV crashes on some of these
+            raise ValueError(f"the index of a camera is {source}; cameras count from 0")
+        return _Capture(int(source), limit)
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {path}; allowed is {ALLOWED}")
+    if path.is_dir():
+        return _Folder(path, limit)
+    if path.suffix.lower() in PICTURES:
+        raise ValueError(f"{path} is one picture; give the folder of the frames, {path.parent}")
+    return _Capture(str(path), limit)
+
+
+class VideoWriter:
+    """Writes frames to an .mp4 file, which appears under its name only when it is complete.
+
+    Use it in a `with` block: the file is dropped when the block fails. The first frame decides the size (odd
+    sizes gain a black row or column); later frames of another size are fitted into it. No frame, no file.
+
+    Args:
+        path: The file to write, ending in .mp4. Its folder must exist and be writable.
+        fps: Frames a second.
+
+    Raises:
+        ValueError: Another ending than .mp4, a rate out of 0.01 to 1000, or a path that is no regular file.
+        OSError: The folder does not exist or is not writable.
+    """
+
+    def __init__(self, path: str | Path, fps: float = DEFAULT_FPS) -> None:
+        self.path = Path(path)
+        self.frames = 0
+        self._fps = fps
+        self._video: cv2.VideoWriter | None = None
+        self._size = (0, 0)  # width, height
+        if self.path.suffix.lower() != ".mp4":
+            raise ValueError(f"video {path} must end in .mp4")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise ValueError(f"video {path} can have {MIN_FPS:g} to {MAX_FPS:g} frames a second, not {fps}")
+        self._stack = ExitStack()
+        self._part = self._stack.enter_context(atomic_file(self.path))
+
+    def write(self, frame: Frame) -> None:
+        """Appends one uint8 RGB frame of shape (H, W, 3)."""
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(f"a frame must be uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
+        if self._video is None:
+            height, width = frame.shape[:2]
+            self._size = (width + width % 2, height + height % 2)
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            self._video = cv2.VideoWriter(str(self._part), code, round(self._fps, 3), self._size)
+            if not self._video.isOpened():
+                raise RuntimeError(f"OpenCV cannot write {self.path} ({width} x {height}, {self._fps:g} fps)")
+        self._video.write(cv2.cvtColor(_fit(frame, *self._size), cv2.COLOR_RGB2BGR))
+        self.frames += 1
+
+    def close(self) -> None:
+        """Completes the file and gives it its name."""
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._video is not None:
+            self._video.release()
+        if not self.frames:
+            self._part.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
+
+
+def write_picture(path: str | Path, frame: Frame) -> None:
+    """Writes one uint8 RGB frame; the file is a .png or another picture that OpenCV knows by its ending."""
+    with atomic_file(Path(path)) as part:
+        ok, data = cv2.imencode(part.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        if not ok:
+            raise RuntimeError(f"OpenCV cannot write {path}")
+        part.write_bytes(data.tobytes())
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Gives an empty file beside `path`, which replaces `path` when the block ends well and goes otherwise.
+
+    Raises:
+        ValueError: `path` exists and is no regular file.
+        OSError: The folder does not exist or is not writable.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} exists and is not a file; give another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of {path} does not exist; make it first")
+    part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        part.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        yield part
+        if part.exists():
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _natural(file: Path) -> tuple[Any, ...]:
+    parts = re.split("([0-9]+)", file.name)  # text at even positions, digits at odd ones
+    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), file.name)
+
+
+def _swap_rgb(picture: Any) -> Frame:
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _fit(frame: Frame, width: int, height: int) -> Frame:
+    """Pads on the right and below; scales down or up first where more than one pixel is missing."""
+    if not (0 <= width - frame.shape[1] <= 1 and 0 <= height - frame.shape[0] <= 1):
+        scale = min(width / frame.shape[1], height / frame.shape[0])
+        size = max(1, int(frame.shape[1] * scale)), max(1, int(frame.shape[0] * scale))
+        frame = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)))

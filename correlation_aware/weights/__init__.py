@@ -1,0 +1,47 @@
+"""Weights: which exist, how to get them safely, and how to read other people's."""
+
+from correlation_aware.weights.convert import KEY_FORMATS, convert_state_dict
+from correlation_aware.weights.files import (
+    SUFFIXES,
+    atomic_path,
+    check_finite,
+    read_json,
+    read_state_dict,
+    sha256_file,
+    write_state_dict,
+    write_text,
+)
+from correlation_aware.weights.hub import fetch, fetch_repository
+from correlation_aware.weights.loading import LoadReport, load_state_dict
+from correlation_aware.weights.manifest import (
+    Measurement,
+    WeightsEntry,
+    find_entry,
+    load_manifest,
+    parse_results,
+)
+from correlation_aware.weights.publish import PushPlan, push
+
+__all__ = [
+    "KEY_FORMATS",
+    "SUFFIXES",
+    "LoadReport",
+    "Measurement",
+    "PushPlan",
+    "WeightsEntry",
+    "atomic_path",
+    "check_finite",
+    "convert_state_dict",
+    "fetch",
+    "fetch_repository",
+    "find_entry",
+    "load_manifest",
+    "load_state_dict",
+    "parse_results",
+    "push",
+    "read_json",
+    "read_state_dict",
+    "sha256_file",
+    "write_state_dict",
+    "write_text",
+]

@@ -1,0 +1,211 @@
+"""From a manifest entry or a repository's name to a verified file on this machine."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.utils import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from correlation_aware._version import __version__
+from correlation_aware.weights.files import atomic_path, git_hash_file, read_json, sha256_file
+from correlation_aware.weights.manifest import WeightsEntry
+
+__all__ = ["fetch", "fetch_repository"]
+
+_logger = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The hub client changed its HTTP library (requests, httpx); its error's first base is that library's own.
+TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+_FAILURES = (OSError, RuntimeError, EntryNotFoundError, TRANSPORT_ERROR)
+_BY_HAND = (
+    "Or get the file elsewhere, and pass its path as `pretrained=` or copy that machine's HF_HOME here."
+)
+
+
+def fetch(entry: WeightsEntry, cache_dir: str | Path | None = None) -> Path:
+    """Makes the file of an entry available, and checks it whether it was downloaded now or long ago.
+
+    Args:
+        entry: Of the manifest.
+        cache_dir: Where downloads go; by default the Hugging Face cache, and torch.hub's for `url` entries.
+
+    Returns:
+        Path of the verified file.
+
+    Raises:
+        FileNotFoundError: The file is not there, needs a login, or is not cached and HF_HUB_OFFLINE is set.
+        ConnectionError: The server cannot be reached, or the connection was cut.
+        RuntimeError: The file is not what it should be. A download is removed then.
+    """
+    if entry.source == "hub":
+        assert entry.repository is not None  # the entry has checked it
+        return _fetch_from_hub(entry.repository, entry.file, entry.revision, entry.sha256, cache_dir)
+    assert entry.sha256 is not None
+    if entry.source == "url":
+        return _fetch_from_url(entry, cache_dir)
+    path = _PACKAGE / entry.file
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} of {entry.name} should have come with the package. Install the package again."
+        )
+    _check(path, entry.sha256, "Install the package again.", remove=False)
+    return path
+
+
+def fetch_repository(
+    repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Fetches and verifies `config.json` and `model.safetensors` of one commit of a repository on the Hub.
+
+    Args:
+        repo_id: `organisation/name`, also with `hf-hub:` before or `@revision` behind.
+        revision: Branch, tag or commit; `main` by default.
+        cache_dir: Where downloads go instead of the Hugging Face cache.
+
+    Returns:
+        The configuration, and the path of the weights.
+
+    Raises:
+        ValueError: Not a repository's name, two revisions, or a configuration that is not a JSON object.
+        FileNotFoundError, ConnectionError, RuntimeError: As `fetch`.
+    """
+    name, _, inner = repo_id.removeprefix("hf-hub:").partition("@")
+    if inner and revision not in (None, inner):
+        raise ValueError(f"{repo_id!r} and revision={revision!r} name two revisions. Give one.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(
+            f"{repo_id!r} is not the name of a repository: 'hf-hub:organisation/name[@revision]'."
+        )
+    config_path = _fetch_from_hub(name, "config.json", inner or revision, None, cache_dir)
+    commit = config_path.parent.name  # both files of one commit, even if somebody pushes in between
+    path = _fetch_from_hub(name, "model.safetensors", commit, None, cache_dir)
+    config = read_json(config_path)
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json of {name} is not a JSON object but {type(config).__name__}.")
+    return config, path
+
+
+def _fetch_from_hub(
+    repository: str, file: str, revision: str | None, sha256: str | None, cache_dir: str | Path | None
+) -> Path:
+    url = hf_hub_url(repository, file, revision=revision)
+    try:
+        path = Path(
+            hf_hub_download(
+                repository,
+                file,
+                revision=revision,
+                cache_dir=cache_dir,
+                library_name="correlation_aware",
+                library_version=__version__,
+            )
+        )
+    except _FAILURES as error:
+        _explain(error, url, f"{constants.ENDPOINT}/{repository}", _BY_HAND)
+    advice = "If it stays wrong, the file on the Hub has changed or something in between alters it."
+    _check(path, sha256 or _etag(path, url), f"The file was removed. Get it again from {url}. {advice}")
+    return path
+
+
+def _fetch_from_url(entry: WeightsEntry, cache_dir: str | Path | None) -> Path:
+    assert entry.url is not None and entry.sha256 is not None  # the entry has checked both
+    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / f"{entry.name}-{entry.sha256[:8]}{''.join(Path(entry.file).suffixes[-1:])}"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if constants.HF_HUB_OFFLINE:
+                raise ConnectionError("HF_HUB_OFFLINE is set.")
+            with atomic_path(path) as temporary:
+                torch.hub.download_url_to_file(entry.url, str(temporary))
+        except _FAILURES as error:
+            _explain(error, entry.url, entry.url, f"Or put the file at {path} by hand.")
+    _check(path, entry.sha256, f"The file was removed. Get it again from {entry.url}.")
+    return path
+
+
+def _check(path: Path, expected: str, advice: str, remove: bool = True) -> None:
+    found = git_hash_file(path) if len(expected) == 40 else sha256_file(path)
+    if found == expected:
+        return
+    size = path.stat().st_size
+    if remove:
+        _remove(path)
+    raise RuntimeError(
+        f"{path} is not the file it should be: expected hash {expected}, found {found} ({size} bytes)."
+        f" {advice}"
+    )
+
+
+def _etag(path: Path, url: str) -> str:
+    """The Hub's own hash of a cached file: sha256 for LFS files, git's hash for the small ones.
+
+    The cache links a file to a blob of that name. Where links are not supported the Hub is asked.
+    """
+    etag: str | None = Path(os.readlink(path)).name if path.is_symlink() else None
+    if etag is None and not constants.HF_HUB_OFFLINE:
+        try:
+            etag = get_hf_file_metadata(url).etag
+        except _FAILURES as error:
+            _logger.debug("no metadata of %s: %s", url, error)
+    if etag is None or not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
+        raise RuntimeError(
+            f"{path} cannot be verified: {url} gives no hash for it (ETag {etag!r})."
+            " If you trust it, pass its path as `pretrained=`."
+        )
+    return etag
+
+
+def _remove(path: Path) -> None:
+    """Removes a file and, if it is a link, everything it points to on the way."""
+    while path.is_symlink():
+        link, path = path, path.parent / os.readlink(path)
+        link.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _explain(error: Exception, url: str, page: str, by_hand: str) -> NoReturn:
+    """Raises what a user can act on, for whatever the client raised."""
+    if isinstance(error, GatedRepoError):
+        raise FileNotFoundError(
+            f"{url} needs permission. Ask for it at {page}, then `hf auth login`."
+        ) from error
+    if isinstance(error, RepositoryNotFoundError):
+        raise FileNotFoundError(
+            f"{url} was not found: no such repository, or a private one. Check the name or log in. {by_hand}"
+        ) from error
+    if isinstance(error, RevisionNotFoundError):
+        raise FileNotFoundError(
+            f"{url} was not found: there is no such revision. See {page}. {by_hand}"
+        ) from error
+    if constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(
+            f"{url} is not cached, and HF_HUB_OFFLINE is set. Unset it once. {by_hand}"
+        ) from error
+    not_cached = isinstance(error, LocalEntryNotFoundError)  # the Hub could not be asked; the cause says why
+    status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if (isinstance(error, EntryNotFoundError) and not not_cached) or status == 404:
+        raise FileNotFoundError(
+            f"{url} was not found: there is no such file. See {page}. {by_hand}"
+        ) from error
+    network = not_cached or isinstance(error, (ConnectionError, TimeoutError))
+    if isinstance(error, OSError) and error.errno and not network:
+        raise error  # a full disk, a folder that may not be written
+    cause = error.__cause__ if not_cached and error.__cause__ else error
+    reason = (str(cause).strip() or type(cause).__name__).split("\n")[0].rstrip(".")
+    raise ConnectionError(
+        f"{url} could not be downloaded: {reason}. Check network, proxy and HF_ENDPOINT, then try again."
+        f" {by_hand}"
+    ) from error

@@ -1,0 +1,265 @@
+"""Which weights exist: one typed entry per `model.tag` of `weights_manifest.json`."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+__all__ = ["MANIFEST_PATH", "Measurement", "WeightsEntry", "find_entry", "load_manifest", "parse_results"]
+
+MANIFEST_PATH = Path(__file__).resolve().parents[1] / "weights_manifest.json"
+
+Source = Literal["hub", "bundled", "url"]
+KeyFormat = Literal["correlation_aware", "pvt_v2", "sbt"]
+Role = Literal["starting_point", "model"]
+
+# source -> (fields it needs, fields it must not have)
+_SOURCE_RULES = {
+    "hub": (("repository", "revision"), ("url",)),
+    "url": (("url", "sha256", "bytes"), ("repository", "revision")),
+    "bundled": (("sha256", "bytes"), ("repository", "revision", "url")),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number that was measured, and the command that gives it again.
+
+    Attributes:
+        dataset: For example `GOT-10k val`.
+        metric: For example `AO`.
+        value: In the unit of the metric.
+        command: What to type.
+    """
+
+    dataset: str
+    metric: str
+    value: float
+    command: str
+
+    def __post_init__(self) -> None:
+        for key in ("dataset", "metric", "command"):
+            if not _is_text(getattr(self, key)):
+                raise ValueError(f"{key}={getattr(self, key)!r} must be a text that is not empty.")
+        if type(self.value) not in (int, float):
+            raise ValueError(f"value={self.value!r} must be a number.")
+
+
+@dataclass(frozen=True)
+class WeightsEntry:
+    """Where the weights of one `model.tag` lie, how to know that they are the right ones, and what they are.
+
+    Attributes:
+        model: Name in the zoo.
+        tag: What tells apart several weights of one model.
+        source: `hub` (Hugging Face), `bundled` (inside this package) or `url`.
+        file: Path in the repository or in the package; for `url` the name to store it under.
+        license: SPDX identifier, lower case.
+        key_format: Parameter names in the file, a `source` of `convert_state_dict`.
+        role: `model`: every tensor fits; `starting_point`: some blocks fit, the rest is fresh.
+        training: How the weights were trained, in prose.
+        repository: `organisation/name` on the Hub.
+        revision: Branch, tag or commit on the Hub.
+        url: Full address.
+        sha256: Of the file. Only a `hub` entry may leave it out; the Hub's own LFS hash is checked then.
+        bytes: Size of the file.
+        template_size: Side in pixels of the template in training.
+        search_size: Side in pixels of the search picture in training.
+        input_size: Side in pixels of the picture, for one-input training.
+        mean: Of the normalised pixels, per channel.
+        std: Of the normalised pixels, per channel.
+        results: What was measured with these weights.
+        notes: Anything else.
+    """
+
+    model: str
+    tag: str
+    source: Source
+    file: str
+    license: str
+    key_format: KeyFormat
+    role: Role
+    training: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    repository: str | None = None
+    revision: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    template_size: int | None = None
+    search_size: int | None = None
+    input_size: int | None = None
+    results: tuple[Measurement, ...] = ()
+    notes: str = ""
+
+    @property
+    def name(self) -> str:
+        """`model.tag`."""
+        return f"{self.model}.{self.tag}"
+
+    def __post_init__(self) -> None:
+        for key in ("model", "tag", "file", "license", "training"):
+            self._check(key, _is_text(getattr(self, key)), "a text that is not empty")
+        for key, options in (("source", Source), ("key_format", KeyFormat), ("role", Role)):
+            self._check(
+                key, getattr(self, key) in get_args(options), f"one of {', '.join(get_args(options))}"
+            )
+        for key in ("bytes", "template_size", "search_size", "input_size"):
+            value = getattr(self, key)
+            self._check(
+                key, value is None or (type(value) is int and value > 0), "a whole number above 0, or null"
+            )
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            numbers = (
+                isinstance(value, tuple) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+            )
+            self._check(key, numbers, "three numbers")
+        for key, pattern, allowed in (
+            ("repository", r"[\w.-]+/[\w.-]+", "organisation/name"),
+            ("revision", r"\S+", "a branch, tag or commit"),
+            ("url", r"https?://\S+", "an http or https address"),
+            ("sha256", r"[0-9a-f]{64}", "64 lower-case hexadecimal digits"),
+        ):
+            value = getattr(self, key)
+            self._check(
+                key,
+                value is None or (_is_text(value) and re.fullmatch(pattern, value)),
+                f"{allowed}, or null",
+            )
+        self._check("notes", isinstance(self.notes, str), "a text")
+        relative = not Path(self.file).is_absolute() and ".." not in Path(self.file).parts
+        self._check("file", relative, "a relative path that does not climb")
+        needed, forbidden = _SOURCE_RULES[self.source]
+        for key in needed:
+            self._check(key, getattr(self, key) is not None, f"given, since source={self.source!r}")
+        for key in forbidden:
+            self._check(key, getattr(self, key) is None, f"left out, since source={self.source!r}")
+        if self.input_size is None:
+            self._check("template_size", self.template_size, "given with search_size, or input_size instead")
+            self._check("search_size", self.search_size, "given with template_size, or input_size instead")
+        hash_said = self.sha256 is not None or "LFS" in self.notes
+        self._check(
+            "notes", hash_said, "a word on the Hub's LFS hash, which is checked since sha256 is not given"
+        )
+
+    def _check(self, key: str, valid: object, allowed: str) -> None:
+        if not valid:
+            raise ValueError(f"Weights {self.name}: {key}={getattr(self, key)!r} must be {allowed}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as it stands in the manifest under `name`; what equals its default is left out."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {k: v for k, v in asdict(self).items() if k not in ("model", "tag") and v != defaults[k]}
+
+
+def load_manifest(path: Path | None = None) -> dict[str, WeightsEntry]:
+    """Reads a manifest.
+
+    Args:
+        path: A JSON file; the one that ships with the package by default, which is read once.
+
+    Returns:
+        Entries by `model.tag`, in the order of the file. The first of a model is its default.
+
+    Raises:
+        ValueError: Not JSON, or a wrong entry; the message names the entry, the key and what is allowed.
+    """
+    return dict(_shipped()) if path is None else _read(path)
+
+
+def find_entry(name: str) -> WeightsEntry:
+    """Looks weights up by `model.tag`, or by `model` alone for the default of that model.
+
+    Raises:
+        ValueError: There are none; the message names the near ones.
+    """
+    manifest = load_manifest()
+    if name in manifest:
+        return manifest[name]
+    for entry in manifest.values():
+        if entry.model == name:
+            return entry
+    same_model = [key for key, entry in manifest.items() if entry.model == name.partition(".")[0]]
+    near = same_model or difflib.get_close_matches(name, manifest, n=4, cutoff=0.5)
+    hint = f"Near: {', '.join(near)}. " if near else ""
+    raise ValueError(
+        f"No weights are known for {name!r}. {hint}`correlation-aware weights list` shows them all."
+    )
+
+
+def parse_results(raw: Any, where: str) -> tuple[Measurement, ...]:
+    """Reads a list of measurements as JSON gives it.
+
+    Args:
+        raw: A list of objects with the fields of `Measurement`.
+        where: What to call the list in messages.
+
+    Raises:
+        ValueError: It is something else; the message names the item, the key and what is allowed.
+    """
+    if not isinstance(raw, list):
+        raise ValueError(f"{where}={raw!r} must be a list of measurements.")
+    for i, item in enumerate(raw):
+        _check_keys(f"{where}[{i}]", item, Measurement)
+    try:
+        return tuple(Measurement(**item) for item in raw)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, WeightsEntry]:
+    return _read(MANIFEST_PATH)
+
+
+def _read(path: Path) -> dict[str, WeightsEntry]:
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a weights manifest: {error}.") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} is not a weights manifest: it must be an object of entries by 'model.tag'.")
+    return {name: _parse(name, entry) for name, entry in raw.items()}
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = {key for key in keys if keys.count(key) > 1}
+    if twice:
+        raise ValueError(f"{', '.join(sorted(twice))} stands there twice")
+    return dict(pairs)
+
+
+def _parse(name: str, raw: Any) -> WeightsEntry:
+    model, _, tag = name.partition(".")
+    _check_keys(f"Weights {name}", raw, WeightsEntry, given=("model", "tag"))
+    values: dict[str, Any] = {
+        key: tuple(v) if key in ("mean", "std") and isinstance(v, list) else v for key, v in raw.items()
+    }
+    values["results"] = parse_results(values.get("results", []), f"Weights {name}: results")
+    return WeightsEntry(model=model, tag=tag, **values)
+
+
+def _check_keys(where: str, raw: Any, schema: type, given: tuple[str, ...] = ()) -> None:
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{where} must be an object, not {raw!r}.")
+    allowed = {f.name: f.default is MISSING for f in fields(schema) if f.name not in given}
+    for key in raw:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}Allowed: {', '.join(allowed)}.")
+    missing = [key for key, required in allowed.items() if required and key not in raw]
+    if missing:
+        needed = ", ".join(key for key, required in allowed.items() if required)
+        raise ValueError(f"{where}: missing {', '.join(map(repr, missing))}. Needed: {needed}.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

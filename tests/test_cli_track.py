@@ -1,0 +1,210 @@
+"""The commands `track` and `demo`, run as a user runs them: words, files and exit codes."""
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import correlation_aware
+from correlation_aware.cli import demo, main
+from correlation_aware.tracking.clip import draw_clip
+from correlation_aware.tracking.tracker import Timings, TrackResult
+from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
+
+Run = Callable[..., tuple[int, str, str]]
+MODEL = ("--model", "sbt_test_track", "--device", "cpu")
+BOX = ("--box", "20,30,16,14")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs the command line in an empty folder: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["correlation-aware", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return call
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    with VideoWriter(tmp_path / "clip.mp4", 20) as writer:
+        for frame, _ in draw_clip(6, (96, 128)):
+            writer.write(frame)
+    return writer.path
+
+
+class Scripted:
+    """A tracker that moves its boxes by a pixel a frame and whose target 0 is lost in the given updates."""
+
+    name, weights, device = "scripted", "by hand", "cpu"
+
+    def __init__(self, lost: tuple[int, ...], interrupt_at: int = -1) -> None:
+        self.lost, self.interrupt_at, self.timings = lost, interrupt_at, Timings(0.1, 0.4, 0.05)
+
+    def init(self, frame: np.ndarray, boxes: list[tuple[float, float, float, float]]) -> None:
+        self.boxes = list(boxes)
+
+    def update(self, frame: np.ndarray) -> list[TrackResult]:
+        self.timings.frames += 1
+        if self.timings.frames == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.boxes = [(x + 1, y, w, h) for x, y, w, h in self.boxes]
+        gone = [i == 0 and self.timings.frames in self.lost for i in range(len(self.boxes))]
+        return [TrackResult(box, 0.1 if lost else 0.9, lost) for box, lost in zip(self.boxes, gone)]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(correlation_aware, "create_tracker", lambda *_, **__: Scripted(*arguments))  # type: ignore[arg-type]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_video_is_tracked_into_a_video_and_a_table(run: Run, video: Path, tmp_path: Path) -> None:
+    second = ("--box", " 60, 40,20 ,20.5")
+    code, out, _ = run("track", video, *BOX, *second, *MODEL, "--output", "out.mp4", "--boxes", "out.csv")
+    rows = table(tmp_path / "out.csv")
+    assert list(rows[0]) == ["frame", "target", "x", "y", "w", "h", "score", "lost"]
+    assert [(row["frame"], row["target"]) for row in rows] == [
+        (str(i), str(n)) for i in range(6) for n in (0, 1)
+    ]
+    assert [float(rows[1][key]) for key in "xywh"] == [60, 40, 20, 20.5]
+    assert rows[0]["score"] == "1.0000"
+    assert all(0 <= float(row["score"]) <= 1 and float(row["w"]) > 0 for row in rows)
+    assert code == (3 if "1" in (rows[-1]["lost"], rows[-2]["lost"]) else 0)
+    frames = list(open_frames(tmp_path / "out.mp4"))
+    assert len(frames) == 6 and frames[0].shape == (96, 128, 3)
+    assert "The weights of sbt_test_track are random: it will not track" in out
+    for words in (
+        "6 frames in",
+        "frames/s",
+        "decode",
+        "crop",
+        "model",
+        "post",
+        "Wrote out.mp4",
+        "Wrote out.csv",
+    ):
+        assert words in out
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.mp4", "out.csv", "out.mp4"]
+
+
+def test_a_folder_is_tracked_up_to_a_limit_without_files(run: Run, tmp_path: Path) -> None:
+    for i, (frame, _) in enumerate(draw_clip(12, (96, 128))):
+        write_picture(tmp_path / f"{i}.png", frame)
+    code, out, _ = run("track", tmp_path, *BOX, *MODEL, "--limit", 4, "--weights", "random")
+    assert code in (0, 3)
+    assert "4 frames in" in out and "Wrote" not in out and "is it whole" not in out
+    assert len(list(tmp_path.iterdir())) == 12
+
+
+def test_losing_and_finding_a_target_is_told_once_each(
+    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, (2, 3))
+    code, out, _ = run("track", video, *BOX, "--boxes", "out.csv")
+    assert code == 0
+    told = [line for line in out.splitlines() if line.startswith("frame ")]
+    assert told == ["frame 2: target lost (score 0.10)", "frame 4: target found again (score 0.90)"]
+    assert "scripted with the weights by hand" in out and "random" not in out
+    assert [row["lost"] for row in table(tmp_path / "out.csv")] == ["0", "0", "1", "1", "0", "0"]
+
+
+def test_a_target_lost_at_the_end_is_exit_code_3(
+    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, (5,))
+    code, out, _ = run("track", video, *BOX, *BOX, "--output", "out.mp4")
+    assert code == 3
+    assert "frame 5: target #0 lost (score 0.10)" in out and "#1" not in out
+    assert len(list(open_frames(tmp_path / "out.mp4"))) == 6
+
+
+def test_ctrl_c_completes_the_files(
+    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, (), 4)
+    code, out, _ = run("track", video, *BOX, "--output", "out.mp4", "--boxes", "out.csv")
+    assert code == 130
+    assert "Ended by Ctrl-C after 4 frames" in out
+    assert len(list(open_frames(tmp_path / "out.mp4"))) == len(table(tmp_path / "out.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("clip.mp4", "--box", "1,2,3"), "--box '1,2,3' is not x,y,w,h"),
+        (("clip.mp4", "--box", "a,b,c,d"), "--box 'a,b,c,d' is not x,y,w,h"),
+        (("clip.mp4", "--box", "500,500,10,10"), "500"),
+        (("absent.mp4", *BOX), "no file or folder absent.mp4"),
+        (("clip.mp4", *BOX, "--output", "missing/out.mp4"), "the folder of missing/out.mp4 does not exist"),
+        (("clip.mp4", *BOX, "--boxes", "missing/out.csv"), "the folder of missing/out.csv does not exist"),
+        (("clip.mp4", *BOX, "--output", "out.avi"), "must end in .mp4"),
+        (("clip.mp4", *BOX, "--output", "./clip.mp4"), "must be different files"),
+        (("clip.mp4", *BOX, "--output", "out.mp4", "--boxes", "out.mp4"), "must be different files"),
+        (("clip.mp4", *BOX, "--output", "out.mp4", "--model", "sbt_tset_track"), "sbt_test_track"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_leave_nothing(
+    run: Run, video: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    content = video.read_bytes()
+    code, _, error = run("track", *MODEL, *words)
+    assert code == 1
+    assert message in error and "Traceback" not in error and len(error.splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"] and video.read_bytes() == content
+
+
+def test_a_picture_that_breaks_midway_leaves_no_half_results(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    for i, (frame, _) in enumerate(draw_clip(3, (96, 128))):
+        write_picture(tmp_path / "frames" / f"{i}.png", frame)
+    (tmp_path / "frames" / "1.png").write_bytes(b"broken")
+    code, _, error = run("track", "frames", *BOX, *MODEL, "--output", "out.mp4", "--boxes", "out.csv")
+    assert code == 1 and "1.png" in error
+    assert [file.name for file in tmp_path.iterdir()] == ["frames"]
+
+
+def test_wrong_usage_and_help(run: Run, video: Path) -> None:
+    code, _, error = run("track", video)
+    assert code == 2 and "--box" in error
+    code, out, _ = run("track", "--help")
+    assert code == 0 and "Exit codes" in out and "--pretrained" in out
+
+
+def test_demo_needs_nothing_and_shows_everything(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "LENGTH", 12)
+    code, out, _ = run("demo", "--model", "sbt_test_track", "--output", "new/folder")
+    assert code == 0
+    folder = tmp_path / "new" / "folder"
+    assert sorted(file.name for file in folder.iterdir()) == ["clip.mp4", "contact_sheet.png", "demo.mp4"]
+    for name in ("clip.mp4", "demo.mp4"):
+        assert len(list(open_frames(folder / name))) == 12
+    assert (folder / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+    for words in ("sbt_test_track", "random: the boxes mean nothing", "12 frames", "frames/s", "mean IoU"):
+        assert words in out
+    for name in ("clip.mp4", "demo.mp4", "contact_sheet.png"):
+        assert str(Path("new/folder") / name) in out
+    again = run("demo", "--model", "sbt_test_track", "--output", "new/folder")[1]
+    assert [line for line in out.splitlines() if "IoU" in line] == [
+        line for line in again.splitlines() if "IoU" in line
+    ]
+
+
+def test_demo_refuses_a_file_as_its_folder(run: Run, video: Path) -> None:
+    code, _, error = run("demo", "--output", video)
+    assert code == 1 and "is a file; --output names a folder" in error

@@ -1,0 +1,151 @@
+"""`correlation-aware weights` as a user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hub_server import Client, HubServer
+from safetensors.torch import save
+from typer.testing import CliRunner
+
+import correlation_aware as ca
+from correlation_aware import weights
+from correlation_aware.cli import main
+from correlation_aware.cli.weights import app
+
+
+def run(*args: str) -> str:
+    result = CliRunner().invoke(app, args, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return ca.save_pretrained(ca.create_model("sbt_test"), tmp_path / "saved")
+
+
+def test_list() -> None:
+    manifest = weights.load_manifest()
+    as_json = json.loads(run("list", "--json"))
+    assert list(as_json) == list(manifest)
+    assert as_json["sbt_large_pvtv2.in1k"]["repository"] == "timm/pvt_v2_b3.in1k"
+    assert all(name in run("list") for name in manifest)
+
+
+def test_verify_local_file(folder: Path) -> None:
+    output = run("verify", str(folder / "model.safetensors"))
+    assert run("verify", str(folder)) == output
+    assert weights.sha256_file(folder / "model.safetensors") in output and "all finite" in output
+    assert "no entry of the manifest" in output
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["verify", "sbt_bse"], "No weights are known for 'sbt_bse'. Near: sbt_base.in1k"),
+        (["verify", "none.safetensors"], "There is no file none.safetensors"),
+        (["verify", "nan.safetensors"], "nan.safetensors: 1 of 1 tensors are not finite, 'a'"),
+        (["verify", "half.safetensors"], "is not a whole safetensors file"),
+        (["download", "hf-hub:nonsense"], "is not the name of a repository"),
+        (["convert", "nan.safetensors", "new.safetensors"], "neither SBT's, PVTv2's"),
+        (["convert", "nan.safetensors", "half.safetensors"], "half.safetensors exists"),
+        (
+            ["convert", "nan.safetensors", "new.safetensors", "--format", "timm"],
+            "source='timm' is not one of auto",
+        ),
+        (["push", "none", "org/name", "sbt_test.v1", "--training", "None."], "There is no none"),
+        (["push", "pickle.pth", "org/name", "sbt_test.v1", "--training", "None."], "is no .safetensors file"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights.write_state_dict({"a": torch.tensor([float("nan")])}, "nan.safetensors")
+    Path("half.safetensors").write_bytes(b"half")
+    Path("pickle.pth").write_bytes(b"")
+    monkeypatch.setattr("sys.argv", ["correlation-aware", "weights", *args])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    captured = capsys.readouterr()
+    assert caught.value.code == 1
+    assert said in captured.err and "Traceback" not in captured.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "nan.safetensors", "pickle.pth"]
+
+
+def test_convert(tmp_path: Path) -> None:
+    theirs = timm.create_model("pvt_v2_b0", num_classes=3)
+    source, target = tmp_path / "pvt.pth.tar", tmp_path / "ours.safetensors"
+    torch.save({"state_dict": theirs.state_dict(), "epoch": 300}, source)
+    output = run("convert", str(source), str(target))
+    numbers = sum(p.numel() for p in theirs.parameters())
+    assert f"{len(theirs.state_dict())} tensors, {numbers / 1e6:.3f} M numbers" in output
+    assert weights.sha256_file(target) in output
+    report = weights.load_state_dict(
+        ca.create_model("sbt_light_pvtv2"), weights.read_state_dict(target), partial=True
+    )
+    assert len(report.taken) > 100
+    with pytest.raises(FileExistsError, match="--force"):
+        run("convert", str(source), str(target))
+    run("convert", str(source), str(target), "--format", "pvt_v2", "--force")
+
+
+def test_push_shows_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    measured = {"dataset": "GOT-10k val", "metric": "AO", "value": 0.5, "command": "correlation-aware eval"}
+    results.write_text(json.dumps([measured]))
+    common = ["org/name", "sbt_test.v1", "--training", "On clips.", "--results", str(results)]
+    output = run("push", str(folder), *common)
+    assert "Would upload to https://huggingface.co/org/name" in output and "Nothing was uploaded" in output
+    for part in ("license: apache-2.0", "library_name: correlation_aware", "pipeline_tag: ", "On clips."):
+        assert part in output
+    assert "| GOT-10k val | AO | 0.5 | `correlation-aware eval` |" in output
+    entry = output.partition("Entry for weights_manifest.json:")[2].partition("Nothing")[0]
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(entry)
+    loaded = weights.load_manifest(manifest)["sbt_test.v1"]
+    assert loaded.sha256 == weights.sha256_file(folder / "model.safetensors")
+    assert (loaded.template_size, loaded.search_size, loaded.input_size) == (64, 128, None)
+
+    file = str(folder / "model.safetensors")
+    with pytest.raises(ValueError, match="template_size=None must be given"):
+        run("push", file, *common)
+    run("push", file, *common, "--template-size", "64", "--search-size", "128")
+    with pytest.raises(ValueError, match="is of 'sbt_test', not of 'sbt_base'"):
+        run("push", str(folder), "org/name", "sbt_base.v1", "--training", "None.")
+    results.write_text("{")
+    with pytest.raises(ValueError, match=r"results.json is not JSON"):
+        run("push", str(folder), *common)
+    results.write_text('[{"dataset": "x"}]')
+    with pytest.raises(ValueError, match=r"results.json\[0\]: missing 'metric'"):
+        run("push", str(folder), *common)
+
+
+def test_download_and_verify_from_the_hub(tmp_path: Path, folder: Path) -> None:
+    server = HubServer()
+    server.files["timm/pvt_v2_b3.in1k/model.safetensors"] = save({"a": torch.ones(3)})
+    server.files["org/name/config.json"] = (folder / "config.json").read_bytes()
+    server.files["org/name/model.safetensors"] = (folder / "model.safetensors").read_bytes()
+    client = Client(tmp_path / "home", server.endpoint)
+    code, output = client.call("cli", "verify", "sbt_large_pvtv2")["ok"]
+    assert code == 0 and "as the Hub says" in output and "1 tensors" in output and "all finite" in output
+    code, output = client.call("cli", "download", "sbt_large_pvtv2.in1k", "--to", str(tmp_path / "to"))["ok"]
+    copy = tmp_path / "to" / "sbt_large_pvtv2.in1k.safetensors"
+    assert code == 0 and str(copy) in output and not copy.is_symlink()
+    assert copy.read_bytes() == server.files["timm/pvt_v2_b3.in1k/model.safetensors"]
+    code, output = client.call("cli", "download", "hf-hub:org/name", "--to", str(tmp_path / "to"))["ok"]
+    assert (tmp_path / "to" / "org--name.safetensors").is_file()
+    server.mode = "wrong"
+    answer = client.call("cli", "verify", "hf-hub:org/name@main")
+    assert "ok" in answer  # what is cached is right
+    server.files["timm/pvt_v2_b4.in1k/model.safetensors"] = save({"a": torch.ones(4)})
+    assert "RuntimeError" in client.call("cli", "verify", "sbt_huge_pvtv2")["error"]
+    client.close()

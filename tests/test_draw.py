@@ -1,0 +1,122 @@
+"""Boxes land where they should, labels stay inside, sheets hold every frame; drawn clips keep their word."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from correlation_aware.tracking.clip import draw_clip
+from correlation_aware.tracking.draw import COLORS, contact_sheet, draw_box, draw_result, target_color
+from correlation_aware.tracking.tracker import TrackResult
+
+GREY = np.full((120, 160, 3), 128, np.uint8)
+
+
+def touched(frame: np.ndarray) -> tuple[int, int, int, int]:
+    """First and last column, first and last row that differ from GREY."""
+    rows, columns = np.nonzero((frame != GREY).any(axis=2))
+    return columns.min(), columns.max(), rows.min(), rows.max()
+
+
+def test_the_line_follows_the_box() -> None:
+    drawn = draw_box(GREY, (40, 30, 50, 20), (255, 0, 0), thickness=1)
+    assert (GREY == 128).all()  # a copy was drawn on
+    left, right, top, bottom = touched(drawn)
+    for found, edge in ((left, 40), (right, 90), (top, 30), (bottom, 50)):
+        assert abs(found - edge) <= 3
+    assert (drawn[38, 60] == 128).all()  # inside
+    assert (
+        drawn[40, 39:41, 0].astype(int).sum() > drawn[40, 39:41, 1].astype(int).sum() + 100
+    )  # red on the left edge
+
+
+def test_the_line_grows_with_the_frame() -> None:
+    large = np.full((1080, 1920, 3), 128, np.uint8)
+    widths = [
+        (draw_box(frame, (0.25 * w, 0.25 * h, 0.5 * w, 0.5 * h))[h // 2, : w // 2] != 128).any(axis=1).sum()
+        for frame, h, w in ((GREY, 120, 160), (large, 1080, 1920))
+    ]
+    assert widths[1] >= widths[0] + 4
+
+
+def test_a_lost_target_looks_different() -> None:
+    seen, lost = (draw_result(GREY, TrackResult((40, 50, 60, 40), 0.21, flag)) for flag in (False, True))
+
+    def red(frame: np.ndarray) -> int:
+        return int(((frame[..., 0] > 200) & (frame[..., 1] < 90) & (frame[..., 2] < 90)).sum())
+
+    assert red(seen) == 0 and red(lost) > 100  # the tab
+    line = (lost[90:91, 40:100] != 128).any(axis=2)
+    assert 0 < line.sum() < line.size  # dashes leave gaps
+
+
+@pytest.mark.parametrize(
+    "box", [(-30, -30, 60, 60), (150, 110, 500, 500), (0, 0, 160, 120), (-900, 20, 20, 20), (70, 60, 0, 0)]
+)
+def test_any_box_can_be_drawn_and_its_label_stays_inside(box: tuple[float, ...]) -> None:
+    drawn = draw_result(GREY, TrackResult(box, 0.5, False), label="a target with a long name")  # type: ignore[arg-type]
+    assert drawn.shape == GREY.shape and drawn.dtype == np.uint8
+    assert (drawn == COLORS[0]).all(axis=2).sum() > 300  # the tab
+
+
+def test_colors_differ() -> None:
+    first = np.array([target_color(i) for i in range(8)], float)
+    gaps = np.linalg.norm(first[:, None] - first[None], axis=2) + 1e3 * np.eye(8)
+    assert gaps.min() > 60
+    assert target_color(8) == target_color(0)
+
+
+def test_a_sheet_holds_every_frame() -> None:
+    frames = [np.full((30, 40, 3), (10 * i + 60, 255, 255), np.uint8) for i in range(5)]
+    sheet = contact_sheet(frames, columns=3, width=320, captions=None)
+    assert sheet.shape[1] == 320 and sheet.dtype == np.uint8
+    for i in range(5):
+        assert (sheet == frames[i][0, 0]).all(axis=2).sum() > 60 * 70
+    tall = contact_sheet([frames[0], np.full((90, 40, 3), 255, np.uint8)], columns=2, width=320)
+    white = np.nonzero((tall == 255).all(axis=2).any(axis=0))[0]
+    assert white.size == pytest.approx(40 / 90 * 30 / 40 * 154, abs=3)  # whole, so narrow in a tile of 4:3
+    assert (contact_sheet(frames, captions=[f"frame {i}" for i in range(5)]) != contact_sheet(frames)).any()
+
+
+def test_impossible_sheets_are_refused() -> None:
+    for arguments in ({"frames": []}, {"frames": [GREY], "columns": 0}, {"frames": [GREY], "width": 30}):
+        with pytest.raises(ValueError, match="needs frames and columns"):
+            contact_sheet(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="2 captions do not fit 1 frames"):
+        contact_sheet([GREY], captions=["a", "b"])
+
+
+def test_a_clip_is_the_same_for_a_seed_and_another_for_another() -> None:
+    one, same, other = (list(draw_clip(3, (96, 128), seed)) for seed in (4, 4, 5))
+    for (a, box_a), (b, box_b), (c, box_c) in zip(one, same, other):
+        assert a.shape == (96, 128, 3) and a.dtype == np.uint8
+        assert (a == b).all() and box_a == box_b
+        assert (a != c).mean() > 0.5 and box_a != box_c
+
+
+def test_boxes_of_a_clip_hold_the_target_tightly() -> None:
+    for i, (frame, (x, y, w, h)) in enumerate(draw_clip(30)):
+        assert x >= 0 and y >= 0 and x + w <= 480 and y + h <= 360
+        if i % 30 > 15:
+            continue  # the leaf comes
+        red = (frame[..., 0] > 120) & (frame[..., 1] < 0.3 * frame[..., 0]) & (frame[..., 2] < 80)
+        rows, columns = np.nonzero(red)
+        assert x - 1 <= columns.min() and columns.max() + 1 <= x + w + 1
+        assert y - 1 <= rows.min() and rows.max() + 1 <= y + h + 1
+        assert red.sum() > 0.3 * w * h
+
+
+def test_the_leaf_covers_the_target_once() -> None:
+    shown = []
+    for frame, (x, y, w, h) in draw_clip(60):
+        cut = frame[int(y) : int(y + h), int(x) : int(x + w)].astype(int)
+        shown.append(((cut[..., 0] > 120) & (cut[..., 1] < 0.3 * cut[..., 0])).mean() > 0.05)
+    changes = sum(a != b for a, b in pairwise(shown))
+    assert shown[0] and shown[-1] and changes == 2
+    assert 1 <= shown.count(False) <= 12
+
+
+def test_impossible_clips_are_refused() -> None:
+    for length, size in ((0, (360, 480)), (5, (63, 480))):
+        with pytest.raises(ValueError, match="a clip needs"):
+            draw_clip(length, size)

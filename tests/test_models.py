@@ -1,0 +1,340 @@
+"""Every model of the registry forwards, trains, exports, survives saving, and names bad input."""
+
+import pytest
+import timm
+import torch
+
+import correlation_aware as ca
+from correlation_aware import zoo
+from correlation_aware.models.sbt import SBTConfig
+
+NAMES = ca.list_models()
+FEATURE_NETS = [n for n in NAMES if not n.endswith(("_track", "_cls"))]
+
+
+def pictures(template=(1, 3, 64, 64), search=(1, 3, 128, 128), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(template, generator=generator), torch.randn(search, generator=generator)
+
+
+def small(name, **overrides):
+    """The named model, for pictures small enough to be quick."""
+    torch.manual_seed(0)
+    sizes = {} if name.endswith("_cls") else {"template_size": 32, "search_size": 64}
+    return ca.create_model(name, **sizes, **overrides)
+
+
+def inputs(name, batch=1):
+    pair = pictures((batch, 3, 32, 32), (batch, 3, 64, 64))
+    return pair[1:] if name.endswith("_cls") else pair
+
+
+def tensors(output):
+    return list(output) if isinstance(output, tuple) else [output]
+
+
+def test_the_zoo_has_the_published_names():
+    bases = [f"sbt_{size}" for size in ("light", "small", "base", "large")]
+    bases += [f"sbt_{size}_pvtv2" for size in ("light", "small", "base", "large", "huge")] + ["sbt_test"]
+    assert sorted(NAMES) == sorted(f"{b}{kind}" for b in bases for kind in ("", "_track", "_cls"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_and_a_gradient_in_every_parameter(name):
+    model = small(name)
+    outputs = tensors(model(*inputs(name)))
+    assert all(o.is_contiguous() for o in outputs if o.ndim == 4 and not name.endswith("_track"))
+    sum(o.square().mean() for o in outputs).backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not missing
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_save_and_load_round_trip(name, tmp_path):
+    model = small(name).eval()
+    ca.save_pretrained(model, tmp_path / "model")
+    again = ca.from_pretrained(tmp_path / "model").eval()
+    for a, b in zip(tensors(model(*inputs(name))), tensors(again(*inputs(name)))):
+        assert torch.equal(a, b)
+    assert again.pretrained_cfg["architecture"] == name
+    assert again.model_args == model.model_args
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_timm_creates_the_same_model(name):
+    assert name in timm.list_models("sbt*")
+    with torch.device("meta"):
+        theirs = timm.create_model(name)
+    ours = ca.create_model(name, device="meta")
+    assert {k: v.shape for k, v in theirs.state_dict().items()} == {
+        k: v.shape for k, v in ours.state_dict().items()
+    }
+
+
+def test_timm_loads_what_we_save(tmp_path):
+    model = small("sbt_test_track").eval()
+    ca.save_pretrained(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    pair = inputs("sbt_test_track")
+    with torch.inference_mode():
+        assert torch.equal(model(*pair).boxes, again(*pair).boxes)
+
+
+@pytest.mark.parametrize("name", FEATURE_NETS)
+@torch.inference_mode()
+def test_a_cached_template_gives_the_same_numbers(name):
+    net = small(name).eval()
+    template, search = inputs(name)
+    state = net.encode_template(template)
+    assert torch.equal(net(state, search), net(template, search))
+    z, x = net.forward_features(
+        template, search
+    )  # the last block runs on both streams here, on the search alone there
+    torch.testing.assert_close(x, net(template, search), rtol=0, atol=1e-6)
+    assert z.shape == (1, net.num_features, 4, 4) and x.shape == (1, net.num_features, 8, 8)
+
+
+@pytest.mark.parametrize("attention", ["spatial_reduction", "global", "pooled"])
+@pytest.mark.parametrize("position", ["conv", "absolute", "none"])
+@pytest.mark.parametrize("patch_embed", ["overlap", "patchify"])
+def test_every_choice_of_the_study_runs_and_trains(attention, position, patch_embed):
+    torch.manual_seed(0)
+    net = ca.create_model("sbt_test", attention=attention, position=position, patch_embed=patch_embed)
+    x = net(*pictures())
+    assert x.shape == (1, 32, 16, 16)
+    x.square().mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert net.no_weight_decay() == (
+        {f"stages.{i}.pos_embed" for i in range(3)} if position == "absolute" else set()
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "search", "expected"),
+    [
+        ((32, 32), (32, 32), (4, 4)),  # the smallest
+        ((64, 96), (128, 160), (16, 20)),  # not square
+        ((65, 71), (131, 127), (17, 16)),  # divisible by nothing; padded strided convolutions round up
+        ((160, 160), (64, 64), (8, 8)),  # template larger than search
+    ],
+)
+@torch.inference_mode()
+def test_any_size(template, search, expected):
+    net = ca.create_model("sbt_test").eval()
+    pair = pictures((1, 3, *template), (1, 3, *search))
+    x = net(*pair)
+    assert x.shape[2:] == expected
+    assert torch.equal(net(net.encode_template(pair[0]), pair[1]), x)
+
+
+@pytest.mark.parametrize(("templates", "searches"), [(1, 3), (3, 1), (3, 3)])
+@torch.inference_mode()
+def test_one_template_many_searches_and_the_other_way_round(templates, searches):
+    net = ca.create_model("sbt_test").eval()
+    template, search = pictures((templates, 3, 64, 64), (searches, 3, 128, 128))
+    pairs = [(template[i % templates, None], search[i % searches, None]) for i in range(3)]
+    expected = torch.cat([net(z, x) for z, x in pairs])
+    for first in (template, net.encode_template(template)):
+        torch.testing.assert_close(
+            net(first, search), expected, rtol=0, atol=1e-5
+        )  # another batch, another blocking
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.02)])
+@torch.inference_mode()
+def test_half_precision(dtype, tolerance):
+    """Features have unit variance; 8 and 11 bits of mantissa through six blocks leave this error."""
+    net = ca.create_model("sbt_test").eval()
+    template, search = pictures()
+    expected = net(template, search)
+    x = net.to(dtype)(template.to(dtype), search.to(dtype))
+    assert x.dtype == dtype
+    assert (x.float() - expected).abs().max() < tolerance
+
+
+@torch.inference_mode()
+def test_channels_last_pictures_and_weights():
+    net = ca.create_model("sbt_test").eval()
+    template, search = pictures()
+    expected = net(template, search)
+    to = {"memory_format": torch.channels_last}
+    x = net.to(**to)(template.to(**to), search.to(**to))
+    assert x.is_contiguous()
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+
+
+def test_meta_device_and_dtype():
+    net = ca.create_model("sbt_large", device="meta", dtype=torch.float16)
+    x = net(*(p.to("meta", torch.float16) for p in pictures()))
+    assert x.shape == (1, 320, 16, 16) and x.is_meta and x.dtype == torch.float16
+
+
+def test_features_only():
+    net = ca.create_model("sbt_test", features_only=True, out_indices=(0, 1, 2)).eval()
+    template, search = pictures()
+    features = net(template, search)
+    assert [f.shape[1:] for f in features] == [(16, 32, 32), (32, 16, 16), (32, 16, 16)]
+    assert net.feature_info.channels() == [16, 32, 32] and net.feature_info.reduction() == [4, 8, 8]
+    assert all(f.is_contiguous() for f in features)
+    for a, b in zip(net(net.encode_template(template), search), features):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    again = timm.create_model("sbt_test", features_only=True, out_indices=(-1,)).eval()
+    assert again(template, search)[0].shape[1:] == (32, 16, 16)
+
+
+def test_features_only_prunes_later_stages():
+    crosses = ((), (0,), (1, 3))
+    net = ca.create_model("sbt_test", cross_blocks=crosses, features_only=True, out_indices=(1,))
+    features = net(*pictures())
+    features[0].square().mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    with pytest.raises(ValueError, match="before the first EoC-CA block"):
+        ca.create_model("sbt_test", features_only=True, out_indices=(0,))
+    with pytest.raises(ValueError, match=r"out_indices=\(3,\)"):
+        ca.create_model("sbt_test", features_only=True, out_indices=(3,))
+
+
+def test_strides_for_trackers_that_want_stride_16():
+    net = ca.create_model("sbt_test", strides=(4, 2, 2))
+    assert net(*pictures()).shape == (1, 32, 8, 8)
+    assert net.feature_info.reduction() == [4, 8, 16]
+    track = ca.create_model("sbt_test_track", strides=[4, 2, 2])
+    assert track(*pictures()).scores.shape == (1, 8, 8)
+
+
+def test_classifier_surface():
+    model = ca.create_model("sbt_test_cls", num_classes=7, drop_rate=0.1).eval()
+    image = pictures()[1]
+    assert model(image).shape == (1, 7) and model.get_classifier().out_features == 7
+    assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (1, 32)
+    model.reset_classifier(3)
+    assert model(image).shape == (1, 3)
+    model.reset_classifier(0)
+    assert model(image).shape == (1, 32)
+    assert [fi["reduction"] for fi in model.feature_info.info] == [4, 8, 16, 32]
+    net = ca.create_model("sbt_test")
+    net.reset_classifier(0)
+    with pytest.raises(ValueError, match="_cls"):
+        net.reset_classifier(10)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    grads = []
+    for enable in (False, True):
+        model = small("sbt_test_track")
+        model.set_grad_checkpointing(enable)
+        model.train()(*inputs("sbt_test_track", 2)).boxes.sum().backward()
+        grads.append([p.grad for p in model.backbone.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_drop_path_drops_samples_and_keeps_the_mean():
+    from correlation_aware.models.sbt import DropPath
+
+    torch.manual_seed(0)
+    shapes = [(400, 2, 2), (400, 3, 1)]
+    tokens = torch.ones(400 * 4 + 400 * 3, 5)
+    out = DropPath(0.25)(tokens, shapes)
+    template, search = out[:1600].view(400, 4, 5), out[1600:].view(400, 3, 5)
+    for stream in (template, search):
+        assert all(
+            sample.unique().numel() == 1 for sample in stream
+        )  # a sample is kept or dropped as a whole
+        assert stream.mean().item() == pytest.approx(1, abs=0.08)  # 400 draws: standard error 0.03
+    assert (template[:, 0, 0] != search[:, 0, 0]).any()  # the two streams are drawn apart
+    assert DropPath(0.25).eval()(tokens, shapes) is tokens
+    rates = [
+        b.drop_path.rate for s in ca.create_model("sbt_test", drop_path_rate=0.5).stages for b in s.blocks
+    ]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+@torch.inference_mode()
+def test_export_and_trace():
+    model = small("sbt_test_track").eval()
+    pair = inputs("sbt_test_track")
+    expected = model(*pair)
+    state = model.encode_template(pair[0])
+    batch = torch.export.Dim("batch", min=1, max=8)
+    twice = tuple(t.expand(2, -1, -1, -1).contiguous() for t in pair)
+    program = torch.export.export(model, twice, dynamic_shapes=({0: batch}, {0: batch}), strict=False)
+    torch.testing.assert_close(tuple(program.module()(*pair)), tuple(expected), rtol=0, atol=1e-6)
+    cached = torch.export.export(model, (state, pair[1]), strict=False)
+    torch.testing.assert_close(tuple(cached.module()(state, pair[1])), tuple(expected), rtol=0, atol=1e-6)
+    traced = torch.jit.trace(model, pair, check_trace=False)
+    torch.testing.assert_close(tuple(traced(*pair)), tuple(expected), rtol=0, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_compiles_without_graph_breaks():
+    model = small("sbt_test_track").eval()
+    pair = inputs("sbt_test_track")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(tuple(compiled(*pair)), tuple(model(*pair)), rtol=0, atol=1e-6)
+
+
+def test_bad_input_says_what_is_wrong():
+    net = ca.create_model("sbt_test")
+    template, search = pictures()
+    with pytest.raises(ValueError, match="search is 31 x 128 px; each side must be at least 32"):
+        net(template, search[:, :, :31])
+    with pytest.raises(ValueError, match=r"template has shape \(3, 64, 64\)"):
+        net(template[0], search)
+    with pytest.raises(ValueError, match="must be equal, or one of them 1"):
+        net(template.expand(2, -1, -1, -1), search.expand(3, -1, -1, -1))
+    other = ca.create_model("sbt_light").encode_template(template)
+    with pytest.raises(ValueError, match="comes from another network"):
+        net(other, search)
+    track = ca.create_model("sbt_test_track")
+    with pytest.raises(ValueError, match="needs 16 x 16, a search picture of 128 x 128 px"):
+        track(template, torch.cat([search, search], dim=3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "sbt_bas"}, "Near: sbt_base"),
+        ({"name": "sbt_base", "mlp_ratio": 3}, "Near: mlp_ratios"),
+        ({"name": "sbt_base", "depths": (3, 4)}, "must have 3 entries"),
+        ({"name": "sbt_base", "heads": (1, 2, 3)}, "320 is not by 3"),
+        ({"name": "sbt_base", "cross_blocks": ((), (), (10,))}, r"must lie in 0\.\.9"),
+        ({"name": "sbt_base", "cross_blocks": ((), (), ())}, "no EoC-CA block"),
+        ({"name": "sbt_base", "attention": "window"}, "is not one of spatial_reduction, global, pooled"),
+        ({"name": "sbt_base", "num_classes": 10}, "Use sbt_base_cls"),
+        ({"name": "sbt_base_track", "features_only": True}, "create_model\\('sbt_base'"),
+        ({"name": "sbt_base_cls", "cross_blocks": ((), (), (1,), ())}, "a classifier has one stream"),
+        ({"name": "sbt_light", "pretrained": True}, "sbt_light"),
+        ({"name": "sbt_light", "pretrained": "nothing.here"}, "nothing.here"),
+    ],
+)
+def test_bad_arguments_name_the_near_ones(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ca.create_model(**arguments, device="meta")
+
+
+def test_a_taken_name_cannot_be_registered_again():
+    with pytest.raises(ValueError, match="two models cannot share a name"):
+        zoo._register("resnet18")
+
+
+def test_a_trackers_checkpoint_fills_a_backbone_and_other_channels(tmp_path):
+    track = small("sbt_test_track")
+    ca.save_pretrained(track, tmp_path)
+    net = ca.create_model("sbt_test")
+    report = ca.load_pretrained(net, tmp_path, partial=True)
+    assert not report.fresh and all(name.startswith("head.") for name in report.left)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, track.backbone.state_dict()[name])
+    grey = ca.create_model(
+        "sbt_test_track", pretrained=tmp_path / "model.safetensors", in_chans=1, search_size=64
+    )
+    weight = track.backbone.stages[0].embed.proj.weight
+    torch.testing.assert_close(grey.backbone.stages[0].embed.proj.weight, weight.sum(dim=1, keepdim=True))
+
+
+def test_the_config_is_frozen():
+    with pytest.raises(AttributeError):
+        SBTConfig().dims = (1, 2, 3)

@@ -1,0 +1,268 @@
+"""The tracker: geometry to sub-pixel, many targets, odd frames, clear errors, constant memory."""
+
+import gc
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import correlation_aware as ca
+from correlation_aware.models.heads import TrackOutput
+from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tiny network gains nothing from threads, and waits long for them on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_tracker(config=None, **overrides):
+    torch.manual_seed(0)
+    return ca.create_tracker(ca.create_model("sbt_test_track", **overrides), device="cpu", config=config)
+
+
+def noise(height=240, width=320, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def plant(tracker, cell, box, score=0.9):
+    """Makes the head report `score` and `box` (cxcywh in 0..1) at `cell` and nothing elsewhere."""
+
+    def hook(head, inputs, output):
+        logits, scores, boxes = (torch.zeros_like(t) for t in output)
+        scores[:, cell[0], cell[1]] = score
+        boxes[:, :, cell[0], cell[1]] = torch.tensor(box, dtype=boxes.dtype)
+        return TrackOutput(logits, scores, boxes)
+
+    return tracker.model.head.register_forward_hook(hook)
+
+
+def test_a_planted_box_comes_back_in_the_frame():
+    tracker = make_tracker()
+    frame = noise()
+    start = (140.0, 100.0, 30.0, 20.0)
+    target = np.array([147.3, 90.6, 33.4, 25.8])
+    tracker.init(frame, start)
+    crop = Crop.around(start, 4)
+    cx, cy, w, h = crop.to_crop(target)
+    plant(tracker, (int(cy * 16), int(cx * 16)), (cx, cy, w, h))
+    result = tracker.update(frame)
+    assert result.box == pytest.approx(target, abs=1e-4)  # float32 of a 98 px crop
+    assert result.score == pytest.approx(0.9) and not result.lost
+
+
+def test_a_planted_box_comes_back_through_pixels():
+    """A disc is found in the resized crop by its centre of mass and mapped back to the frame."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        cx, cy = rng.uniform(60, 260), rng.uniform(60, 180)
+        y, x = np.mgrid[:240, :320] + 0.5
+        disc = np.clip(9 - np.hypot(x - cx, y - cy), 0, 1)  # anti-aliased, radius 8.5
+        frame = np.repeat((disc * 255).astype(np.uint8)[..., None], 3, axis=2)
+        crop = Crop.around((cx - 20 + rng.uniform(-9, 9), cy - 15 + rng.uniform(-9, 9), 40, 30), 4)
+        cut = crop.cut(frame, 128)[..., 0].astype(float)
+        rows, columns = np.mgrid[:128, :128] + 0.5
+        found = crop.to_frame(
+            (np.sum(columns * cut) / cut.sum() / 128, np.sum(rows * cut) / cut.sum() / 128, 0, 0)
+        )
+        assert found[:2] == pytest.approx((cx, cy), abs=0.1)
+
+
+def test_crop_side_position_and_padding():
+    crop = Crop.around((10, 20, 40, 10), 2)
+    assert crop == Crop(10, 5, 40)  # ceil(2 * sqrt(400)), centre (30, 25)
+    frame = np.full((100, 100, 3), 200, np.uint8)
+    cut = Crop(-20, 70, 40).cut(frame, 40)
+    assert (cut[:30, 20:] == 200).all() and not cut[30:].any() and not cut[:, :20].any()
+    assert not Crop(300, 300, 20).cut(frame, 32).any()  # wholly outside
+    box = (3.5, 7.25, 11.0, 5.5)
+    assert crop.to_frame(crop.to_crop(box)) == pytest.approx(box)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((20, 30, 40, 50), (20, 30, 40, 50)),
+        ((-15, -5, 40, 50), (0, 0, 25, 45)),
+        ((90, 70, 40, 50), (90, 70, 10, 10)),
+        ((500, 500, 5, 5), (90, 70, 10, 10)),
+        ((-500, -500, 5, 5), (0, 0, 10, 10)),
+    ],
+)
+def test_clip_box_keeps_a_margin_inside(box, expected):
+    assert clip_box(box, height=80, width=100) == pytest.approx(expected)
+
+
+def test_clip_box_in_a_frame_smaller_than_the_margin():
+    assert clip_box((2, 2, 50, 50), height=6, width=100) == pytest.approx((2, 0, 50, 6))
+
+
+def test_several_targets_equal_several_trackers():
+    boxes = np.array([[40, 50, 30, 20], [200, 120, 24, 36], [150, 10, 40, 40]], dtype=float)
+    together = make_tracker()
+    together.init(noise(), boxes)
+    alone = [make_tracker() for _ in boxes]
+    for tracker, box in zip(alone, boxes):
+        tracker.init(noise(), box)
+    for seed in (1, 2):
+        results = together.update(noise(seed=seed))
+        for result, tracker in zip(results, alone, strict=True):
+            single = tracker.update(noise(seed=seed))
+            assert result.box == pytest.approx(single.box, abs=1e-3)  # another batch, another order of sums
+            assert result.score == pytest.approx(single.score, abs=1e-5)
+    one = make_tracker()
+    one.init(noise(), boxes[:1])
+    assert isinstance(one.update(noise()), list)
+
+
+def test_the_window_prefers_the_middle():
+    frame = noise()
+    results = []
+    for window in (0.0, 0.49):
+        tracker = make_tracker(config=ca.TrackerConfig(window=window))
+        tracker.init(frame, (140, 100, 30, 20))
+
+        def hook(head, inputs, output):
+            logits, scores, boxes = (torch.zeros_like(t) for t in output)
+            for cell, score in (((8, 8), 0.8), ((1, 1), 0.9)):
+                scores[:, cell[0], cell[1]] = score
+                boxes[:, :, cell[0], cell[1]] = torch.tensor([cell[1] / 16, cell[0] / 16, 0.2, 0.2])
+            return TrackOutput(logits, scores, boxes)
+
+        tracker.model.head.register_forward_hook(hook)
+        results.append(tracker.update(frame))
+    assert [r.score for r in results] == pytest.approx([0.9, 0.8])
+
+
+def test_lost_follows_the_threshold_and_the_target_stays():
+    tracker = make_tracker(config=ca.TrackerConfig(lost_threshold=0.5))
+    tracker.init(noise(), (140, 100, 30, 20))
+    handle = plant(tracker, (8, 8), (0.5, 0.5, 0.3, 0.3), score=0.4)
+    assert tracker.update(noise()).lost
+    handle.remove()
+    plant(tracker, (8, 8), (0.5, 0.5, 0.3, 0.3), score=0.6)
+    assert not tracker.update(noise()).lost
+
+
+def test_grey_and_rgba_frames_and_sizes_that_change():
+    frame = noise()
+    grey = frame[..., 0]
+    rgba = np.concatenate([np.repeat(grey[..., None], 3, axis=2), grey[..., None]], axis=2)
+    boxes = []
+    for view in (grey, grey[..., None], rgba):
+        tracker = make_tracker()
+        tracker.init(view, (140, 100, 30, 20))
+        boxes.append(tracker.update(view).box)
+    assert boxes[0] == boxes[1] == boxes[2]
+    for size in ((480, 640), (60, 80), (11, 9)):
+        x, y, w, h = tracker.update(noise(*size)).box
+        assert x >= 0 and y >= 0 and x + w <= size[1] + 1e-6 and y + h <= size[0] + 1e-6
+    rotated = noise(320, 240).transpose(1, 0, 2)  # a view that is not contiguous
+    tracker.update(rotated)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (np.zeros((10, 10, 3), np.float32), r"round\(\)\.astype\('uint8'\)"),
+        (np.zeros((3, 10, 12), np.uint8), r"transpose\(1, 2, 0\)"),
+        (np.zeros((10, 10, 2), np.uint8), r"this one has \(10, 10, 2\)"),
+        (np.zeros((0, 10, 3), np.uint8), "this one has"),
+        (torch.zeros(3, 10, 10, dtype=torch.uint8), r"permute\(1, 2, 0\)"),
+        ([[0]], "not list"),
+    ],
+)
+def test_bad_frames_say_how_to_mend_them(frame, message):
+    with pytest.raises(ValueError, match=message):
+        as_rgb(frame)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((1, 2, 3), r"got shape \(3,\)"),
+        ("10,20,30,40", "four numbers"),
+        (np.zeros((0, 4)), "got shape"),
+        ((10, float("nan"), 5, 5), "not finite"),
+        ((10, 10, 0, 5), "no area"),
+        ((10, 10, 5, -5), "no area"),
+        ((400, 10, 20, 20), "outside the frame, which is 320 x 240 px"),
+        ((200, 150, 300, 230), "looks like x1, y1, x2, y2"),
+        ([(10, 10, 5, 5), (-50, 10, 20, 20)], r"\(-50, 10, 20, 20\) lies outside"),
+    ],
+)
+def test_bad_boxes_say_why(box, message):
+    with pytest.raises(ValueError, match=message):
+        as_boxes(box, 240, 320)
+
+
+def test_update_before_init_and_other_mistakes():
+    with pytest.raises(RuntimeError, match="call init"):
+        make_tracker().update(noise())
+    with pytest.raises(ValueError, match="needs a `_track` model"):
+        ca.create_tracker(ca.create_model("sbt_test"), device="cpu")
+    with pytest.raises(ValueError, match="is not one of auto, eager"):
+        ca.create_tracker(ca.create_model("sbt_test_track"), runtime="warp")
+    with pytest.raises(ValueError, match="window=2"):
+        ca.TrackerConfig(window=2)
+    tracker = make_tracker()
+    tracker.init(noise(), (140, 100, 30, 20))
+    with pytest.raises(ValueError):
+        tracker.init(noise(), (0, 0, 0, 0))
+    tracker.update(noise())  # a refused init leaves the target in place
+
+
+def test_random_weights_are_said_to_be_random():
+    with pytest.warns(RuntimeWarning, match="random weights: it will not track"):
+        tracker = ca.create_tracker("sbt_test_track", device="cpu")
+    assert tracker.weights == "random" and tracker.name == "sbt_test_track"
+
+
+def test_weights_from_a_folder(tmp_path):
+    torch.manual_seed(1)
+    model = ca.create_model("sbt_test_track", search_factor=5)
+    ca.save_pretrained(model, tmp_path)
+    tracker = ca.create_tracker(tmp_path, device="cpu", dtype=torch.bfloat16)
+    assert tracker.weights == str(tmp_path) and tracker.dtype == torch.bfloat16
+    assert tracker.model.backbone.config.search_factor == 5
+    tracker.init(noise(), (140, 100, 30, 20))
+    plant(tracker, (8, 8), (0.5, 0.5, 0.5, 0.5))
+    side = Crop.around((140, 100, 30, 20), 5).side
+    assert tracker.update(noise()).box[2] == pytest.approx(side / 2)
+
+
+def test_timings_add_up():
+    tracker = make_tracker()
+    tracker.init(noise(), (140, 100, 30, 20))
+    start = time.perf_counter()
+    for _ in range(3):
+        tracker.update(noise())
+    spent = time.perf_counter() - start
+    t = tracker.timings
+    assert t.frames == 3 and min(t.crop, t.model, t.post) > 0 and t.crop + t.model + t.post <= spent
+    tracker.init(noise(), (140, 100, 30, 20))
+    assert tracker.timings.frames == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident size from /proc")
+def test_memory_is_constant_over_ten_thousand_frames():
+    def resident_mib():
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    tracker = make_tracker(template_size=32, search_size=64)
+    frames = [noise(seed=s) for s in range(4)]
+    tracker.init(frames[0], (140, 100, 30, 20))
+    for i in range(10_000):
+        tracker.update(frames[i % 4])
+        if i == 500:
+            before = resident_mib()
+    assert resident_mib() - before < 16  # one 240 x 320 frame kept each time would be 2 GiB

@@ -1,0 +1,183 @@
+"""Real video files, real folders, and the errors that name them."""
+
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from correlation_aware.tracking.video import VideoWriter, atomic_file, open_frames, write_picture
+
+
+def plain(level: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """A frame of one colour whose red is `level` and whose blue is its opposite."""
+    return np.full((height, width, 3), (level, 60, 255 - level), np.uint8)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    with VideoWriter(tmp_path / "video.mp4", fps=24) as writer:
+        for i in range(6):
+            writer.write(plain(40 * i))
+    return writer.path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "frames").mkdir()
+    for i, name in enumerate(("frame2.png", "frame10.PNG", "frame101.bmp")):
+        write_picture(tmp_path / "frames" / name.lower(), plain(80 * i))
+        (tmp_path / "frames" / name.lower()).rename(tmp_path / "frames" / name)
+    (tmp_path / "frames" / "groundtruth.txt").write_text("1,2,3,4")
+    (tmp_path / "frames" / "._frame1.png").write_bytes(b"left by another system")
+    return tmp_path / "frames"
+
+
+def test_a_written_video_reads_back_in_rgb(video: Path) -> None:
+    with open_frames(video) as source:
+        assert (source.name, source.fps, source.length) == (str(video), 24, 6)
+        frames = list(source)
+    assert len(frames) == 6
+    for i, frame in enumerate(frames):
+        assert frame.shape == (48, 64, 3) and frame.dtype == np.uint8
+        assert np.abs(frame.mean((0, 1)) - plain(40 * i)[0, 0]).max() < 6  # lossy
+
+
+def test_a_folder_is_read_in_natural_order_and_losslessly(folder: Path) -> None:
+    with open_frames(str(folder)) as source:
+        assert (source.fps, source.length) == (30, 3)
+        for i, frame in enumerate(source):
+            assert (frame == plain(80 * i)).all()
+        assert next(source, None) is None  # read once, like a file
+
+
+@pytest.mark.parametrize("limit, given", [(1, 1), (2, 2), (99, 3)])
+def test_limit(folder: Path, limit: int, given: int) -> None:
+    source = open_frames(folder, limit)
+    assert source.length == given
+    assert len(list(source)) == given
+
+
+@pytest.mark.parametrize("height, width", [(49, 64), (48, 65), (49, 65), (16, 16)])
+def test_odd_sizes_are_padded_to_even(tmp_path: Path, height: int, width: int) -> None:
+    with VideoWriter(tmp_path / "odd.mp4") as writer:
+        writer.write(plain(200, height, width))
+    frame = next(open_frames(tmp_path / "odd.mp4"))
+    assert frame.shape == (height + height % 2, width + width % 2, 3)
+
+
+def test_frames_of_another_size_are_fitted_into_the_first(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "sizes.mp4") as writer:
+        for size in ((48, 64), (96, 64), (24, 32), (300, 2)):
+            writer.write(plain(250, *size))
+    frames = list(open_frames(tmp_path / "sizes.mp4"))
+    assert {frame.shape for frame in frames} == {(48, 64, 3)}
+    assert frames[1][:, :28, 0].mean() > 200 > 60 > frames[1][:, 40:].max()  # half as wide, black beside
+    assert frames[2][..., 0].mean() > 200
+
+
+@pytest.mark.parametrize("fps", [0.5, 23.976023976, 29.97002997, 59.94, 1000])
+def test_rates_survive(tmp_path: Path, fps: float) -> None:
+    with VideoWriter(tmp_path / "rate.mp4", fps) as writer:
+        for i in range(3):
+            writer.write(plain(i))
+    assert open_frames(tmp_path / "rate.mp4").fps == pytest.approx(fps, abs=1e-3)
+
+
+def test_a_video_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    path.write_text("the one before")
+    with pytest.raises(ZeroDivisionError), VideoWriter(path) as writer:
+        writer.write(plain(0))
+        raise ZeroDivisionError
+    assert path.read_text() == "the one before"
+    with VideoWriter(path):
+        pass  # no frame, no file
+    assert path.read_text() == "the one before"
+    writer = VideoWriter(path)
+    writer.write(plain(0))
+    assert path.read_text() == "the one before"
+    writer.close()
+    assert len(list(open_frames(path))) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
+
+
+@pytest.mark.parametrize("name", ["video.avi", "video", "missing/video.mp4", "folder.mp4"])
+def test_a_video_that_cannot_be_written_fails_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises((ValueError, OSError), match=name.split("/")[-1]):
+        VideoWriter(tmp_path / name)
+    with pytest.raises(ValueError, match="-1"):
+        VideoWriter(tmp_path / "video.mp4", fps=-1)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+def test_wrong_frames_are_refused(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "video.mp4") as writer:
+        for frame in (plain(0)[..., 0], plain(0).astype(np.float32), np.zeros((8, 8, 4), np.uint8)):
+            with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
+                writer.write(frame)
+
+
+def test_errors_name_the_source_and_what_is_allowed(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "nothing").mkdir()
+    for name, error, words in (
+        ("absent.mp4", FileNotFoundError, "absent.mp4.*a video file, a folder of frames.*camera"),
+        ("text.mp4", ValueError, "text.mp4.*a video file, a folder of frames.*camera"),
+        ("empty.mp4", ValueError, "empty.mp4"),
+        ("nothing", ValueError, r"\.jpg.*nothing"),
+        ("frames/frame2.png", ValueError, "one picture; give the folder"),
+    ):
+        with pytest.raises(error, match=words):
+            open_frames(tmp_path / name)
+    with pytest.raises(ValueError, match="limit is 0"):
+        open_frames(folder, limit=0)
+    with pytest.raises(ValueError, match="-1; cameras count from 0"):
+        open_frames(-1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_a_broken_picture_names_itself(folder: Path, content: bytes) -> None:
+    (folder / "frame7.jpg").write_bytes(content)
+    source = open_frames(folder)
+    assert len(list(islice(source, 1))) == 1
+    with pytest.raises(ValueError, match=r"frame7\.jpg"):
+        next(source)
+
+
+@pytest.mark.parametrize("index", [3, "3"])
+def test_a_camera_without_pictures_says_so(monkeypatch: pytest.MonkeyPatch, index: int | str) -> None:
+    class Closed:
+        def __init__(self, source: int) -> None:
+            assert source == 3
+
+        def isOpened(self) -> bool:
+            return False
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Closed)
+    with pytest.raises(RuntimeError, match="camera 3 cannot be opened"):
+        open_frames(index)
+
+
+def test_digits_are_a_camera_unless_they_are_written_as_a_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.rename(folder.parent / "0")
+    monkeypatch.chdir(folder.parent)
+    assert open_frames("./0").length == open_frames(Path("0")).length == 3
+
+
+def test_atomic_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with atomic_file(tmp_path / "atomic.csv") as part:
+        assert part.parent == tmp_path and part.suffix == ".csv"
+        part.write_text("a")
+        assert not (tmp_path / "atomic.csv").exists()
+    assert (tmp_path / "atomic.csv").read_text() == "a"
+    assert (tmp_path / "atomic.csv").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,0 +1,354 @@
+"""The real hub client against a local server: what goes right, and what can go wrong in between."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import COMMIT, Client, HubServer
+from safetensors.torch import save
+
+from correlation_aware import weights
+from correlation_aware.weights import WeightsEntry, fetch
+
+GOOD = save({"stages.0.embed.proj.weight": torch.arange(60000.0)})
+SHA256 = hashlib.sha256(GOOD).hexdigest()
+ENTRY: dict[str, Any] = {
+    "model": "sbt_test",
+    "tag": "here",
+    "source": "hub",
+    "file": "model.safetensors",
+    "license": "apache-2.0",
+    "key_format": "correlation_aware",
+    "role": "model",
+    "training": "None.",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "repository": "org/name",
+    "revision": "main",
+    "input_size": 64,
+    "notes": "The Hub's LFS hash is checked.",
+}
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> HubServer:
+    return HubServer()
+
+
+@pytest.fixture
+def server(shared_server: HubServer) -> HubServer:
+    shared_server.reset()
+    shared_server.files["org/name/model.safetensors"] = GOOD
+    shared_server.files["org/name/config.json"] = b'{"architecture": "sbt_test"}'
+    return shared_server
+
+
+@pytest.fixture(scope="module")
+def clients(
+    shared_server: HubServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Client]]:
+    home = tmp_path_factory.mktemp("clients")
+    clients = {
+        # First, since this one waits: the hub client tries again for about 25 seconds before it gives up.
+        "unreachable": Client(home / "unreachable", "http://127.0.0.1:1"),
+        "online": Client(home / "online", shared_server.endpoint),
+        "other": Client(home / "other", shared_server.endpoint),
+        "offline": Client(home / "offline", shared_server.endpoint, HF_HUB_OFFLINE="1"),
+    }
+    clients["unreachable"].send("fetch", ENTRY)
+    yield clients
+    for client in clients.values():
+        client.close()
+
+
+@pytest.fixture
+def online(clients: dict[str, Client]) -> Client:
+    return clients["online"]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Files and links below a folder, but for the client's own locks, notes and tags."""
+    found = [p for p in folder.rglob("*") if p.is_file() or p.is_symlink()]
+    return [p for p in found if {"blobs", "snapshots"} & set(p.parts)]
+
+
+def test_fetch_then_offline(
+    server: HubServer, clients: dict[str, Client], online: Client, tmp_path: Path
+) -> None:
+    path = online.call("fetch", ENTRY, cache_dir=tmp_path)["ok"]
+    assert path.read_bytes() == GOOD
+    assert weights.read_state_dict(path)["stages.0.embed.proj.weight"].shape == (60000,)
+
+    server.requests.clear()
+    assert online.call("fetch", ENTRY, cache_dir=tmp_path)["ok"] == path
+    assert not any(r.startswith("GET") for r in server.requests)
+
+    server.requests.clear()
+    assert clients["offline"].call("fetch", ENTRY, cache_dir=tmp_path)["ok"] == path
+    assert server.requests == []
+
+    path.resolve().write_bytes(GOOD[:-1] + b"x")  # a cache gone bad is found without network too
+    answer = clients["offline"].call("fetch", ENTRY, cache_dir=tmp_path)
+    assert "RuntimeError" in answer["error"] and SHA256 in answer["message"]
+    assert files_in(tmp_path) == []
+
+
+def test_offline_without_cache(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:
+    url = f"{server.endpoint}/org/name/resolve/main/model.safetensors"
+    entries = (
+        ENTRY,
+        ENTRY
+        | {"source": "url", "url": url, "repository": None, "revision": None, "bytes": 9, "sha256": SHA256},
+    )
+    for entry in entries:
+        answer = clients["offline"].call("fetch", entry, cache_dir=tmp_path)
+        assert "FileNotFoundError" in answer["error"]
+        assert url in answer["message"] and "HF_HUB_OFFLINE" in answer["message"]
+        assert "by hand" in answer["message"] or "pretrained=" in answer["message"]
+    assert server.requests == []
+
+
+def test_home_and_endpoint_are_honoured(server: HubServer, online: Client) -> None:
+    path = online.call("fetch", ENTRY)["ok"]
+    assert path.is_relative_to(online.home / "hub")
+    shutil.rmtree(online.home / "hub")
+
+
+@pytest.mark.parametrize(
+    ("remove", "revision", "said"),
+    [
+        ("org/name/model.safetensors", "main", "no such file"),
+        ("org/name", "main", "no such repository"),
+        ("", "v9", "no such revision"),
+    ],
+)
+def test_not_found(
+    server: HubServer, online: Client, tmp_path: Path, remove: str, revision: str, said: str
+) -> None:
+    for name in [name for name in server.files if remove and name.startswith(remove)]:
+        del server.files[name]
+    answer = online.call("fetch", ENTRY | {"revision": revision}, cache_dir=tmp_path)
+    assert "FileNotFoundError" in answer["error"]
+    assert said in answer["message"]
+    assert f"{server.endpoint}/org/name/resolve/{revision}/model.safetensors" in answer["message"]
+
+
+def test_gated(server: HubServer, online: Client, tmp_path: Path) -> None:
+    server.mode = "gated"
+    answer = online.call("fetch", ENTRY, cache_dir=tmp_path)
+    assert (
+        "FileNotFoundError" in answer["error"]
+        and f"Ask for it at {server.endpoint}/org/name" in answer["message"]
+    )
+
+
+@pytest.mark.parametrize("pinned", [SHA256, None])
+def test_wrong_bytes_are_removed(
+    server: HubServer, online: Client, tmp_path: Path, pinned: str | None
+) -> None:
+    server.mode = "wrong"
+    answer = online.call("fetch", ENTRY | {"sha256": pinned}, cache_dir=tmp_path)
+    found = hashlib.sha256(bytes(byte ^ 1 for byte in GOOD)).hexdigest()
+    assert "RuntimeError" in answer["error"]
+    assert all(
+        part in answer["message"] for part in (SHA256, found, "model.safetensors", "removed", server.endpoint)
+    )
+    assert files_in(tmp_path) == []
+
+    server.mode = "ok"
+    path = online.call("fetch", ENTRY | {"sha256": pinned}, cache_dir=tmp_path)["ok"]
+    assert path.read_bytes() == GOOD
+
+
+def test_other_file_than_pinned(server: HubServer, online: Client, tmp_path: Path) -> None:
+    answer = online.call("fetch", ENTRY | {"sha256": "0" * 64}, cache_dir=tmp_path)
+    assert "RuntimeError" in answer["error"] and SHA256 in answer["message"]
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("mebibytes", [1, 24])
+def test_cut_connection_goes_on(server: HubServer, online: Client, tmp_path: Path, mebibytes: int) -> None:
+    """The client writes 10 MiB at a time: it starts a small file again and goes on with a large one."""
+    content = server.files["org/name/model.safetensors"] = bytes(range(256)) * 4096 * mebibytes
+    server.mode = "cut_once"
+    answer = online.call("fetch", ENTRY, cache_dir=tmp_path)
+    if "error" in answer:  # huggingface_hub < 1 goes on at the next call only
+        assert "ConnectionError" in answer["error"]
+        answer = online.call("fetch", ENTRY, cache_dir=tmp_path)
+    assert answer["ok"].read_bytes() == content
+    gets = [r.partition("bytes=")[2] for r in server.requests if r.startswith("GET")]
+    assert len(gets) == 2 and (gets[1] or mebibytes < 20)
+
+
+@pytest.mark.parametrize("mode", ["short", "cut"])
+def test_half_a_file_never_loads(server: HubServer, online: Client, tmp_path: Path, mode: str) -> None:
+    server.mode = mode
+    answer = online.call("fetch", ENTRY, cache_dir=tmp_path)
+    assert "ConnectionError" in answer["error"] and "try again" in answer["message"]
+    assert [p for p in files_in(tmp_path) if not p.name.endswith(".incomplete")] == []
+
+    server.mode = "ok"
+    path = online.call("fetch", ENTRY, cache_dir=tmp_path)["ok"]
+    assert path.read_bytes() == GOOD
+
+
+def test_two_processes_at_once(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:
+    both = clients["online"], clients["other"]
+    for client in both:
+        client.call("fetch", ENTRY | {"repository": "org/none"})  # both have started and imported everything
+    server.requests.clear()
+    server.mode = "slow"
+    for client in both:
+        client.send("fetch", ENTRY, cache_dir=tmp_path)
+    paths = {client.receive()["ok"] for client in both}
+    assert len(paths) == 1
+    assert paths.pop().read_bytes() == GOOD
+    assert len(files_in(tmp_path)) == 2  # one blob, one link
+    methods = [request.split()[0] for request in server.requests]
+    assert sorted(methods) == ["GET", "HEAD", "HEAD"]  # both asked, one waited for the other's download
+
+
+def test_cache_without_links(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:
+    """As on a file system without symbolic links: the Hub is asked for its hash."""
+    path = clients["online"].call("fetch", ENTRY, cache_dir=tmp_path)["ok"]
+    path.resolve().replace(path)
+    assert clients["online"].call("fetch", ENTRY, cache_dir=tmp_path)["ok"] == path
+    answer = clients["offline"].call("fetch", ENTRY, cache_dir=tmp_path)
+    assert "RuntimeError" in answer["error"] and "cannot be verified" in answer["message"]
+    assert clients["offline"].call("fetch", ENTRY | {"sha256": SHA256}, cache_dir=tmp_path)["ok"] == path
+    path.write_bytes(GOOD[::-1])
+    assert "RuntimeError" in clients["online"].call("fetch", ENTRY, cache_dir=tmp_path)["error"]
+    assert not path.exists()
+
+
+def test_no_hash_is_refused(server: HubServer, online: Client, tmp_path: Path) -> None:
+    server.mode = "no_etag"
+    answer = online.call("fetch", ENTRY, cache_dir=tmp_path)
+    assert "RuntimeError" in answer["error"] and "cannot be verified" in answer["message"]
+
+
+@pytest.mark.parametrize("name", ["org/name", "hf-hub:org/name@main", f"org/name@{COMMIT}"])
+def test_repository(server: HubServer, online: Client, tmp_path: Path, name: str) -> None:
+    config, path = online.call("fetch_repository", name, cache_dir=tmp_path)["ok"]
+    assert config == {"architecture": "sbt_test"}
+    assert path.read_bytes() == GOOD
+    assert path.parent.name == COMMIT
+
+
+def test_repository_mistakes(server: HubServer, online: Client, tmp_path: Path) -> None:
+    for name, said in (
+        ("nonsense", "organisation/name"),
+        ("org/name@v9", "no such revision"),
+        ("org/other", "no such repo"),
+    ):
+        answer = online.call("fetch_repository", name, cache_dir=tmp_path)
+        assert said in answer["message"], name
+    assert "two revisions" in online.call("fetch_repository", "org/name@a", revision="b")["message"]
+    for content, said in ((b"{", "not JSON"), (b"[1]", "not a JSON object")):
+        server.files["org/name/config.json"] = content
+        answer = online.call("fetch_repository", "org/name", cache_dir=tmp_path / said)
+        assert "ValueError" in answer["error"] and said in answer["message"]
+    del server.files["org/name/model.safetensors"]
+    assert (
+        "model.safetensors was not found"
+        in online.call("fetch_repository", "org/name", cache_dir=tmp_path / "b")["message"]
+    )
+
+
+def test_config_is_verified(server: HubServer, online: Client, tmp_path: Path) -> None:
+    server.mode = "wrong"
+    answer = online.call("fetch_repository", "org/name", cache_dir=tmp_path)
+    assert "RuntimeError" in answer["error"] and "config.json" in answer["message"]
+    assert files_in(tmp_path) == []
+
+
+def test_url(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    url = f"{server.endpoint}/org/name/resolve/main/model.safetensors"
+    fields = ENTRY | {"source": "url", "url": url, "repository": None, "revision": None}
+    entry = WeightsEntry(**fields, bytes=len(GOOD), sha256=SHA256)
+    for mode in ("wrong", "cut"):
+        server.mode = mode
+        with pytest.raises(RuntimeError, match=SHA256):
+            fetch(entry, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+    server.mode = "ok"
+    path = fetch(entry, tmp_path)
+    assert path.read_bytes() == GOOD and path.name == f"sbt_test.here-{SHA256[:8]}.safetensors"
+    server.requests.clear()
+    assert fetch(entry, tmp_path) == path
+    assert server.requests == []
+    path.write_bytes(b"")
+    with pytest.raises(RuntimeError, match="removed"):
+        fetch(entry, tmp_path)
+    assert not path.exists()
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        fetch(replace(entry, url=f"{url}.not"), tmp_path)
+    with pytest.raises(ConnectionError, match="by hand"):
+        fetch(replace(entry, url="http://127.0.0.1:1/x"), tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileExistsError):  # a folder that cannot be is not a network's fault
+        fetch(entry, tmp_path / "file")
+
+
+def test_bundled() -> None:
+    digest = weights.sha256_file(weights.manifest.MANIFEST_PATH)
+    fields = ENTRY | {
+        "source": "bundled",
+        "file": "weights_manifest.json",
+        "repository": None,
+        "revision": None,
+    }
+    entry = WeightsEntry(**fields, bytes=1, sha256=digest)
+    assert fetch(entry) == weights.manifest.MANIFEST_PATH
+    with pytest.raises(RuntimeError, match="Install the package again"):
+        fetch(replace(entry, sha256="0" * 64))
+    assert weights.manifest.MANIFEST_PATH.is_file()
+    with pytest.raises(FileNotFoundError, match="Install the package again"):
+        fetch(replace(entry, file="none.safetensors"))
+
+
+def test_push_then_fetch(server: HubServer, online: Client, tmp_path: Path) -> None:
+    from correlation_aware import create_model, save_pretrained
+
+    folder = save_pretrained(create_model("sbt_test"), tmp_path / "saved")
+    answer = online.call(
+        "cli", "push", str(folder), "me/mine", "sbt_test.v1", "--training", "None.", "--upload"
+    )
+    assert "ok" in answer, answer
+    exit_code, output = answer["ok"]
+    assert exit_code == 0 and "Uploaded" in output
+    entry = json.loads(output.split("Entry for weights_manifest.json:")[1])["sbt_test.v1"]
+    assert entry["revision"] == COMMIT
+    assert sorted(n for n in server.files if n.startswith("me/")) == [
+        "me/mine/README.md",
+        "me/mine/config.json",
+        "me/mine/model.safetensors",
+    ]
+    config, path = online.call("fetch_repository", "me/mine", cache_dir=tmp_path / "cache")["ok"]
+    assert config["architecture"] == "sbt_test"
+    assert weights.sha256_file(path) == entry["sha256"]
+    fields = ENTRY | entry | {"input_size": None, "tag": "v1"}
+    assert (
+        online.call(
+            "fetch", fields | {"mean": ENTRY["mean"], "std": ENTRY["std"]}, cache_dir=tmp_path / "cache"
+        )["ok"]
+        == path
+    )
+
+
+def test_unreachable(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:
+    path = clients["online"].call("fetch", ENTRY, cache_dir=tmp_path)["ok"]
+    answer = clients["unreachable"].receive()
+    assert "ConnectionError" in answer["error"]
+    assert "http://127.0.0.1:1/org/name/resolve/main/model.safetensors" in answer["message"]
+    assert "HF_ENDPOINT" in answer["message"] and "pretrained=" in answer["message"]
+    assert (
+        clients["unreachable"].call("fetch", ENTRY, cache_dir=tmp_path)["ok"] == path
+    )  # what is cached, works
