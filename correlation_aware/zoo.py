@@ -122,7 +122,7 @@ def create_model(
     arch, source, saved = _resolve(str(name), cache_dir)
     if pretrained is True:
         pretrained = source or True
-    model = _build(
+    model: Any = _build(
         arch,
         pretrained,
         features_only=features_only,
@@ -131,9 +131,8 @@ def create_model(
         **{**saved.get("model_args", {}), **overrides},
     )
     described = saved.get("pretrained_cfg", {})
-    model.pretrained_cfg.update(
-        {k: described[k] for k in ("tag", "mean", "std", "license") if k in described}
-    )
+    inherited = ("tag", "mean", "std", "license")
+    model.pretrained_cfg.update({key: described[key] for key in inherited if key in described})
     if checkpoint_path is not None:
         load_pretrained(model, checkpoint_path)
     return model

@@ -29,7 +29,7 @@ class HubServer(http.server.ThreadingHTTPServer):
         mode: `ok`; `wrong` sends other bytes of the same length; `cut` always ends the connection half way;
             `cut_once` does so once; `short` sends half a file and does not say so; `slow` rests half way;
             `gated`; `no_etag`.
-        requests: "METHOD path [range]" of every request.
+        requests: "METHOD path [range]" of every request for a file.
     """
 
     daemon_threads = True
@@ -60,7 +60,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """The four calls of an upload; small files travel inside the commit."""
-        self.server.requests.append(f"POST {self.path}")
         body = self.rfile.read(int(self.headers["Content-Length"]))
         answer: dict[str, Any] = {"errors": [], "warnings": []}
         if self.path == "/api/repos/create":
@@ -84,8 +83,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _resolve(self, send_body: bool) -> None:
         span = self.headers.get("Range", "")
-        self.server.requests.append(f"{self.command} {self.path} {span}".strip())
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        if match:  # not the client's questions about the Hub itself
+            self.server.requests.append(f"{self.command} {self.path} {span}".strip())
         if self.server.mode == "gated":
             return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
         if match is None or not any(name.startswith(f"{match[1]}/") for name in self.server.files):

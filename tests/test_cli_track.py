@@ -1,10 +1,12 @@
 """The commands `track` and `demo`, run as a user runs them: words, files and exit codes."""
 
 import csv
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -175,6 +177,18 @@ def test_a_picture_that_breaks_midway_leaves_no_half_results(run: Run, tmp_path:
     code, _, error = run("track", "frames", *BOX, *MODEL, "--output", "out.mp4", "--boxes", "out.csv")
     assert code == 1 and "1.png" in error
     assert [file.name for file in tmp_path.iterdir()] == ["frames"]
+
+
+def test_a_cut_video_is_tracked_as_far_as_it_goes(run: Run, tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "whole.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 20, (128, 96))
+    for frame, _ in draw_clip(20, (96, 128)):
+        writer.write(frame)
+    writer.release()
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    code, out, _ = run("track", "cut.avi", *BOX, *MODEL)
+    assert code in (0, 3)
+    assert re.search(r"The file ends after \d+ of 20 frames; is it whole\?", out)
 
 
 def test_wrong_usage_and_help(run: Run, video: Path) -> None:

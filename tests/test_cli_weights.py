@@ -137,7 +137,7 @@ def test_download_and_verify_from_the_hub(tmp_path: Path, folder: Path) -> None:
     client = Client(tmp_path / "home", server.endpoint)
     code, output = client.call("cli", "verify", "sbt_large_pvtv2")["ok"]
     assert code == 0 and "as the Hub says" in output and "1 tensors" in output and "all finite" in output
-    code, output = client.call("cli", "download", "sbt_large_pvtv2.in1k", "--to", str(tmp_path / "to"))["ok"]
+    code, output = client.call("cli", "download", "sbt_large_pvtv2", "--to", str(tmp_path / "to"))["ok"]
     copy = tmp_path / "to" / "sbt_large_pvtv2.in1k.safetensors"
     assert code == 0 and str(copy) in output and not copy.is_symlink()
     assert copy.read_bytes() == server.files["timm/pvt_v2_b3.in1k/model.safetensors"]

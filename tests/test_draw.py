@@ -53,8 +53,8 @@ def test_a_lost_target_looks_different() -> None:
 @pytest.mark.parametrize(
     "box", [(-30, -30, 60, 60), (150, 110, 500, 500), (0, 0, 160, 120), (-900, 20, 20, 20), (70, 60, 0, 0)]
 )
-def test_any_box_can_be_drawn_and_its_label_stays_inside(box: tuple[float, ...]) -> None:
-    drawn = draw_result(GREY, TrackResult(box, 0.5, False), label="a target with a long name")  # type: ignore[arg-type]
+def test_any_box_can_be_drawn_and_its_label_stays_inside(box: tuple[float, float, float, float]) -> None:
+    drawn = draw_result(GREY, TrackResult(box, 0.5, False), label="a target with a long name")
     assert drawn.shape == GREY.shape and drawn.dtype == np.uint8
     assert (drawn == COLORS[0]).all(axis=2).sum() > 300  # the tab
 
@@ -79,9 +79,9 @@ def test_a_sheet_holds_every_frame() -> None:
 
 
 def test_impossible_sheets_are_refused() -> None:
-    for arguments in ({"frames": []}, {"frames": [GREY], "columns": 0}, {"frames": [GREY], "width": 30}):
+    for frames, columns, width in (([], 4, 1280), ([GREY], 0, 1280), ([GREY], 4, 30)):
         with pytest.raises(ValueError, match="needs frames and columns"):
-            contact_sheet(**arguments)  # type: ignore[arg-type]
+            contact_sheet(frames, columns, width)
     with pytest.raises(ValueError, match="2 captions do not fit 1 frames"):
         contact_sheet([GREY], captions=["a", "b"])
 

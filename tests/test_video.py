@@ -115,7 +115,12 @@ def test_a_video_that_cannot_be_written_fails_at_once(tmp_path: Path, name: str)
 
 def test_wrong_frames_are_refused(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "video.mp4") as writer:
-        for frame in (plain(0)[..., 0], plain(0).astype(np.float32), np.zeros((8, 8, 4), np.uint8)):
+        wrong: list[np.ndarray] = [
+            plain(0)[..., 0],
+            plain(0).astype(np.float32),
+            np.zeros((8, 8, 4), np.uint8),
+        ]
+        for frame in wrong:
             with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
                 writer.write(frame)
 

@@ -211,7 +211,8 @@ def _tell_speed(tracker: "Tracker", clock: Clock) -> None:
         ("draw, write", clock.write / max(1, clock.frames)),
     )
     for name, seconds in parts:
-        table.add_row(name, f"{1e3 * seconds:.2f}", f"{1 / seconds:.0f}" if seconds > 0 else "")
+        if seconds > 1e-5:  # else there was nothing to do
+            table.add_row(name, f"{1e3 * seconds:.2f}", f"{1 / seconds:.0f}")
     speed = clock.frames / clock.total if clock.total else 0.0
     console.print(f"{clock.frames} frames in {clock.total:.1f} s: [bold]{speed:.1f} frames/s[/]")
     console.print(table)

@@ -15,9 +15,8 @@ from correlation_aware import weights
 app = typer.Typer(help="List, verify, download, convert and publish weights.", no_args_is_help=True)
 
 Format = Annotated[str, typer.Option(help=f"Whose parameter names it has: {', '.join(weights.KEY_FORMATS)}.")]
-Target = Annotated[
-    str, typer.Argument(help="model, model.tag, hf-hub:organisation/name[@revision], a local file or folder.")
-]
+Remote = Annotated[str, typer.Argument(help="model, model.tag or hf-hub:organisation/name[@revision].")]
+RemoteOrLocal = Annotated[str, typer.Argument(help="As for download, or a local file or folder.")]
 
 
 @app.command("list")
@@ -30,19 +29,18 @@ def list_entries(
         typer.echo(json.dumps({name: entry.to_json() for name, entry in manifest.items()}, indent=2))
         return
     table = Table(box=None)
-    for column in ("weights", "source", "from", "role", "sha256", "license"):
+    for column in ("weights", "from", "role", "license"):
         table.add_column(column, overflow="fold", no_wrap=column == "weights")
     for name, entry in manifest.items():
-        where = entry.url or "/".join(filter(None, (entry.repository, entry.file)))
-        role = entry.role.replace("_", " ")
-        table.add_row(name, entry.source, where, role, (entry.sha256 or "the Hub's")[:12], entry.license)
+        where = f"{entry.source} {entry.url or entry.repository or entry.file}"
+        table.add_row(name, where, entry.role.replace("_", " "), entry.license)
     Console().print(table)
 
 
 @app.command()
-def verify(name: Target) -> None:
+def verify(name: RemoteOrLocal) -> None:
     """Check a file's hash and that every number in it is finite; fetch it first if need be."""
-    path, against = _resolve(name)
+    path, against = _local(Path(name)) or _fetch(name)[1:]
     state_dict = weights.read_state_dict(path)
     weights.check_finite(state_dict, name)
     typer.echo(f"file     {path}")
@@ -52,13 +50,13 @@ def verify(name: Target) -> None:
 
 @app.command()
 def download(
-    name: Target,
+    name: Remote,
     to: Annotated[Path | None, typer.Option(help="Folder for a copy; otherwise only the cache.")] = None,
 ) -> None:
     """Fetch weights, verify them and say where they are."""
-    path, against = _resolve(name)
+    title, path, against = _fetch(name)
     if to is not None:
-        target = to / f"{name.removeprefix('hf-hub:').replace('/', '--')}{path.suffix}"
+        target = to / f"{title}{path.suffix}"
         to.mkdir(parents=True, exist_ok=True)
         with weights.atomic_path(target) as temporary:
             shutil.copyfile(path, temporary)
@@ -129,21 +127,26 @@ def push(
         typer.echo("\nNothing was uploaded. Add --upload to do it.")
 
 
-def _resolve(name: str) -> tuple[Path, str]:
-    """A verified local path, and what it was checked against."""
-    if name.startswith("hf-hub:"):
-        return weights.fetch_repository(name)[1], "as the Hub says"
-    path = Path(name)
+def _local(path: Path) -> tuple[Path, str] | None:
+    """A file that is here and what it is known as; None if the name is none of a file."""
     if (path / "model.safetensors").is_file():
         path /= "model.safetensors"
-    if path.suffix in weights.SUFFIXES or path.is_file():
-        if not path.is_file():
+    if not path.is_file():
+        if path.suffix in weights.SUFFIXES:
             raise FileNotFoundError(f"There is no file {path}.")
-        digest = weights.sha256_file(path)
-        known = [n for n, entry in weights.load_manifest().items() if entry.sha256 == digest]
-        return path, f"the same as {known[0]}" if known else "which no entry of the manifest names"
+        return None
+    digest = weights.sha256_file(path)
+    known = [name for name, entry in weights.load_manifest().items() if entry.sha256 == digest]
+    return path, f"the same as {known[0]}" if known else "which no entry of the manifest names"
+
+
+def _fetch(name: str) -> tuple[str, Path, str]:
+    """A name for a copy, the verified path, and what it was checked against."""
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        return repository.replace("/", "--"), weights.fetch_repository(repository)[1], "as the Hub says"
     entry = weights.find_entry(name)
-    return weights.fetch(entry), f"as the {'manifest' if entry.sha256 else 'Hub'} says"
+    return entry.name, weights.fetch(entry), f"as the {'manifest' if entry.sha256 else 'Hub'} says"
 
 
 def _content(state_dict: dict[str, Tensor]) -> str:

@@ -86,7 +86,7 @@ def write_state_dict(
     """Writes tensors by name as safetensors, whole or not at all.
 
     Args:
-        state_dict: Tensors on any device and in any layout; those that share memory are written once each.
+        state_dict: Tensors on any device and in any layout; those that share memory become separate.
         path: Ends in `.safetensors`; an existing file is replaced.
         metadata: Texts for the header of the file.
 
@@ -194,17 +194,10 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         if inner is None:
             break
         content = inner
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(v, Tensor) for v in content.values())
-    ):
-        found = (
-            f"keys {', '.join(map(repr, list(content)[:5]))}"
-            if isinstance(content, Mapping)
-            else repr(type(content))
-        )
+    named = dict(content) if isinstance(content, Mapping) else {}
+    if not named or not all(isinstance(value, Tensor) for value in named.values()):
+        found = f"keys {', '.join(map(repr, list(named)[:5]))}" if named else type(content).__name__
         raise ValueError(
             f"{path} holds no tensors by name, neither bare nor under {', '.join(_WRAPPERS)}: {found}."
         )
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    return {str(name).removeprefix("module."): tensor for name, tensor in named.items()}

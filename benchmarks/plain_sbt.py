@@ -1,0 +1,105 @@
+"""SBT in plain PyTorch, to be read and to be beaten: the same mathematics, nothing clever.
+
+Tokens are (B, N, C). Every layer runs once for the template and once for the search picture; the spatial
+reduction is a strided convolution; attention is written out. This is the usual eager form of such networks.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class PlainAttention(nn.Module):
+    def __init__(self, dim: int, heads: int, sr_ratio: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.sr, self.norm = nn.Conv2d(dim, dim, sr_ratio, sr_ratio), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, source: Tensor, size: torch.Size) -> Tensor:
+        """Queries of `x`, keys and values of `source`, which is a map of `size`."""
+        b, n, c = x.shape
+        q = self.q(x).reshape(b, n, self.heads, -1).permute(0, 2, 1, 3)
+        image = source.permute(0, 2, 1).reshape(b, c, *size)
+        reduced = self.norm(self.sr(image).reshape(b, c, -1).permute(0, 2, 1))
+        k, v = self.kv(reduced).reshape(b, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        weights = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
+
+
+class PlainMlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        x = self.fc1(x)
+        image = x.transpose(1, 2).reshape(x.shape[0], -1, *size)
+        return self.fc2(nn.functional.gelu(self.dwconv(image).flatten(2).transpose(1, 2)))
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, sr_ratio: int, cross: bool) -> None:
+        super().__init__()
+        self.cross = cross
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.attn, self.mlp = PlainAttention(dim, heads, sr_ratio), PlainMlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, z: Tensor, x: Tensor, z_size: torch.Size, x_size: torch.Size) -> tuple[Tensor, Tensor]:
+        nz, nx = self.norm1(z), self.norm1(x)
+        if self.cross:  # EoC-CA
+            z, x = z + self.attn(nz, nx, x_size), x + self.attn(nx, nz, z_size)
+        else:  # EoC-SA
+            z, x = z + self.attn(nz, nz, z_size), x + self.attn(nx, nx, x_size)
+        return z + self.mlp(self.norm2(z), z_size), x + self.mlp(self.norm2(x), x_size)
+
+
+class PlainEmbed(nn.Module):
+    def __init__(self, in_chans: int, dim: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.proj, self.norm = nn.Conv2d(in_chans, dim, kernel, stride, kernel // 2), nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, torch.Size]:
+        image = self.proj(image)
+        return self.norm(image.flatten(2).transpose(1, 2)), image.shape[2:]
+
+
+class PlainSBT(nn.Module):
+    """`cfg` is a `correlation_aware.SBTConfig` of the default kind; the parameters have our names."""
+
+    def __init__(self, cfg) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+        for i, dim in enumerate(cfg.dims):
+            stage = nn.Module()
+            stage.embed = PlainEmbed(cfg.dims[i - 1] if i else 3, dim, 3 if i else 7, cfg.strides[i])
+            stage.blocks = nn.ModuleList(
+                PlainBlock(dim, cfg.heads[i], cfg.mlp_ratios[i], cfg.sr_ratios[i], j in cfg.cross_blocks[i])
+                for j in range(cfg.depths[i])
+            )
+            self.stages.append(stage)
+        stage.norm = nn.LayerNorm(cfg.dims[-1], eps=1e-6)
+
+    def load_ours(self, state_dict: dict[str, Tensor]) -> None:
+        """Takes the weights of `correlation_aware`'s network: its spatial reduction is a linear layer."""
+        own = self.state_dict()
+        for name, tensor in state_dict.items():
+            if name.endswith("sr.weight"):
+                out, inner, r, _ = own[name].shape
+                tensor = tensor.view(out, r, r, inner).permute(0, 3, 1, 2)
+            own[name] = tensor.clone()
+        self.load_state_dict(own)
+
+    def forward(self, template: Tensor, search: Tensor) -> Tensor:
+        z, x = template, search
+        for stage in self.stages:
+            (z, z_size), (x, x_size) = stage.embed(z), stage.embed(x)
+            for block in stage.blocks:
+                z, x = block(z, x, z_size, x_size)
+            if hasattr(stage, "norm"):
+                x = stage.norm(x)
+            z, x = (
+                t.reshape(t.shape[0], *size, -1).permute(0, 3, 1, 2).contiguous()
+                for t, size in ((z, z_size), (x, x_size))
+            )
+        return x

@@ -1,0 +1,106 @@
+"""The package as users get it: wheel by way of the sdist, bare checkout, public surface, command line."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import correlation_aware as ca
+
+ROOT = Path(__file__).resolve().parent.parent
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", str(f))]
+import correlation_aware, correlation_aware.adapters
+names = [m.name for m in pkgutil.walk_packages(correlation_aware.__path__[:1], "correlation_aware.")]
+for name in names:
+    importlib.import_module(name)
+print(correlation_aware.__file__, correlation_aware.adapters.__file__, len(correlation_aware.list_models()))
+"""
+
+
+def run_python(code, folder, path):
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+def test_wheel_from_sdist_imports_everything_elsewhere(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "correlation_aware/weights_manifest.json" in names and "correlation_aware/py.typed" in names
+    assert {n.split("/")[0] for n in names} == {
+        "correlation_aware",
+        f"correlation_aware-{ca.__version__}.dist-info",
+    }
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--target",
+            str(tmp_path / "site"),
+            str(wheel),
+        ],
+        check=True,
+    )
+    package, adapters, models = run_python(IMPORT_ALL, tmp_path, tmp_path / "site")
+    assert Path(package) == tmp_path / "site" / "correlation_aware" / "__init__.py"
+    assert Path(adapters) == tmp_path / "site" / "correlation_aware" / "adapters" / "__init__.py"
+    assert int(models) == len(ca.list_models())
+
+
+def test_bare_checkout_imports_everything(tmp_path):
+    package, adapters, _ = run_python(IMPORT_ALL, tmp_path, ROOT)
+    assert Path(package) == ROOT / "correlation_aware" / "__init__.py"
+    assert Path(adapters) == ROOT / "adapters" / "__init__.py"
+
+
+def test_the_manifest_at_the_top_is_the_one_that_ships():
+    assert (ROOT / "weights_manifest.json").resolve() == ROOT / "correlation_aware" / "weights_manifest.json"
+
+
+def test_public_surface_is_documented():
+    assert all(getattr(ca, name).__doc__ for name in ca.__all__ if name != "__version__")
+
+
+def test_command_line():
+    from typer.testing import CliRunner
+
+    from correlation_aware.cli import app
+
+    runner = CliRunner()
+    names = runner.invoke(app, ["models", "--json"])
+    assert json.loads(names.output) == ca.list_models()
+    costs = runner.invoke(app, ["models", "sbt_light_track", "--profile", "--json"])
+    (row,) = json.loads(costs.output)
+    assert row["params"] == 3_733_734 and row["macs"] > row["cached_macs"] > 2.9e9
+    table = runner.invoke(app, ["models", "sbt_light_track", "--profile"])
+    assert "3.73" in table.output and "3.03" in table.output
+
+
+def test_a_mistake_is_one_line_and_exit_code_1():
+    done = subprocess.run(
+        [sys.executable, "-c", "from correlation_aware.cli import main; main()", "models", "nothing*"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "No model matches 'nothing*'" in done.stderr
