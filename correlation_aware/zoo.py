@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from correlation_aware import weights
-from correlation_aware.models.heads import MixerHead
+from correlation_aware.models.heads import CellHead, MixerHead
 from correlation_aware.models.sbt import SBT, SBTClassifier, SBTConfig, SBTFeatures
 from correlation_aware.models.track import TrackModel
 from correlation_aware.pretrained import load_pretrained
@@ -92,7 +92,7 @@ def create_model(
     pretrained: bool | str | Path = False,
     *,
     features_only: bool = False,
-    out_indices: tuple[int, ...] | None = None,
+    out_indices: Sequence[int] | None = None,
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
     **overrides: Any,
@@ -109,8 +109,8 @@ def create_model(
         out_indices: Stages for `features_only`, 0-indexed; all by default.
         checkpoint_path: A local file loaded last, strictly.
         cache_dir: Where downloads go instead of the Hugging Face cache.
-        **overrides: Fields of `SBTConfig`; `in_chans`; `num_classes` and `drop_rate` of a classifier;
-            `device`, `dtype`.
+        **overrides: Fields of `SBTConfig`; a tracker's `head`, `mixer` (the paper's) or `cell`; `num_classes`
+            and `drop_rate` of a classifier; `in_chans`, `device`, `dtype`.
 
     Returns:
         The model in training mode, as timm does; call `.eval()` to use it.
@@ -180,55 +180,61 @@ def _build(
     pretrained: bool | str | Path,
     *,
     features_only: bool = False,
-    out_indices: tuple[int, ...] | None = None,
+    out_indices: Sequence[int] | None = None,
     cache_dir: str | Path | None = None,
-    in_chans: int = 3,
-    num_classes: int | None = None,
-    drop_rate: float | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-    **overrides: Any,
+    **arguments: Any,
 ) -> nn.Module:
     base, kind = _split_kind(arch)
-    classifier_args = {
-        k: v for k, v in (("num_classes", num_classes), ("drop_rate", drop_rate)) if v is not None
-    }
-    if classifier_args and kind != "cls":
-        if any(classifier_args.values()):
-            raise ValueError(
-                f"{arch} takes no {' and no '.join(classifier_args)}: it does not classify. Use {base}_cls."
-            )
-        classifier_args = {}
     if (features_only or out_indices is not None) and kind:
         raise ValueError(
             f"features_only and out_indices are for the feature network: create_model('{base}', ...)."
         )
-    cfg = VARIANTS[base].classifier_config() if kind == "cls" else VARIANTS[base].config
-    cfg = replace(cfg, **_check_overrides(overrides))
-    with torch.device(device or torch.get_default_device()):
-        model = _make(kind, cfg, in_chans, classifier_args)
-        if features_only:
-            model = SBTFeatures(model, range(len(cfg.dims)) if out_indices is None else out_indices)
-    model = model.to(dtype=dtype)
     source = _pretrained_source(arch, pretrained)
+    entry = weights.load_manifest().get(str(source))
+    if entry is not None and entry.model == arch:
+        arguments = {**(entry.model_args or {}), **arguments}
+    with torch.device(device or torch.get_default_device()):
+        model: Any = _make(base, kind, **arguments)
+        config = model.backbone.config if kind == "track" else model.config
+        if features_only:
+            model = SBTFeatures(model, range(len(config.dims)) if out_indices is None else out_indices)
+    model = model.to(dtype=dtype)
+    model.model_args = arguments
+    model.pretrained_cfg = _pretrained_cfg(arch, config, entry, arguments.get("in_chans", 3))
+    model.default_cfg = model.pretrained_cfg  # timm's older name
     if source is not None:
         load_pretrained(model, source, cache_dir=cache_dir)
-    arguments = {"in_chans": in_chans, **classifier_args, **overrides}
-    model.model_args = {k: v for k, v in arguments.items() if (k, v) != ("in_chans", 3)}
-    model.pretrained_cfg = _pretrained_cfg(arch, cfg, source, in_chans)
-    model.default_cfg = model.pretrained_cfg  # timm's older name
     return model
 
 
-def _make(kind: str, cfg: SBTConfig, in_chans: int, classifier_args: dict[str, Any]) -> Any:
+def _make(
+    base: str,
+    kind: str,
+    in_chans: int = 3,
+    num_classes: int | None = None,
+    drop_rate: float = 0.0,
+    head: str = "mixer",
+    **overrides: Any,
+) -> nn.Module:
+    variant = VARIANTS[base]
+    cfg = variant.classifier_config() if kind == "cls" else variant.config
+    cfg = replace(cfg, **_check_overrides(overrides))
     if kind == "cls":
-        return SBTClassifier(cfg, in_chans, **classifier_args)
+        return SBTClassifier(cfg, in_chans, 1000 if num_classes is None else num_classes, drop_rate)
+    if num_classes or drop_rate:
+        raise ValueError(f"num_classes and drop_rate are a classifier's: create_model('{base}_cls', ...).")
     backbone = SBT(cfg, in_chans)
     if kind == "":
         return backbone
     reduction = math.prod(cfg.strides)
     side = cfg.search_size // reduction
-    return TrackModel(backbone, MixerHead(cfg.dims[-1], (side, side), reduction))
+    if head == "mixer":
+        return TrackModel(backbone, MixerHead(cfg.dims[-1], (side, side), reduction))
+    if head == "cell":
+        return TrackModel(backbone, CellHead(cfg.dims[-1]))
+    raise ValueError(f"head={head!r} is not one of mixer, cell.")
 
 
 def _split_kind(arch: str) -> tuple[str, str]:
@@ -267,8 +273,9 @@ def _pretrained_source(arch: str, pretrained: bool | str | Path) -> str | Path |
     return tagged if tagged in weights.load_manifest() else pretrained
 
 
-def _pretrained_cfg(arch: str, cfg: SBTConfig, source: str | Path | None, in_chans: int) -> dict[str, Any]:
-    entry = weights.load_manifest().get(str(source))
+def _pretrained_cfg(
+    arch: str, cfg: SBTConfig, entry: weights.WeightsEntry | None, in_chans: int
+) -> dict[str, Any]:
     return {
         "architecture": arch,
         "tag": entry.tag if entry else None,

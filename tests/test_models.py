@@ -303,7 +303,7 @@ def test_bad_input_says_what_is_wrong():
         ({"name": "sbt_base", "cross_blocks": ((), (), (10,))}, r"must lie in 0\.\.9"),
         ({"name": "sbt_base", "cross_blocks": ((), (), ())}, "no EoC-CA block"),
         ({"name": "sbt_base", "attention": "window"}, "is not one of spatial_reduction, global, pooled"),
-        ({"name": "sbt_base", "num_classes": 10}, "Use sbt_base_cls"),
+        ({"name": "sbt_base", "num_classes": 10}, "create_model\\('sbt_base_cls'"),
         ({"name": "sbt_base_track", "features_only": True}, "create_model\\('sbt_base'"),
         ({"name": "sbt_base_cls", "cross_blocks": ((), (), (1,), ())}, "a classifier has one stream"),
         ({"name": "sbt_light", "pretrained": True}, "sbt_light"),
@@ -333,6 +333,22 @@ def test_a_trackers_checkpoint_fills_a_backbone_and_other_channels(tmp_path):
     )
     weight = track.backbone.stages[0].embed.proj.weight
     torch.testing.assert_close(grey.backbone.stages[0].embed.proj.weight, weight.sum(dim=1, keepdim=True))
+
+
+@torch.inference_mode()
+def test_the_cell_head_works_at_any_size_and_boxes_hold_their_cell():
+    model = small("sbt_test_track", head="cell").eval()
+    template, search = pictures()
+    for size in ((128, 128), (64, 96)):
+        out = model(template, search[:, :, : size[0], : size[1]])
+        h, w = size[0] // 8, size[1] // 8
+        assert out.logits.shape == (1, 2, h, w) and out.scores.shape == (1, h, w)
+        cx, cy, bw, bh = out.boxes[0]
+        y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+        assert ((cx - bw / 2 < x) & (x < cx + bw / 2) & (cy - bh / 2 < y) & (y < cy + bh / 2)).all()
+        assert bw.mean().item() == pytest.approx(0.25, abs=0.1)  # what an untrained head expects
+    with pytest.raises(ValueError, match="not one of mixer, cell"):
+        ca.create_model("sbt_test_track", head="corner")
 
 
 def test_the_config_is_frozen():

@@ -45,7 +45,7 @@ def plant(tracker, cell, box, score=0.9):
 
 
 def test_a_planted_box_comes_back_in_the_frame():
-    tracker = make_tracker()
+    tracker = make_tracker(config=ca.TrackerConfig(damp_size=False))
     frame = noise()
     start = (140.0, 100.0, 30.0, 20.0)
     target = np.array([147.3, 90.6, 33.4, 25.8])
@@ -126,7 +126,7 @@ def test_the_window_prefers_the_middle():
     frame = noise()
     results = []
     for window in (0.0, 0.49):
-        tracker = make_tracker(config=ca.TrackerConfig(window=window))
+        tracker = make_tracker(config=ca.TrackerConfig(window=window, penalty=0))
         tracker.init(frame, (140, 100, 30, 20))
 
         def hook(head, inputs, output):
@@ -139,6 +139,36 @@ def test_the_window_prefers_the_middle():
         tracker.model.head.register_forward_hook(hook)
         results.append(tracker.update(frame))
     assert [r.score for r in results] == pytest.approx([0.9, 0.8])
+
+
+def test_size_is_damped_by_score_and_penalty():
+    start, score = (140.0, 100.0, 30.0, 30.0), 0.8
+    tracker = make_tracker(config=ca.TrackerConfig(penalty=0.1, window=0))
+    tracker.init(noise(), start)
+    plant(
+        tracker, (8, 8), (0.5, 0.5, 0.75, 0.5), score
+    )  # 90 x 60 in a crop of 120: three and two times as large
+    w, h = tracker.update(noise()).box[2:]
+    # padded sizes: sqrt((30 + 30) * (30 + 30)) and sqrt((90 + 75) * (60 + 75)); aspects 1 and 1.5
+    change = np.sqrt(165 * 135) / 60 * 1.5
+    rate = score * np.exp(-0.1 * (change - 1))
+    assert (w, h) == pytest.approx((30 + rate * 60, 30 + rate * 30), abs=1e-4)
+
+
+def test_the_penalty_prefers_a_target_of_the_same_size():
+    tracker = make_tracker(config=ca.TrackerConfig(penalty=0.5, window=0, damp_size=False))
+    tracker.init(noise(), (140, 100, 30, 30))
+
+    def hook(head, inputs, output):
+        logits, scores, boxes = (torch.zeros_like(t) for t in output)
+        for cell, score, side in (((8, 8), 0.7, 0.25), ((4, 4), 0.9, 0.75)):
+            scores[:, cell[0], cell[1]] = score
+            boxes[:, :, cell[0], cell[1]] = torch.tensor([0.5, 0.5, side, side])
+        return TrackOutput(logits, scores, boxes)
+
+    tracker.model.head.register_forward_hook(hook)
+    result = tracker.update(noise())
+    assert result.score == pytest.approx(0.7) and result.box[2] == pytest.approx(30, abs=1e-4)
 
 
 def test_lost_follows_the_threshold_and_the_target_stays():
@@ -229,7 +259,8 @@ def test_weights_from_a_folder(tmp_path):
     torch.manual_seed(1)
     model = ca.create_model("sbt_test_track", search_factor=5)
     ca.save_pretrained(model, tmp_path)
-    tracker = ca.create_tracker(tmp_path, device="cpu", dtype=torch.bfloat16)
+    config = ca.TrackerConfig(damp_size=False)
+    tracker = ca.create_tracker(tmp_path, device="cpu", dtype=torch.bfloat16, config=config)
     assert tracker.weights == str(tmp_path) and tracker.dtype == torch.bfloat16
     assert tracker.model.backbone.config.search_factor == 5
     tracker.init(noise(), (140, 100, 30, 20))

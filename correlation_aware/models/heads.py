@@ -1,5 +1,8 @@
 """Prediction heads: search features to scores and boxes.
 
+`MixerHead` is the paper's. `CellHead` is ours: it looks at one cell at a time and says how far the sides of
+the box are from there, so it works at any size.
+
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Eq. 7 - https://arxiv.org/abs/2203.01666
 Checked against the outputs of the authors' released code
 (https://github.com/phiphiphi31/SBT). Licensed under Apache-2.0.
@@ -9,13 +12,14 @@ mixes positions first and channels second (Eq. 7 has it the other way round), an
 no ReLU.
 """
 
-from typing import NamedTuple
+import math
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MixerHead", "TrackOutput"]
+__all__ = ["CellHead", "MixerHead", "TrackOutput"]
 
 
 class TrackOutput(NamedTuple):
@@ -86,4 +90,36 @@ class MixerHead(nn.Module):
         x = features.flatten(2)
         logits = self.cls(x).unflatten(2, size)
         boxes = self.box(x).sigmoid().unflatten(2, size)
+        return TrackOutput(logits, torch.softmax(logits, dim=1)[:, 0], boxes)
+
+
+class CellHead(nn.Module):
+    """Two-layer perceptrons on each cell alone; a box is given by its four sides' distances from the cell.
+
+    Args:
+        dim: Channels of the search features.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.cls = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 2))
+        self.box = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
+        for branch in (self.cls, self.box):
+            nn.init.xavier_uniform_(cast(Tensor, branch[0].weight))
+            nn.init.normal_(cast(Tensor, branch[2].weight), std=0.01)
+        # a target fills a quarter of the search picture's side; at the start every side is an eighth away
+        nn.init.constant_(cast(Tensor, self.box[2].bias), math.log(1 / 7))
+
+    def forward(self, features: Tensor) -> TrackOutput:
+        """(B, C, H, W) -> predictions per cell, for any H and W."""
+        x = features.permute(0, 2, 3, 1)  # B, H, W, C
+        height, width = x.shape[1:3]
+        logits = self.cls(x).permute(0, 3, 1, 2)
+        left, top, right, bottom = (
+            self.box(x).sigmoid().unbind(dim=-1)
+        )  # each B, H, W, in 0..1 of the picture
+        cell_y = (torch.arange(height, device=x.device, dtype=x.dtype)[:, None] + 0.5) / height
+        cell_x = (torch.arange(width, device=x.device, dtype=x.dtype)[None, :] + 0.5) / width
+        cx, cy = cell_x + (right - left) / 2, cell_y + (bottom - top) / 2
+        boxes = torch.stack([cx, cy, left + right, top + bottom], dim=1)
         return TrackOutput(logits, torch.softmax(logits, dim=1)[:, 0], boxes)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from correlation_aware.models.heads import MixerHead, TrackOutput
+from correlation_aware.models.heads import CellHead, MixerHead, TrackOutput
 from correlation_aware.models.sbt import SBT, TemplateState
 
 __all__ = ["TrackModel"]
@@ -15,13 +15,13 @@ class TrackModel(nn.Module):
 
     Args:
         backbone: The two-input feature network.
-        head: The prediction head; its feature size fixes the size of the search picture.
+        head: The prediction head; a `MixerHead` fixes the size of the search picture.
     """
 
     pretrained_cfg: dict[str, Any]  # set by the zoo, as timm does
     model_args: dict[str, Any]
 
-    def __init__(self, backbone: SBT, head: MixerHead) -> None:
+    def __init__(self, backbone: SBT, head: MixerHead | CellHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head

@@ -30,11 +30,17 @@ class TrackerConfig:
     Attributes:
         window: Weight of the Hann window in the blend with the scores: 0.49 in the authors' code, 0 in the
             paper.
+        penalty: How much a candidate loses by a change of size and aspect: its score is multiplied by
+            exp(-penalty * (c_size * c_aspect - 1)), the two changes being ratios of at least 1.
+        damp_size: Move the size towards the candidate's at a rate of score times that factor, so that one bad
+            frame does not make the box explode. Otherwise the candidate's size is taken as it is.
         lost_threshold: A target whose best score is below this is reported as lost.
         margin: Pixels of the box that always stay inside the frame.
     """
 
     window: float = 0.49
+    penalty: float = 0.05
+    damp_size: bool = True
     lost_threshold: float = 0.3
     margin: float = 10.0
 
@@ -42,6 +48,8 @@ class TrackerConfig:
         for name in ("window", "lost_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in 0..1.")
+        if self.penalty < 0:
+            raise ValueError(f"penalty={self.penalty} must be at least 0.")
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,7 @@ class Tracker:
         self._factors = cfg["template_factor"], cfg["search_factor"]
         mean, std = (torch.tensor(cfg[key], device=self.device) * 255 for key in ("mean", "std"))
         self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
-        rows, columns = (torch.hann_window(n, periodic=False) for n in model.head.feature_size)
-        self._window = torch.outer(rows, columns).to(self.device)
+        self._window = torch.empty(0, device=self.device)
         self._state: TemplateState | None = None
         self._boxes = np.empty((0, 4))
         self._many = False
@@ -145,7 +152,8 @@ class Tracker:
         with self._timed("model"):
             output = self.model(self._state, pixels)
         with self._timed("post"):
-            scores, found = self._best(output)
+            sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)])
+            scores, found = self._best(output, torch.from_numpy(sizes).float().to(self.device))
             self._boxes = np.stack(
                 [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, found)]
             )
@@ -163,13 +171,29 @@ class Tracker:
         cuts = torch.from_numpy(np.stack([crop.cut(frame, size) for crop in crops])).to(self.device)
         return ((cuts.permute(0, 3, 1, 2) - self._mean) / self._std).to(self.dtype)
 
-    def _best(self, output: TrackOutput) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score (N,) and box (N, 4), cxcywh in 0..1 of the crop, of the cell that wins after the window."""
-        scores = output.scores.float()
-        blend = scores * (1 - self.config.window) + self._window * self.config.window
+    def _best(self, output: TrackOutput, sizes: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Picks the cell that wins after penalty and window.
+
+        Args:
+            output: Predictions for N crops.
+            sizes: (N, 2), width and height of the last boxes in 0..1 of the crops.
+
+        Returns:
+            Score (N,) and box (N, 4), cxcywh in 0..1 of the crop.
+        """
+        scores, boxes = output.scores.float(), output.boxes.float()
+        if self._window.shape != scores.shape[1:]:
+            rows, columns = (
+                torch.hann_window(n, periodic=False, device=self.device) for n in scores.shape[1:]
+            )
+            self._window = torch.outer(rows, columns)
+        factor = torch.exp(-self.config.penalty * (_change(boxes[:, 2:], sizes[:, :, None, None]) - 1))
+        blend = scores * factor * (1 - self.config.window) + self._window * self.config.window
         best = blend.flatten(1).argmax(dim=1, keepdim=True)  # N, 1
-        score = scores.flatten(1).gather(1, best)
-        box = output.boxes.float().flatten(2).gather(2, best[:, None].expand(-1, 4, -1))[..., 0]
+        score, factor = scores.flatten(1).gather(1, best), factor.flatten(1).gather(1, best)
+        box = boxes.flatten(2).gather(2, best[:, None].expand(-1, 4, -1))[..., 0]
+        if self.config.damp_size:
+            box = torch.cat([box[:, :2], torch.lerp(sizes, box[:, 2:], score * factor)], dim=1)
         found = torch.cat([score, box], dim=1).cpu().numpy()
         return found[:, 0], found[:, 1:]
 
@@ -180,6 +204,19 @@ class Tracker:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         setattr(self.timings, part, getattr(self.timings, part) + time.perf_counter() - start)
+
+
+def _change(new: Tensor, old: Tensor) -> Tensor:
+    """Change of size times change of aspect, ratios of at least 1: (N, 2, H, W), (N, 2, 1, 1) -> (N, H, W)."""
+
+    def ratio(a: Tensor, b: Tensor) -> Tensor:
+        return torch.maximum(a / b, b / a)
+
+    def padded_size(wh: Tensor) -> Tensor:
+        return ((wh + wh.mean(dim=1, keepdim=True)).prod(dim=1)).sqrt()
+
+    new, old = new.clamp(min=1e-4), old.clamp(min=1e-4)
+    return ratio(padded_size(new), padded_size(old)) * ratio(new[:, 0] / new[:, 1], old[:, 0] / old[:, 1])
 
 
 def create_tracker(

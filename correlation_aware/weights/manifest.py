@@ -72,6 +72,7 @@ class WeightsEntry:
         input_size: Side in pixels of the picture, for one-input training.
         mean: Of the normalised pixels, per channel.
         std: Of the normalised pixels, per channel.
+        model_args: What `create_model` is given to build the network that these weights need.
         results: What was measured with these weights.
         notes: Anything else.
     """
@@ -94,6 +95,7 @@ class WeightsEntry:
     template_size: int | None = None
     search_size: int | None = None
     input_size: int | None = None
+    model_args: dict[str, Any] | None = None
     results: tuple[Measurement, ...] = ()
     notes: str = ""
 
@@ -133,6 +135,8 @@ class WeightsEntry:
                 f"{allowed}, or null",
             )
         self._check("notes", isinstance(self.notes, str), "a text")
+        named = self.model_args is None or isinstance(self.model_args, dict)
+        self._check("model_args", named, "an object of arguments, or null")
         relative = not Path(self.file).is_absolute() and ".." not in Path(self.file).parts
         self._check("file", relative, "a relative path that does not climb")
         needed, forbidden = _SOURCE_RULES[self.source]
