@@ -5,10 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from correlation_aware.cli.demo import demo
-from correlation_aware.cli.models import models
-from correlation_aware.cli.track import track
-from correlation_aware.cli.weights import app as weights_app
+from correlation_aware.cli import demo, models, track, weights
 
 __all__ = ["app", "main"]
 
@@ -17,10 +14,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("track")(track)
-app.command("demo")(demo)
-app.command("models")(models)
-app.add_typer(weights_app, name="weights")
+app.command("track")(track.track)
+app.command("demo")(demo.demo)
+app.command("models")(models.models)
+app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:
