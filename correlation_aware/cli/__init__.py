@@ -1,11 +1,14 @@
-"""The command line: `correlation-aware track | models | weights | demo`. The only room that prints."""
+"""The command line: `correlation-aware track | demo | models | weights | train | eval`.
+
+The only room that prints.
+"""
 
 import sys
 
 import typer
 from rich.console import Console
 
-from correlation_aware.cli import demo, models, track, weights
+from correlation_aware.cli import demo, eval, models, track, train, weights
 
 __all__ = ["app", "main"]
 
@@ -18,13 +21,15 @@ app.command("track")(track.track)
 app.command("demo")(demo.demo)
 app.command("models")(models.models)
 app.add_typer(weights.app, name="weights")
+app.add_typer(train.app, name="train")
+app.add_typer(eval.app, name="eval")
 
 
 def main() -> None:
     """Runs the command line; a user's mistake ends in one line and exit code 1."""
     try:
         app()
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError, ImportError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         Console(stderr=True).print(f"[red]error:[/red] {type(error).__name__}: ", end="")
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(text))

@@ -28,7 +28,8 @@ class TrackOutput(NamedTuple):
     Attributes:
         logits: (B, 2, H, W); class 0 is the target, class 1 the background.
         scores: (B, H, W), the target's probability.
-        boxes: (B, 4, H, W), cxcywh in 0..1 of the search picture.
+        boxes: (B, 4, H, W), cxcywh in 0..1 of the search picture; always float32, since bfloat16 would round
+            them to 1/256 of the picture.
     """
 
     logits: Tensor
@@ -89,7 +90,7 @@ class MixerHead(nn.Module):
             )
         x = features.flatten(2)
         logits = self.cls(x).unflatten(2, size)
-        boxes = self.box(x).sigmoid().unflatten(2, size)
+        boxes = self.box(x).float().sigmoid().unflatten(2, size)
         return TrackOutput(logits, torch.softmax(logits, dim=1)[:, 0], boxes)
 
 
@@ -115,11 +116,10 @@ class CellHead(nn.Module):
         x = features.permute(0, 2, 3, 1)  # B, H, W, C
         height, width = x.shape[1:3]
         logits = self.cls(x).permute(0, 3, 1, 2)
-        left, top, right, bottom = (
-            self.box(x).sigmoid().unbind(dim=-1)
-        )  # each B, H, W, in 0..1 of the picture
-        cell_y = (torch.arange(height, device=x.device, dtype=x.dtype)[:, None] + 0.5) / height
-        cell_x = (torch.arange(width, device=x.device, dtype=x.dtype)[None, :] + 0.5) / width
+        sides = self.box(x).float().sigmoid()  # B, H, W, 4 in 0..1 of the picture
+        left, top, right, bottom = sides.unbind(dim=-1)
+        cell_y = (torch.arange(height, device=x.device)[:, None] + 0.5) / height
+        cell_x = (torch.arange(width, device=x.device)[None, :] + 0.5) / width
         cx, cy = cell_x + (right - left) / 2, cell_y + (bottom - top) / 2
         boxes = torch.stack([cx, cy, left + right, top + bottom], dim=1)
         return TrackOutput(logits, torch.softmax(logits, dim=1)[:, 0], boxes)

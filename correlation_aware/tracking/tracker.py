@@ -207,7 +207,7 @@ class Tracker:
 
 
 def _change(new: Tensor, old: Tensor) -> Tensor:
-    """Change of size times change of aspect, ratios of at least 1: (N, 2, H, W), (N, 2, 1, 1) -> (N, H, W)."""
+    """Change of size times change of aspect, ratios >= 1: (N, 2, H, W), (N, 2, 1, 1) -> (N, H, W)."""
 
     def ratio(a: Tensor, b: Tensor) -> Tensor:
         return torch.maximum(a / b, b / a)

@@ -1,0 +1,162 @@
+"""`correlation-aware train`: a tracker on pairs, or a classifier to start from."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from correlation_aware.cli.track import console
+
+if TYPE_CHECKING:
+    from correlation_aware.training.engine import Trainer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Train a tracker, or a classifier to start from.", no_args_is_help=True)
+
+Output = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log.jsonl, config.yaml.")]
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file, or the name of one that is shipped; defaults without one.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Such as optimizer.lr=1e-4. Repeatable."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the newest checkpoint; --config may be left out then.")
+]
+Minutes = Annotated[float | None, typer.Option(help="Stop with a checkpoint after so many minutes.")]
+Device = Annotated[str | None, typer.Option(help="cpu, or whatever the launcher finds by default.")]
+
+
+@app.command()
+def track(
+    output: Output,
+    config: Config = None,
+    changes: Changes = None,
+    resume: Resume = False,
+    max_minutes: Minutes = None,
+    device: Device = None,
+) -> None:
+    """Train a tracker on pairs of pictures.
+
+    On several GPUs or nodes: accelerate launch --no_python correlation-aware
+    train track ... Ctrl-C and SIGTERM end the run with a checkpoint, a second
+    one at once.
+    """
+    _check_installed()
+    from correlation_aware.training.config import load, to_yaml
+    from correlation_aware.training.track import TrackTraining, make_track_trainer
+
+    run = load(TrackTraining, _find(config, output, resume), changes or ())
+    _begin(to_yaml(run))
+    _fit(make_track_trainer(run, output, device), resume, max_minutes)
+
+
+@app.command()
+def classify(
+    output: Output,
+    config: Config = None,
+    changes: Changes = None,
+    resume: Resume = False,
+    max_minutes: Minutes = None,
+    device: Device = None,
+) -> None:
+    """Train a classifier on folders of pictures, to start trackers from.
+
+    Its weights open a tracker with --set model.pretrained=RUN/checkpoints/
+    step-.../weights. Several GPUs or nodes as in `train track`.
+    """
+    _check_installed()
+    from correlation_aware.training.classify import ClassifyTraining, make_classify_trainer
+    from correlation_aware.training.config import load, to_yaml
+
+    run = load(ClassifyTraining, _find(config, output, resume), changes or ())
+    _begin(to_yaml(run))
+    _fit(make_classify_trainer(run, output, device), resume, max_minutes)
+
+
+def _find(config: Path | None, output: Path, resume: bool) -> Path | None:
+    """The configuration: a file, one that is shipped, or on resume that of the run."""
+    if config is None:
+        own = output / "config.yaml"
+        return own if resume and own.is_file() else None
+    from correlation_aware import training
+
+    shipped = Path(training.__file__).with_name("configs") / f"{config}.yaml"
+    return shipped if shipped.is_file() and not config.is_file() else config
+
+
+def _begin(text: str) -> None:
+    """Prints the configuration and what the library logs, once; takes what speed a GPU gives for nothing."""
+    import torch
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        console.print(escape(text))
+        logger = logging.getLogger("correlation_aware")
+        logger.setLevel(logging.INFO)
+        logger.handlers = [RichHandler(console=console, show_path=False, show_time=False)]
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+
+
+def _check_installed() -> None:
+    missing = [name for name in ("accelerate", "yaml") if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"Training needs {', '.join(missing)}: pip install correlation_aware[train]"
+        )
+
+
+def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> None:
+    with _progress(trainer.unit) as bar, _stopped_by_signals(trainer):
+        task = bar.add_task("train", total=trainer.schedule.steps, speed="")
+
+        def on_record(record: dict[str, Any]) -> None:
+            bar.update(task, completed=record["step"])
+            if speed := record.get(f"{trainer.unit}_per_s"):  # a validation has none
+                bar.update(task, speed=f"{speed:.0f}")
+            bar.console.print(_line(record))
+
+        outcome = trainer.fit(resume, max_minutes, on_record)
+    if trainer.accelerator.is_main_process:
+        state = "Done" if outcome.finished else "Stopped; --resume goes on"
+        console.print(f"{state}: step {outcome.step}, {escape(str(outcome.checkpoint / 'weights'))}")
+
+
+def _line(record: dict[str, Any]) -> str:
+    hidden = ("step", "seconds", "lr_backbone")
+    figures = (f"{name} {value:.4g}" for name, value in record.items() if name not in hidden)
+    return f"step {record['step']}  {'  '.join(figures)}"
+
+
+def _progress(unit: str) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"))
+    left = (TextColumn("{task.fields[speed]} " + f"{unit}/s,"), TimeRemainingColumn(), TextColumn("left"))
+    return Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def _stopped_by_signals(trainer: "Trainer") -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        trainer.request_stop()
+        for name, handler in before.items():  # the next one acts at once
+            signal.signal(name, handler)
+
+    before: dict[signal.Signals, Any] = {}
+    for name in (signal.SIGINT, signal.SIGTERM):
+        before[name] = signal.signal(name, stop)
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,89 @@
+"""The log of a run: a JSON line every few steps, and TensorBoard's curves where it is installed."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from correlation_aware.weights import write_text
+
+__all__ = ["Means", "RunLog", "read_log"]
+
+
+class Means:
+    """Running means of scalars that stay on their device, so that nobody waits for it at every step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> tuple[list[str], Tensor]:
+        """Names and a vector of their means; counting starts again."""
+        names = list(self._sums)
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        self._sums, self._counts = {}, {}
+        return names, means
+
+
+class RunLog:
+    """Appends records to `log.jsonl` in a folder.
+
+    Args:
+        folder: Of the run.
+        step: The step from which the run goes on; records behind it, of a run that died, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        path = folder / "log.jsonl"
+        kept = [record for record in read_log(path) if record["step"] <= step]
+        write_text("".join(json.dumps(record) + "\n" for record in kept), path)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _open_board(folder, step)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes a record; it has a `step`."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, record["step"])
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a `log.jsonl`; a last line that was cut off is left out, no file is no record."""
+    path = Path(path)
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

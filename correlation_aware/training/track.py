@@ -1,0 +1,170 @@
+"""Training of a tracker: `TrackTraining` in a YAML file, from scratch or from pretrained weights.
+
+Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv.org/abs/2203.01666
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from correlation_aware.data.faults import Faults
+from correlation_aware.data.pairs import PairBatch, PairSource
+from correlation_aware.data.pool import read_pool
+from correlation_aware.data.stills import StillConfig, StillPairs
+from correlation_aware.models.track import TrackModel
+from correlation_aware.pretrained import load_pretrained
+from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
+from correlation_aware.training.engine import Trainer, make_accelerator
+from correlation_aware.training.losses import LossConfig, best_cell_iou, track_loss
+from correlation_aware.zoo import create_model
+
+__all__ = ["PairBatches", "PairData", "TrackTraining", "make_track_trainer", "open_pairs"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Where pairs come from.
+
+    Attributes:
+        sources: Folders or tar shards of stills, each with its share of the draws.
+        batch_size: Pairs of a batch, on each process.
+        max_side: Larger photographs are shrunk to this many pixels.
+        fault_limit: Files that may be unreadable before the run ends.
+        stills: The mix of pairs.
+    """
+
+    sources: dict[str, float] = field(default_factory=dict)
+    batch_size: int = 32
+    max_side: int = 320
+    fault_limit: int = 100
+    stills: StillConfig = field(default_factory=StillConfig)
+
+
+@dataclass(frozen=True)
+class TrackTraining:
+    """A run of `correlation-aware train track`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: PairData = field(default_factory=PairData)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+class PairBatches:
+    """A source of pairs for the trainer.
+
+    Args:
+        pairs: Its batches must depend on their numbers alone.
+        batch_size: Of the batches.
+        ahead: Make the next batch in a thread; worth it where a GPU trains meanwhile.
+    """
+
+    def __init__(self, pairs: PairSource, batch_size: int, ahead: bool = False) -> None:
+        self.pairs, self.batch_size, self.ahead = pairs, batch_size, ahead
+
+    def batches(self, start: int, stride: int) -> Iterator[PairBatch]:
+        """See `Source.batches`."""
+        numbers = count(start, stride)
+        if not self.ahead:
+            yield from map(self.pairs.batch, numbers)
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            coming = thread.submit(self.pairs.batch, next(numbers))
+            for number in numbers:
+                batch = coming.result()
+                coming = thread.submit(self.pairs.batch, number)
+                yield batch
+
+
+def make_track_trainer(
+    config: TrackTraining,
+    folder: str | Path,
+    device: str | None = None,
+    pairs: PairSource | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> Trainer:
+    """Puts model, data and engine together; `fit` of what it returns runs.
+
+    Args:
+        config: The run.
+        folder: Where its checkpoints and log go.
+        device: `cpu` to keep away from GPUs.
+        pairs: Instead of those of `config.data`, whose `batch_size` it must have.
+        validate: Scalars of the averaged model for the log, see `RunConfig.validate_every`.
+
+    Raises:
+        ValueError: A model without a prediction head, no data, a folder that holds a run.
+        FileNotFoundError, ConnectionError, RuntimeError: Data or weights that cannot be had.
+    """
+    accelerator = make_accelerator(config.run, device)
+    set_seed(config.run.seed)
+    model = create_model(config.model.name, **config.model.overrides)
+    if not isinstance(model, TrackModel):
+        raise ValueError(
+            f"model.name={config.model.name} has no prediction head; take {config.model.name}_track."
+        )
+    if config.model.pretrained is not None:
+        _logger.info("start: %s", load_pretrained(model, config.model.pretrained, partial=True))
+    if pairs is None:
+        pairs = open_pairs(config, model, accelerator.device)
+
+    # on a CPU the plain form of the attention is quicker to differentiate than the fused one
+    plain = accelerator.device.type == "cpu"
+
+    def compute(network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            output = network(batch.template, batch.search)
+        loss = track_loss(output, batch.boxes, batch.positive, config.loss)
+        parts = {"loss": loss.total, "score": loss.score, "l1": loss.l1, "giou": loss.giou}
+        return {**parts, "iou": best_cell_iou(output, batch.boxes, batch.positive)}
+
+    return Trainer(
+        model,
+        compute,
+        PairBatches(pairs, config.data.batch_size, ahead=accelerator.device.type != "cpu"),
+        folder,
+        accelerator,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        run=config.run,
+        text=to_yaml(config),
+        validate=validate,
+    )
+
+
+def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.device) -> StillPairs:
+    """The pairs of `config.data` in the sizes that the model is meant for.
+
+    Raises:
+        ValueError: No sources are named.
+        FileNotFoundError, RuntimeError: They cannot be read.
+    """
+    data, sizes = config.data, model.backbone.config
+    if not data.sources:
+        raise ValueError(
+            "data.sources is empty: name folders or shards of pictures and their shares, "
+            "such as data.sources={photos/: 1.0, shard-000000.tar: 2.0}."
+        )
+    pool = read_pool(data.sources, data.max_side, device, Faults(data.fault_limit))
+    return StillPairs(
+        pool,
+        data.batch_size,
+        sizes.template_size,
+        sizes.search_size,
+        sizes.template_factor,
+        sizes.search_factor,
+        config.run.seed,
+        data.stills,
+    )

@@ -1,0 +1,369 @@
+"""Readers, each on a tiny tree of the real layout; pairs of video frames; what happens to broken files."""
+
+import io
+import json
+import logging
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from correlation_aware.data.faults import Faults
+from correlation_aware.data.pairs import MixedPairs, denormalize
+from correlation_aware.data.photometric import PhotometricConfig
+from correlation_aware.data.pool import read_pool
+from correlation_aware.data.readers import Coco, Got10k, LaSOT, TrackingNet, open_set
+from correlation_aware.data.sequences import Folder, read_boxes, read_flags
+from correlation_aware.data.still_files import read_stills
+from correlation_aware.data.video_pairs import VideoConfig, VideoPairs
+
+QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
+BOXES = [(20 + 8 * i, 30 + 4 * i, 24, 16) for i in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw_frame(path, box, colour=(255, 255, 255)):
+    """A bright rectangle where the box is, on black, 160 x 120 pixels."""
+    frame = np.zeros((120, 160, 3), np.uint8)
+    x, y, w, h = box
+    frame[y : y + h, x : x + w] = colour
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), frame)
+
+
+def draw_frames(folder, names, **kwargs):
+    for name, box in zip(names, BOXES):
+        draw_frame(folder / name, box, **kwargs)
+
+
+def write_boxes(path, separator=",", boxes=BOXES):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(separator.join(map(str, box)) + "\n" for box in boxes))
+
+
+@pytest.fixture
+def got10k(tmp_path):
+    for number in (1, 2):
+        folder = tmp_path / "train" / f"GOT-10k_Train_{number:06d}"
+        draw_frames(folder, [f"{i:08d}.jpg" for i in range(1, 5)])
+        write_boxes(folder / "groundtruth.txt", boxes=[tuple(f"{v:.4f}" for v in box) for box in BOXES])
+        (folder / "absence.label").write_text("0\n0\n1\n0\n")
+        (folder / "cover.label").write_text("8\n0\n8\n8\n")
+        (folder / "cut_by_image.label").write_text("0\n0\n0\n0\n")
+        (folder / "meta_info.ini").write_text("[METAINFO]\nobject_class: ball\n")
+    (tmp_path / "train" / "list.txt").write_text("GOT-10k_Train_000001\nGOT-10k_Train_000002\n")
+    return tmp_path
+
+
+@pytest.fixture
+def lasot(tmp_path):
+    for name in ("airplane-1", "zebra-13"):
+        folder = tmp_path / name.split("-")[0] / name
+        draw_frames(folder / "img", [f"{i:08d}.jpg" for i in range(1, 5)])
+        write_boxes(folder / "groundtruth.txt")
+        (folder / "full_occlusion.txt").write_text("0,0,0,1\n")
+        (folder / "out_of_view.txt").write_text("0,1,0,0\n")
+        (folder / "nlp.txt").write_text("a white rectangle\n")
+    return tmp_path
+
+
+@pytest.fixture
+def trackingnet(tmp_path):
+    for part, name in (("TRAIN_0", "a-B_0"), ("TRAIN_11", "c_D_7")):
+        draw_frames(
+            tmp_path / part / "frames" / name, [f"{i}.jpg" for i in (0, 2, 10, 11)]
+        )  # numbers, not text
+        write_boxes(tmp_path / part / "anno" / f"{name}.txt")
+    return tmp_path
+
+
+@pytest.fixture
+def coco(tmp_path):
+    images, annotations = [], []
+    for number, box in enumerate(BOXES):
+        images.append(
+            {"id": 100 + number, "file_name": f"{100 + number:012d}.jpg", "width": 160, "height": 120}
+        )
+        draw_frame(tmp_path / "train2017" / images[-1]["file_name"], box)
+        annotations.append(
+            {"image_id": 100 + number, "bbox": list(map(float, box)), "iscrowd": 0, "category_id": 1}
+        )
+    annotations.append({"image_id": 100, "bbox": [0, 0, 100, 100], "iscrowd": 1, "category_id": 1})
+    annotations.append({"image_id": 100, "bbox": [0, 0, 100, 9], "iscrowd": 0, "category_id": 1})
+    (tmp_path / "annotations").mkdir()
+    content = {"images": images, "annotations": annotations, "categories": []}
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def check_boxes(video):
+    """Every frame has its bright rectangle where the box is."""
+    assert len(video.frames) == len(video.boxes)
+    for path, (x, y, w, h) in zip(video.frames, video.boxes.astype(int)):
+        frame = cv2.imread(str(path))
+        assert frame[y + 4 : y + h - 4, x + 4 : x + w - 4].min() > 200
+        assert float(frame.sum()) == pytest.approx(float(frame[y : y + h, x : x + w].sum()), rel=0.1)
+
+
+def test_got10k(got10k):
+    dataset = open_set("got10k", got10k)
+    assert len(dataset) == 2
+    check_boxes(dataset[1])
+    assert dataset[0].visible.tolist() == [True, False, False, True]
+    (got10k / "train" / "list.txt").unlink()
+    assert len(Got10k(got10k)) == 2
+    with pytest.raises(FileNotFoundError, match=r"list\.txt"):
+        Got10k(got10k, "val")
+
+
+def test_lasot(lasot):
+    dataset = LaSOT(lasot)
+    assert len(dataset) == 2
+    check_boxes(dataset[0])
+    assert dataset[0].visible.tolist() == [True, False, True, False]
+    (lasot / "training_set.txt").write_text("zebra-13\n")
+    chosen = LaSOT(lasot, lasot / "training_set.txt")
+    assert len(chosen) == 1 and chosen[0].name.endswith("zebra-13")
+
+
+def test_trackingnet(trackingnet):
+    dataset = TrackingNet(trackingnet)
+    assert len(dataset) == 2 and len(TrackingNet(trackingnet, ["TRAIN_11"])) == 1
+    check_boxes(dataset[0])
+    assert [path.name for path in dataset[0].frames] == ["0.jpg", "2.jpg", "10.jpg", "11.jpg"]
+
+
+def test_coco(coco):
+    dataset = Coco(coco)
+    assert len(dataset) == 4  # neither the crowd nor the flat one
+    for i in range(4):
+        check_boxes(dataset[i])
+    (coco / "annotations" / "instances_train2017.json").write_text('{"images": []}')
+    with pytest.raises(ValueError, match="instances"):
+        Coco(coco)
+
+
+@pytest.mark.parametrize("separator, inner", [(",", ""), ("\t", "img"), (" ", "img")])
+def test_a_folder_of_frames(tmp_path, separator, inner):
+    for name in ("mine", "yours"):
+        draw_frames(tmp_path / name / inner, [f"frame{i}.png" for i in (1, 2, 10, 20)])
+        write_boxes(tmp_path / name / "groundtruth.txt", separator)
+    dataset = Folder(tmp_path)
+    assert len(dataset) == 2 and len(Folder(tmp_path / "mine")) == 1
+    check_boxes(dataset[0])
+
+
+def test_text_files_of_boxes(tmp_path):
+    path = tmp_path / "groundtruth.txt"
+    path.write_text("1,2,3,4\nnan,nan,nan,nan\n5,6,0,4\n")
+    boxes, visible = read_boxes(path)
+    assert boxes[0].tolist() == [1, 2, 3, 4] and visible.tolist() == [True, False, False]
+    path.write_text("10,20,30,20,30,40,10,40\n")
+    assert read_boxes(path)[0].tolist() == [[10, 20, 20, 20]]
+    for text in ("1,2,3\n", "1,2,3,four\n", "1,2,3,4\n1,2\n", ""):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"groundtruth\.txt"):
+            read_boxes(path)
+    assert read_flags(tmp_path / "none", 3).tolist() == [0, 0, 0]
+    path.write_text("1 0\n")
+    with pytest.raises(ValueError, match="3 whole numbers"):
+        read_flags(path, 3)
+
+
+def test_frames_and_boxes_must_be_as_many(tmp_path):
+    draw_frames(tmp_path, ["1.jpg", "2.jpg"])
+    write_boxes(tmp_path / "groundtruth.txt")
+    with pytest.raises(ValueError, match="2 frames, 4 boxes"):
+        Folder(tmp_path)[0]
+
+
+def test_unknown_layouts_are_named():
+    with pytest.raises(ValueError, match="coco, folder, got10k, lasot, trackingnet"):
+        open_set("vot", ".")
+
+
+def found_box(picture):
+    """cxcywh in 0..1 of what is bright in a (3, H, W) picture."""
+    bright = picture.float().mean(dim=0) > 127
+    ys, xs = bright.nonzero().T
+    low, high = torch.stack([xs.min(), ys.min()]), torch.stack([xs.max() + 1, ys.max() + 1])
+    return torch.cat([(low + high) / 2, (high - low).float()]) / picture.shape[-1]
+
+
+def test_video_pairs_have_their_boxes(got10k):
+    config = VideoConfig(photometric=QUIET)
+    pairs = VideoPairs([(Got10k(got10k), 1.0)], 24, 64, 128, config=config)
+    batch = pairs.batch(0)
+    assert batch.template.shape == (24, 3, 64, 64) and batch.search.shape == (24, 3, 128, 128)
+    assert batch.positive.all()
+    for template, search, box in zip(denormalize(batch.template), denormalize(batch.search), batch.boxes):
+        if (box[:2] + box[2:] / 2).max() < 1 and (box[:2] - box[2:] / 2).min() > 0:
+            assert (found_box(search) - box).abs().max() * 128 < 2  # frames are JPEG
+        assert (found_box(template)[:2] - 0.5).abs().max() * 64 < 2
+    centres = batch.boxes[:, :2].sub(0.5).abs().amax(dim=1)
+    assert centres.max() > 0.15 and batch.boxes[:, 2].max() > 1.2 * batch.boxes[:, 2].min()
+
+
+def test_video_pairs_depend_on_seed_and_number_alone(got10k):
+    first, second = (VideoPairs([(Got10k(got10k), 1.0)], 4, 32, 64, seed=2) for _ in range(2))
+    straight = [batch for _, batch in zip(range(3), first)]
+    second.state = 2
+    resumed = iter(second)
+    for a, b in zip(next(resumed), straight[2]):
+        assert torch.equal(a, b)
+    assert second.state == 3
+    second.state = 1
+    assert torch.equal(next(resumed).search, straight[1].search)
+
+
+def test_the_gap_and_invisible_frames_are_respected(tmp_path):
+    colours = [60, 120, 180, 240]  # a frame's brightness tells which it is
+    for i, (colour, box) in enumerate(zip(colours, BOXES)):
+        draw_frame(tmp_path / f"{i}.png", box, (colour,) * 3)
+    write_boxes(tmp_path / "groundtruth.txt", boxes=[BOXES[0], BOXES[1], ("nan",) * 4, BOXES[3]])
+    batch = VideoPairs(
+        [(Folder(tmp_path), 1.0)], 40, 32, 64, config=VideoConfig(gap=1, photometric=QUIET)
+    ).batch(0)
+    used = {
+        (int(z.amax()), int(x.amax())) for z, x in zip(denormalize(batch.template), denormalize(batch.search))
+    }
+    assert used == {(60, 120), (120, 60), (240, 240)}  # the last one sees no other frame within the gap
+
+
+def test_negatives_take_the_template_of_another_video(tmp_path):
+    for name, colour in (("dark", 90), ("light", 250)):
+        draw_frames(tmp_path / name, ["1.png", "2.png"], colour=(colour,) * 3)
+        write_boxes(tmp_path / name / "groundtruth.txt", boxes=BOXES[:2])
+    config = VideoConfig(negative=0.5, photometric=QUIET)
+    batch = VideoPairs([(Folder(tmp_path), 1.0)], 40, 32, 64, config=config).batch(0)
+    assert 5 < (~batch.positive).sum() < 25
+    for template, search, positive in zip(
+        denormalize(batch.template), denormalize(batch.search), batch.positive
+    ):
+        assert (abs(int(template.amax()) - int(search.amax())) < 20) == bool(positive)
+    alone = VideoPairs([(Folder(tmp_path / "dark"), 1.0)], 2, 32, 64, config=VideoConfig(negative=1.0))
+    with pytest.raises(RuntimeError, match="negatives need two"):
+        alone.batch(0)
+
+
+def test_sets_are_drawn_by_weight(tmp_path):
+    for name, colour in (("dark", 90), ("light", 250)):
+        draw_frames(tmp_path / name, ["1.png", "2.png"], colour=(colour,) * 3)
+        write_boxes(tmp_path / name / "groundtruth.txt", boxes=BOXES[:2])
+    sets = [(Folder(tmp_path / "dark"), 1.0), (Folder(tmp_path / "light"), 3.0)]
+    search = denormalize(VideoPairs(sets, 80, 16, 32, config=VideoConfig(photometric=QUIET)).batch(0).search)
+    assert 0.6 < (search.flatten(1).amax(dim=1) > 170).float().mean() < 0.9
+    with pytest.raises(ValueError, match="weights"):
+        VideoPairs([(Folder(tmp_path), 0.0)], 2)
+
+
+def test_broken_files_are_named_and_counted_up_to_a_limit(got10k, caplog):
+    broken = got10k / "train" / "GOT-10k_Train_000001"
+    (broken / "00000001.jpg").write_bytes(b"no picture")
+    (broken / "00000004.jpg").unlink()
+    (broken / "00000004.jpg").symlink_to("nowhere")
+    faults = Faults(limit=200)
+    with caplog.at_level(logging.WARNING):
+        VideoPairs([(Got10k(got10k), 1.0)], 16, 32, 64, faults=faults).batch(0)
+    assert 0 < faults.count == len(caplog.records)
+    assert all("GOT-10k_Train_000001" in record.message for record in caplog.records)
+    with pytest.raises(RuntimeError, match=r"0000000[14]\.jpg.*at most 1 are passed over"):
+        VideoPairs([(Got10k(got10k), 1.0)], 16, 32, 64, faults=Faults(limit=1)).batch(0)
+
+
+def test_a_broken_annotation_is_a_fault_too(got10k, caplog):
+    (got10k / "train" / "GOT-10k_Train_000002" / "groundtruth.txt").write_text("1,2\n")
+    with caplog.at_level(logging.WARNING):
+        VideoPairs([(Got10k(got10k), 1.0)], 8, 32, 64).batch(0)
+    assert "GOT-10k_Train_000002/groundtruth.txt" in caplog.text
+
+
+def test_a_box_outside_of_the_frame_is_a_fault(tmp_path, caplog):
+    draw_frames(tmp_path, ["1.png", "2.png", "3.png", "4.png"])
+    write_boxes(tmp_path / "groundtruth.txt", boxes=[(500, 10, 20, 20), *BOXES[1:]])
+    with caplog.at_level(logging.WARNING):
+        VideoPairs([(Folder(tmp_path), 1.0)], 8, 32, 64).batch(0)
+    assert "outside of the frame" in caplog.text
+
+
+def test_mixed_pairs_take_turns_by_weight(got10k, coco):
+    sources = [VideoPairs([(dataset, 1.0)], 2, 16, 32) for dataset in (Got10k(got10k), Coco(coco))]
+    mixed = MixedPairs([(sources[0], 1.0), (sources[1], 3.0)], seed=1)
+    turns = [torch.equal(mixed.batch(i).search, sources[1].batch(i).search) for i in range(24)]
+    assert 0.5 < np.mean(turns) < 0.95
+    next(iter(mixed))
+    assert mixed.state == 1
+
+
+def picture_bytes(shape, suffix=".jpg", seed=0):
+    picture = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return cv2.imencode(suffix, picture)[1].tobytes()
+
+
+def write_shard(path, entries):
+    with tarfile.open(path, "w") as tar:
+        for name, content in entries:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def object_mask(height, width):
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : -height // 4, width // 4 : -width // 4] = 255
+    return cv2.imencode(".png", mask)[1].tobytes()
+
+
+def test_stills_of_shards(tmp_path, caplog):
+    pytest.importorskip("webdataset")
+    first = [("0001.jpg", picture_bytes((80, 100, 3))), ("0001.mask.png", object_mask(80, 100))]
+    write_shard(tmp_path / "s-000000.tar", [*first, ("0002_tabby_cat.jpg", picture_bytes((200, 100, 3)))])
+    second = [("0003_dog.jpg", b"broken"), ("0004_dog.png", picture_bytes((40, 40, 3), ".png"))]
+    write_shard(tmp_path / "s-000001.tar", [*second, ("0005.txt", b"text")])
+    faults = Faults(limit=5)
+    with caplog.at_level(logging.WARNING):
+        stills = list(read_stills(str(tmp_path / "s-{000000..000001}.tar"), 100, faults))
+    assert [still.label for still in stills] == ["", "tabby_cat", "dog"]
+    assert [still.image.shape for still in stills] == [(80, 100, 3), (100, 50, 3), (40, 40, 3)]
+    assert stills[0].mask.shape == (80, 100) and stills[1].mask is None
+    assert faults.count == 2 and "0003_dog" in caplog.text and "0005" in caplog.text
+    with pytest.raises(RuntimeError, match=r"s-000001\.tar: 000\d"):
+        list(read_stills(str(tmp_path / "s-000001.tar"), 100))
+
+
+def test_a_missing_or_torn_shard_is_a_fault(tmp_path, caplog):
+    pytest.importorskip("webdataset")
+    whole = tmp_path / "s-000001.tar"
+    write_shard(whole, [(f"{i}.jpg", picture_bytes((64, 64, 3), seed=i)) for i in range(8)])
+    (tmp_path / "s-000000.tar").write_bytes(whole.read_bytes()[:9000])
+    with caplog.at_level(logging.WARNING):
+        stills = list(read_stills(str(tmp_path / "s-{000000..000002}.tar"), 100, Faults(limit=5)))
+    assert len(stills) >= 8
+    assert "s-000000.tar" in caplog.text and "s-000002.tar" in caplog.text
+
+
+def test_stills_of_a_folder_and_a_pool_of_several_sources(tmp_path):
+    for name in ("cats/1.jpg", "cats/2.jpg", "dogs/1.png"):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(picture_bytes((60, 80, 3), name[-4:]))
+    (tmp_path / "pets" / "dogs" / "1.mask.png").write_bytes(object_mask(60, 80))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "0_cats.jpg").write_bytes(picture_bytes((60, 80, 3)))
+    stills = list(read_stills(tmp_path / "pets", 64))
+    assert [still.label for still in stills] == ["cats", "cats", "dogs"]
+    assert stills[0].image.shape == (48, 64, 3) and stills[2].mask is not None
+    pool = read_pool({str(tmp_path / "pets"): 3.0, str(tmp_path / "one"): 1.0}, max_side=64)
+    assert pool.weights.tolist() == [1, 1, 1, 1] and pool.label.tolist() == [0, 0, 1, 0]
+    assert pool.masked.tolist() == [False, False, True, False]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty"):
+        list(read_stills(tmp_path / "empty", 64))

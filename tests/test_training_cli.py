@@ -1,0 +1,87 @@
+"""`correlation-aware train`, as a user runs it."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import correlation_aware as ca
+from correlation_aware import training
+from correlation_aware.cli import train
+from correlation_aware.training.classify import ClassifyTraining
+from correlation_aware.training.config import load
+from correlation_aware.training.log import read_log
+from correlation_aware.training.track import TrackTraining
+
+
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    app.add_typer(train.app, name="train")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        coarse = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC))
+    return folder
+
+
+def test_train_track_and_resume(run, pictures, tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "track", "--output", out, "--device", "cpu"]
+    changes = ["model.name=sbt_test_track", f"data.sources={{{pictures}: 1}}", "data.batch_size=2"]
+    changes += ["schedule.steps=3", "schedule.warmup=1", "run.log_every=1"]
+    result = run(*words, *(w for change in changes for w in ("--set", change)), "--max-minutes", 0)
+    assert result.exit_code == 0, result.output
+    assert "name: sbt_test_track" in result.output and "background: 0.0625" in result.output
+    assert "Stopped; --resume goes on: step 1" in result.output
+    result = run(*words, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "Done: step 3" in result.output and "giou" in result.output
+    assert [r["step"] for r in read_log(out / "log.jsonl")] == [1, 2, 3]
+    ca.create_model(out / "checkpoints" / "step-00000003" / "weights", pretrained=True)
+    result = run(*words)
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.name=sbt_test", "has no prediction head; take sbt_test_track"),
+        ("model.name=sbt_test_track", "data.sources is empty"),
+        ("model.nam=sbt_test", "Near: model.name"),
+    ],
+)
+def test_mistakes(run, tmp_path, change, message):
+    result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", "--set", change)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
+def test_what_is_missing_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    result = run("train", "classify", "--output", tmp_path / "run")
+    assert "accelerate, yaml: pip install correlation_aware[train]" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(training.__file__).parent.glob("configs/*.yaml")), ids=lambda p: p.stem
+)
+def test_shipped_configurations(path):
+    kind = TrackTraining if path.stem.startswith("track") else ClassifyTraining
+    config = load(kind, path)
+    assert config.model.name in ca.list_models()
+    assert train._find(Path(path.stem), Path("run"), False) == path

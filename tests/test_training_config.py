@@ -1,0 +1,87 @@
+"""Configurations: YAML and back, what is refused and how, groups and learning rates."""
+
+import pytest
+import torch
+from torch import nn
+
+import correlation_aware as ca
+from correlation_aware.training.config import OptimizerConfig, ScheduleConfig, load, to_yaml
+from correlation_aware.training.optimizer import learning_rate_factor, parameter_groups
+from correlation_aware.training.track import TrackTraining
+
+
+def test_yaml_and_back(tmp_path):
+    changes = [
+        "optimizer.lr=1e-3",
+        "schedule.steps=1e5",
+        "model.overrides={search_size: 128, dims: [16, 32]}",
+    ]
+    changes += ["data.sources={photos/: 1, a.tar: 2}", "optimizer.clip=null", "schedule.drops=[0.5, 0.9]"]
+    config = load(TrackTraining, None, changes)
+    assert config.optimizer.lr == 1e-3 and config.optimizer.clip is None
+    assert config.schedule.steps == 100_000 and config.schedule.drops == (0.5, 0.9)
+    assert config.data.sources == {"photos/": 1.0, "a.tar": 2.0}
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(config))
+    assert load(TrackTraining, path) == config
+    assert load(TrackTraining, path, ["run.seed=7"]).run.seed == 7
+    assert load(TrackTraining) == TrackTraining()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimiser.lr=1", r"Unknown key optimiser\. Near: optimizer"),
+        ("optimizer.learn=1", r"Unknown key optimizer\.learn\. Near: optimizer\.lr"),
+        ("data.stills.negativ=1", r"Near: data\.stills\.negative"),
+        ("run.precision=half", r"run\.precision='half' is not one of float32, bfloat16"),
+        ("run.seed=1.5", r"run\.seed=1\.5 is not of type int"),
+        ("run.compile=1", r"run\.compile=1 is not of type bool"),
+        ("optimizer.lr=true", r"optimizer\.lr=True is not of type float"),
+        ("optimizer.betas=[0.9]", r"optimizer\.betas=\[0\.9\] is not of type tuple"),
+        ("optimizer=3", "optimizer is a section"),
+        ("optimizer.lr", r"is not key=value"),
+        ("optimizer.lr.x=1", None),
+        ("optimizer.lr=[", "is not YAML"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        load(TrackTraining, None, [change])
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no configuration"):
+        load(TrackTraining, tmp_path / "none.yaml")
+
+
+def test_groups():
+    model = ca.create_model("sbt_test_track", position="absolute")
+    groups = {group["name"]: group for group in parameter_groups(model, OptimizerConfig())}
+    assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
+        "backbone": (1e-5, 1e-4),
+        "backbone_no_decay": (1e-5, 0.0),
+        "head": (1e-4, 1e-4),
+        "head_no_decay": (1e-4, 0.0),
+    }
+    assert sum(len(g["params"]) for g in groups.values()) == len(list(model.parameters()))
+    assert any(p is model.backbone.stages[0].pos_embed for p in groups["backbone_no_decay"]["params"])
+    assert all(p.ndim > 1 for p in groups["head"]["params"])
+    assert [g["name"] for g in parameter_groups(nn.Linear(2, 2, bias=False), OptimizerConfig())] == [
+        "backbone"
+    ]
+
+
+def test_learning_rate_by_hand():
+    cosine = ScheduleConfig(steps=12, warmup=2, floor=0.1)
+    assert [learning_rate_factor(i, cosine) for i in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert learning_rate_factor(7, cosine) == pytest.approx(0.55)  # half way
+    assert learning_rate_factor(12, cosine) == pytest.approx(0.1)
+    step = ScheduleConfig(steps=10, warmup=0, decay="step", drops=(0.5, 0.8), drop=0.1)
+    assert [learning_rate_factor(i, step) for i in (0, 4, 5, 8)] == pytest.approx([1, 1, 0.1, 0.01])
+
+
+def test_overrides_reach_the_model():
+    config = load(TrackTraining, None, ["model.overrides={search_size: 96}", "model.name=sbt_test_track"])
+    model = ca.create_model(config.model.name, **config.model.overrides)
+    assert model(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 96, 96)).scores.shape == (1, 12, 12)

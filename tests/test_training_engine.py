@@ -1,0 +1,167 @@
+"""The training loop: it learns, it resumes to the bit, it scales to processes, it survives being killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import training_runs
+from training_runs import checkpoint_at, make_trainer, read_state
+
+import correlation_aware as ca
+from correlation_aware.training import checkpoint
+from correlation_aware.training.log import read_log
+
+SCRIPT = str(Path(training_runs.__file__))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Six steps without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert make_trainer(folder, keep=9, checkpoint_steps=2).fit().finished
+    return folder
+
+
+def assert_same(a: Path, b: Path) -> None:
+    first, second = read_state(a), read_state(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def without_time(folder: Path) -> list[dict]:
+    timed = ("pairs_per_s", "seconds")
+    return [{k: v for k, v in r.items() if k not in timed} for r in read_log(folder / "log.jsonl")]
+
+
+def test_four_pairs_are_learned_by_heart(tmp_path):
+    records = []
+    outcome = make_trainer(tmp_path, 160, drop_path=0.0, log_every=20).fit(on_record=records.append)
+    assert records[-1]["iou"] > 0.8
+    model = ca.create_model(outcome.checkpoint / "weights", pretrained=True).eval()  # the averaged weights
+    pairs = training_runs.Drawn()
+    with torch.no_grad():
+        for n in range(2):
+            batch = pairs.batch(n)
+            output = model(batch.template, batch.search)
+            assert training_runs.best_cell_iou(output, batch.boxes, batch.positive) > 0.8
+
+
+def test_resume_equals_an_uninterrupted_run(whole, tmp_path):
+    trainer = make_trainer(tmp_path)
+    outcome = trainer.fit(on_record=lambda r: trainer.request_stop() if r["step"] == 2 else None)
+    assert (outcome.step, outcome.finished) == (3, False)  # asked within the record of 2, heard after 3
+    torch.manual_seed(99)
+    make_trainer(tmp_path).fit(resume=True)
+    assert_same(checkpoint_at(tmp_path, 6), checkpoint_at(whole, 6))
+    assert without_time(tmp_path) == without_time(whole)
+
+
+def test_killed_in_the_middle_of_a_checkpoint(whole, tmp_path):
+    process = subprocess.Popen([sys.executable, SCRIPT, str(tmp_path), "3", "stall"])
+    unfinished = checkpoint.temporary(tmp_path / "checkpoints", 3)
+    try:
+        deadline = time.monotonic() + 120
+        while not (unfinished / "state.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (tmp_path / "log.jsonl").open("a").write('{"step": 3, "lo')  # a line cut off
+    assert unfinished.exists()
+    newest = checkpoint.latest(tmp_path / "checkpoints")
+    assert newest == checkpoint_at(tmp_path, 2)
+    assert_same(newest, checkpoint_at(whole, 2))
+    make_trainer(tmp_path).fit(resume=True)
+    assert not unfinished.exists()
+    assert_same(checkpoint_at(tmp_path, 6), checkpoint_at(whole, 6))
+    assert without_time(tmp_path) == without_time(whole)
+
+
+def test_two_processes_equal_one_that_adds_up(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(tmp_path / "two"), "3"],
+            env={**os.environ, **several, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    make_trainer(tmp_path / "one", 3, accumulate=2, drop_path=0.0).fit()
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    one, two = (read_state(checkpoint_at(tmp_path / name, 3)) for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5, msg=name)
+    losses = [[r["loss"] for r in read_log(tmp_path / name / "log.jsonl")] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(ValueError, match="written with processes=2, this run has 1"):
+        make_trainer(tmp_path / "two").fit(resume=True)
+
+
+def test_time_is_up_and_the_last_are_kept(tmp_path):
+    outcome = make_trainer(tmp_path).fit(max_minutes=0)
+    assert (outcome.step, outcome.finished) == (1, False)
+    make_trainer(tmp_path, checkpoint_steps=1, keep=2).fit(resume=True)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000005", "step-00000006"]
+    assert "sbt_test_track" in (checkpoint_at(tmp_path, 6) / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="holds a run already"):
+        make_trainer(tmp_path).fit()
+    tracker = ca.create_tracker(checkpoint_at(tmp_path, 6) / "weights", device="cpu")
+    assert tracker.name == "sbt_test_track"
+
+
+def test_a_changed_rate_holds_after_resume(tmp_path):
+    make_trainer(tmp_path).fit(max_minutes=0)
+    records = []
+    make_trainer(tmp_path, lr=5e-4).fit(resume=True, on_record=records.append)
+    assert records[0]["step"] == 2 and records[0]["lr_head"] == 5e-4
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        next(trainer.module.head.parameters()).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="not finite by step 1"):
+        trainer.fit()
+    assert checkpoint.latest(tmp_path / "checkpoints") is None
+
+
+def test_validation_sees_the_average_and_leaves_no_trace(whole, tmp_path):
+    trainer = make_trainer(tmp_path, validate_every=3)
+
+    def validate(model):
+        assert model is trainer.ema.module and not model.training
+        return {"ao": torch.rand(()).item()}
+
+    trainer.validate = validate
+    records = []
+    trainer.fit(on_record=records.append)
+    assert [r["step"] for r in records if "val_ao" in r] == [3, 6]
+    assert_same(checkpoint_at(tmp_path, 6), checkpoint_at(whole, 6))
+
+
+def test_what_was_half_removed_is_no_checkpoint(tmp_path):
+    for name in (".writing-00000009", ".removing-step-00000001", "step-00000002", "other"):
+        (tmp_path / name).mkdir()
+    assert checkpoint.latest(tmp_path).name == "step-00000002"
+    checkpoint.clean(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "step-00000002"]
+    assert checkpoint.latest(tmp_path / "none") is None
