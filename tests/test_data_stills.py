@@ -249,8 +249,7 @@ def test_a_pasted_cut_covers_its_place_and_nothing_else():
     )
     canvas = torch.zeros(3, 3, 40, 56)
     at = torch.tensor([[20.0, 12.0], [50.0, 38.0]])  # the second one reaches over the corner
-    edges = Edges(Draws(0), 2)
-    edges.feather[:] = 0.1
+    edges = Edges(torch.full((2,), 0.3), torch.full((2,), 0.1))
     lay(pool, canvas, torch.tensor([2, 0]), cut, place(cut.half, at, torch.ones(2)), edges)
     assert (canvas[1] == 0).all()
     assert (canvas[2, :, 6:18, 14:26] == 255).all() and (extent(canvas[2])[:2] == at[0]).all()

@@ -1,5 +1,6 @@
 """`correlation-aware train`, as a user runs it."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -57,11 +58,27 @@ def test_train_track_and_resume(run, pictures, tmp_path):
     assert isinstance(result.exception, ValueError)
 
 
+def test_train_track_on_videos_and_stills(run, pictures, tmp_path):
+    video = tmp_path / "videos" / "one"
+    video.mkdir(parents=True)
+    for picture in pictures.iterdir():
+        shutil.copy(picture, video)
+    (video / "groundtruth.txt").write_text("40,30,50,40\n" * 4)
+    changes = ["model.name=sbt_test_track", "data.batch_size=2", "schedule.steps=4", "schedule.warmup=1"]
+    changes += [f"data.videos={{'folder:{tmp_path / 'videos'}': 1}}", f"data.sources={{{pictures}: 1}}"]
+    words = [w for change in changes for w in ("--set", change)]
+    result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", *words)
+    assert result.exit_code == 0, result.output
+    assert "Done: step 4" in result.output
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("model.name=sbt_test", "has no prediction head; take sbt_test_track"),
-        ("model.name=sbt_test_track", "data.sources is empty"),
+        ("model.name=sbt_test_track", "data.sources and data.videos are empty"),
+        ("data.videos={GOT-10k: 1}", "is not LAYOUT:ROOT"),
+        ("data.videos={otb:videos: 1}", "is not a known layout"),
         ("model.nam=sbt_test", "Near: model.name"),
     ],
 )

@@ -102,7 +102,7 @@ def synthetic_clip(pool: ImagePool, number: int, seed: int = 0, config: ClipConf
     every = torch.arange(frames)
     for i in range(config.distractors):
         _distract(draws, pool, config, canvas, target, boxes, lookalike=i % 2 == 0)
-    edges = Edges(draws, 1).repeat(frames)
+    edges = Edges.draw(draws, 1).repeat(frames)
     if not natural or config.distractors:
         lay(pool, canvas, every, target, placement, edges, bend=bend)
     shown = torch.full_like(canvas, 255)
@@ -187,7 +187,7 @@ def _distract(
     at = _roam(draws, config, cut.half * scale[:, None])
     where = place(cut.half, at, scale, _path(draws, config, 0.3), flip=draws.chance(0.5, 1).expand(frames))
     colours = recolour(draws, 1).expand(frames, 3, 3) if lookalike else None
-    lay(pool, canvas, torch.arange(frames), cut, where, Edges(draws, 1).repeat(frames), colours=colours)
+    lay(pool, canvas, torch.arange(frames), cut, where, Edges.draw(draws, 1).repeat(frames), colours=colours)
 
 
 def _occluder(draws: Draws, pool: ImagePool, config: ClipConfig, boxes: Tensor) -> tuple[Cut, Tensor, Edges]:
@@ -201,7 +201,7 @@ def _occluder(draws: Draws, pool: ImagePool, config: ClipConfig, boxes: Tensor) 
     way = (torch.arange(config.length) - moment)[:, None] * step * torch.cat([angle.cos(), angle.sin()])
     aside = draws.normal(0.2, 1, 2) * size
     where = place(cut.half, boxes[:, :2] + way + aside, scale, _path(draws, config, 0.2))
-    return cut, where, Edges(draws, 1).repeat(config.length)
+    return cut, where, Edges.draw(draws, 1).repeat(config.length)
 
 
 def _film(draws: Draws, config: ClipConfig, canvas: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Pictures in layers: a ground, then cuts laid over it, each batch-wise and in place."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,22 +15,25 @@ __all__ = ["Edges", "covered", "lay", "window"]
 TILE_STEP = 16
 
 
-class Edges:
-    """How the edges of n pasted cuts look: eroded and softened, each its own way.
+class Edges(NamedTuple):
+    """How the edges of n pasted cuts look.
 
-    Args:
-        draws: The random numbers.
-        count: n.
+    Attributes:
+        hard: (n,) value of the blurred mask at which an object becomes transparent.
+        feather: (n,) width of a rectangle's soft rim, in x^4 + y^4.
     """
 
-    def __init__(self, draws: Draws, count: int) -> None:
-        self.hard = draws.uniform(0.15, 0.4, count)  # value of the blurred mask that becomes transparent
-        self.feather = draws.uniform(-2.3, 0.3, count).exp()  # of a rectangle's rim, in x^4 + y^4
+    hard: Tensor
+    feather: Tensor
+
+    @classmethod
+    def draw(cls, draws: Draws, count: int) -> "Edges":
+        """Each its own way, so that no kind of edge tells that something was pasted."""
+        return cls(draws.uniform(0.15, 0.4, count), draws.uniform(-2.3, 0.3, count).exp())
 
     def repeat(self, count: int) -> "Edges":
         """The first one, `count` times."""
-        self.hard, self.feather = self.hard[:1].expand(count), self.feather[:1].expand(count)
-        return self
+        return Edges(self.hard[:1].expand(count), self.feather[:1].expand(count))
 
 
 def lay(

@@ -50,7 +50,7 @@ class StillConfig:
 
     natural: float = 0.6
     negative: float = 0.125
-    objects: float = 0.6
+    objects: float = 0.7
     own_template: float = 0.4
     same_scene: float = 0.6
     near: float = 0.5
@@ -143,7 +143,7 @@ class StillPairs:
         """Which pairs are natural: rather those whose photograph shows much around the target."""
         n = len(target.picture)
         size = target.size.log() - self.pool.sides(target.picture).prod(dim=1).sqrt().log()
-        rank = (size + draws.normal(0.5, n)).argsort().argsort()
+        rank = (size + draws.normal(0.8, n)).argsort().argsort()
         return rank + draws.uniform(0, 1, 1) < self.config.natural * n
 
     def _template_placement(self, draws: Draws, target: Cut, flip: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class StillPairs:
                 which = (draws.strata(n) < probability).nonzero()[:, 0]
                 self._distract(draws, canvas, which, target.take(which), boxes[which], softness[which])
         which = (~own).nonzero()[:, 0]
-        edges = Edges(draws, len(which))
+        edges = Edges.draw(draws, len(which))
         lay(
             self.pool,
             canvas,
@@ -265,7 +265,7 @@ class StillPairs:
         angle, aspect = draws.normal(0.25, n), draws.normal(0.15, n).exp()
         placement = place(cut.half, at, scale, angle, aspect, flip=draws.chance(0.5, n))
         colours = torch.where(copy.view(-1, 1, 1), recolour(draws, n), torch.eye(3))
-        lay(self.pool, canvas, which, cut, placement, Edges(draws, n), softness, colours)
+        lay(self.pool, canvas, which, cut, placement, Edges.draw(draws, n), softness, colours)
 
     def _occlude(self, draws: Draws, canvas: Tensor, which: Tensor, boxes: Tensor, softness: Tensor) -> None:
         """Pastes something over a part of the target, less than half of it."""
@@ -274,7 +274,7 @@ class StillPairs:
         scale = boxes[:, 2:].prod(dim=1).sqrt() * draws.uniform(0.4, 0.9, n) / cut.size
         at = _beside(boxes, cut.half * scale[:, None], draws.normal(1, n, 2), draws.uniform(0.6, 0.9, n))
         placement = place(cut.half, at, scale, draws.normal(0.5, n))
-        lay(self.pool, canvas, which, cut, placement, Edges(draws, n), softness)
+        lay(self.pool, canvas, which, cut, placement, Edges.draw(draws, n), softness)
 
 
 def _inside(pool: ImagePool, picture: Tensor, centre: Tensor, side: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from correlation_aware.data.faults import Faults
-from correlation_aware.data.pairs import PairBatch, PairSource
+from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource
 from correlation_aware.data.pool import read_pool
+from correlation_aware.data.readers import open_set
 from correlation_aware.data.stills import StillConfig, StillPairs
+from correlation_aware.data.video_pairs import VideoConfig, VideoPairs
 from correlation_aware.models.track import TrackModel
 from correlation_aware.pretrained import load_pretrained
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
@@ -37,18 +39,23 @@ class PairData:
     """Where pairs come from.
 
     Attributes:
-        sources: Folders or tar shards of stills, each with its share of the draws.
+        sources: Folders or tar shards of stills, each with its share of the pairs.
+        videos: Annotated videos as `LAYOUT:ROOT`, such as `got10k:datasets/GOT-10k`, each with its share; the
+            layouts are those of `correlation_aware.data.readers`.
         batch_size: Pairs of a batch, on each process.
         max_side: Larger photographs are shrunk to this many pixels.
         fault_limit: Files that may be unreadable before the run ends.
-        stills: The mix of pairs.
+        stills: The mix of pairs from stills.
+        frames: How two frames of a video become a pair.
     """
 
     sources: dict[str, float] = field(default_factory=dict)
+    videos: dict[str, float] = field(default_factory=dict)
     batch_size: int = 32
     max_side: int = 320
     fault_limit: int = 100
     stills: StillConfig = field(default_factory=StillConfig)
+    frames: VideoConfig = field(default_factory=VideoConfig)
 
 
 @dataclass(frozen=True)
@@ -144,27 +151,37 @@ def make_track_trainer(
     )
 
 
-def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.device) -> StillPairs:
+def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.device) -> PairSource:
     """The pairs of `config.data` in the sizes that the model is meant for.
 
     Raises:
-        ValueError: No sources are named.
+        ValueError: No sources are named, or an unknown layout.
         FileNotFoundError, RuntimeError: They cannot be read.
     """
-    data, sizes = config.data, model.backbone.config
-    if not data.sources:
-        raise ValueError(
-            "data.sources is empty: name folders or shards of pictures and their shares, "
-            "such as data.sources={photos/: 1.0, shard-000000.tar: 2.0}."
+    data, sizes, seed = config.data, model.backbone.config, config.run.seed
+    pictures = (sizes.template_size, sizes.search_size, sizes.template_factor, sizes.search_factor)
+    faults = Faults(data.fault_limit)
+    sources: list[tuple[PairSource, float]] = []
+    if data.sources:
+        pool = read_pool(data.sources, data.max_side, device, faults)
+        stills = StillPairs(pool, data.batch_size, *pictures, seed=seed, config=data.stills)
+        sources.append((stills, sum(data.sources.values())))
+    if data.videos:
+        sets = [(open_set(*_layout(name)), share) for name, share in data.videos.items()]
+        frames = VideoPairs(
+            sets, data.batch_size, *pictures, seed=seed, device=device, config=data.frames, faults=faults
         )
-    pool = read_pool(data.sources, data.max_side, device, Faults(data.fault_limit))
-    return StillPairs(
-        pool,
-        data.batch_size,
-        sizes.template_size,
-        sizes.search_size,
-        sizes.template_factor,
-        sizes.search_factor,
-        config.run.seed,
-        data.stills,
-    )
+        sources.append((frames, sum(data.videos.values())))
+    if not sources:
+        raise ValueError(
+            "data.sources and data.videos are empty: name pictures or videos and their shares, such "
+            "as data.sources={photos/: 1.0, shard-000000.tar: 2.0} or data.videos={got10k:GOT-10k/: 1.0}."
+        )
+    return MixedPairs(sources, seed)
+
+
+def _layout(name: str) -> tuple[str, str]:
+    layout, colon, root = name.partition(":")
+    if not colon:
+        raise ValueError(f"data.videos: {name!r} is not LAYOUT:ROOT, such as got10k:datasets/GOT-10k.")
+    return layout, root
