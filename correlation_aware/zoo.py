@@ -1,7 +1,6 @@
 """The zoo: a variant is one line here, registered with timm."""
 
 import difflib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -160,19 +159,23 @@ def from_pretrained(source: str | Path, cache_dir: str | Path | None = None, **o
 
 def _resolve(name: str, cache_dir: str | Path | None) -> tuple[str, str | None, dict[str, Any]]:
     """What a name means: architecture, source of its weights (None: the manifest's), saved config."""
-    if name.startswith("hf-hub:"):
-        config, _ = weights.fetch_repository(name.removeprefix("hf-hub:"), cache_dir=cache_dir)
-        return config["architecture"], name, config
     folder = Path(name.removeprefix("local-dir:"))
-    if name.startswith("local-dir:") or folder.is_dir():
+    if name.startswith("hf-hub:"):
+        source = name
+        config, _ = weights.fetch_repository(name, cache_dir=cache_dir)
+    elif name.startswith("local-dir:") or folder.is_dir():
+        source = str(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"{folder} has no config.json; a model's folder is written by save_pretrained."
             )
-        config = json.loads((folder / "config.json").read_text())
-        return config["architecture"], str(folder), config
-    arch, _, tag = name.partition(".")
-    return arch, f"{arch}.{tag}" if tag else None, {}
+        config = weights.read_json(folder / "config.json")
+    else:
+        arch, _, tag = name.partition(".")
+        return arch, f"{arch}.{tag}" if tag else None, {}
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise ValueError(f"config.json of {source} names no architecture: not a model of save_pretrained.")
+    return config["architecture"], source, config
 
 
 def _build(

@@ -1,9 +1,7 @@
 """Readers, each on a tiny tree of the real layout; pairs of video frames; what happens to broken files."""
 
-import io
 import json
 import logging
-import tarfile
 
 import cv2
 import numpy as np
@@ -13,10 +11,8 @@ import torch
 from correlation_aware.data.faults import Faults
 from correlation_aware.data.pairs import MixedPairs, denormalize
 from correlation_aware.data.photometric import PhotometricConfig
-from correlation_aware.data.pool import read_pool
 from correlation_aware.data.readers import Coco, Got10k, LaSOT, TrackingNet, open_set
 from correlation_aware.data.sequences import Folder, read_boxes, read_flags
-from correlation_aware.data.still_files import read_stills
 from correlation_aware.data.video_pairs import VideoConfig, VideoPairs
 
 QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -302,68 +298,3 @@ def test_mixed_pairs_take_turns_by_weight(got10k, coco):
     assert 0.5 < np.mean(turns) < 0.95
     next(iter(mixed))
     assert mixed.state == 1
-
-
-def picture_bytes(shape, suffix=".jpg", seed=0):
-    picture = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    return cv2.imencode(suffix, picture)[1].tobytes()
-
-
-def write_shard(path, entries):
-    with tarfile.open(path, "w") as tar:
-        for name, content in entries:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-def object_mask(height, width):
-    mask = np.zeros((height, width), np.uint8)
-    mask[height // 4 : -height // 4, width // 4 : -width // 4] = 255
-    return cv2.imencode(".png", mask)[1].tobytes()
-
-
-def test_stills_of_shards(tmp_path, caplog):
-    pytest.importorskip("webdataset")
-    first = [("0001.jpg", picture_bytes((80, 100, 3))), ("0001.mask.png", object_mask(80, 100))]
-    write_shard(tmp_path / "s-000000.tar", [*first, ("0002_tabby_cat.jpg", picture_bytes((200, 100, 3)))])
-    second = [("0003_dog.jpg", b"broken"), ("0004_dog.png", picture_bytes((40, 40, 3), ".png"))]
-    write_shard(tmp_path / "s-000001.tar", [*second, ("0005.txt", b"text")])
-    faults = Faults(limit=5)
-    with caplog.at_level(logging.WARNING):
-        stills = list(read_stills(str(tmp_path / "s-{000000..000001}.tar"), 100, faults))
-    assert [still.label for still in stills] == ["", "tabby_cat", "dog"]
-    assert [still.image.shape for still in stills] == [(80, 100, 3), (100, 50, 3), (40, 40, 3)]
-    assert stills[0].mask.shape == (80, 100) and stills[1].mask is None
-    assert faults.count == 2 and "0003_dog" in caplog.text and "0005" in caplog.text
-    with pytest.raises(RuntimeError, match=r"s-000001\.tar: 000\d"):
-        list(read_stills(str(tmp_path / "s-000001.tar"), 100))
-
-
-def test_a_missing_or_torn_shard_is_a_fault(tmp_path, caplog):
-    pytest.importorskip("webdataset")
-    whole = tmp_path / "s-000001.tar"
-    write_shard(whole, [(f"{i}.jpg", picture_bytes((64, 64, 3), seed=i)) for i in range(8)])
-    (tmp_path / "s-000000.tar").write_bytes(whole.read_bytes()[:9000])
-    with caplog.at_level(logging.WARNING):
-        stills = list(read_stills(str(tmp_path / "s-{000000..000002}.tar"), 100, Faults(limit=5)))
-    assert len(stills) >= 8
-    assert "s-000000.tar" in caplog.text and "s-000002.tar" in caplog.text
-
-
-def test_stills_of_a_folder_and_a_pool_of_several_sources(tmp_path):
-    for name in ("cats/1.jpg", "cats/2.jpg", "dogs/1.png"):
-        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pets" / name).write_bytes(picture_bytes((60, 80, 3), name[-4:]))
-    (tmp_path / "pets" / "dogs" / "1.mask.png").write_bytes(object_mask(60, 80))
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "0_cats.jpg").write_bytes(picture_bytes((60, 80, 3)))
-    stills = list(read_stills(tmp_path / "pets", 64))
-    assert [still.label for still in stills] == ["cats", "cats", "dogs"]
-    assert stills[0].image.shape == (48, 64, 3) and stills[2].mask is not None
-    pool = read_pool({str(tmp_path / "pets"): 3.0, str(tmp_path / "one"): 1.0}, max_side=64)
-    assert pool.weights.tolist() == [1, 1, 1, 1] and pool.label.tolist() == [0, 0, 1, 0]
-    assert pool.masked.tolist() == [False, False, True, False]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty"):
-        list(read_stills(tmp_path / "empty", 64))

@@ -1,20 +1,15 @@
 """Pairs from stills: boxes to the pixel, the mix in its proportions, batches by their number alone."""
 
-import math
-
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from correlation_aware.data.draws import Draws
-from correlation_aware.data.geometry import Cut, bounds, place, rounded_outline
-from correlation_aware.data.layers import Edges, covered, lay, window
-from correlation_aware.data.objects import clean_mask, plain_ground_mask, salient_rectangles, tight_outline
+from correlation_aware.data.layers import window
 from correlation_aware.data.pairs import PairBatch, denormalize, normalize
 from correlation_aware.data.photometric import PhotometricConfig
-from correlation_aware.data.pool import LEVELS, ImagePool
-from correlation_aware.data.sampling import BLACK, MEAN, REFLECT, sample
+from correlation_aware.data.pool import ImagePool
 from correlation_aware.data.sheet import pair_sheet
 from correlation_aware.data.still_files import Still
 from correlation_aware.data.stills import StillConfig, StillPairs
@@ -165,140 +160,6 @@ def test_the_offset_is_partly_near_the_middle_and_partly_anywhere(noise_pool):
     )
     assert 0.35 < (far < 0.12).float().mean() < 0.8
     assert (far > 0.25).float().mean() > 0.15
-
-
-def test_sampling_at_scale_one_returns_the_photograph():
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    pool = ImagePool([Still(image)])
-    cut = Cut(
-        torch.tensor([0]),
-        torch.tensor([[28.0, 20]]),
-        torch.tensor([[10.0, 8]]),
-        rounded_outline(1),
-        torch.tensor([False]),
-    )
-    placement = place(cut.half, torch.tensor([[28.0, 20]]), torch.ones(1))
-    picture = sample(pool, cut, placement, (40, 56))
-    assert torch.equal(picture.rgb[0].byte().permute(1, 2, 0), torch.from_numpy(image))
-    assert (picture.mask == 1).all() and (picture.rim > 0).all()
-    moved = place(cut.half, torch.tensor([[28.5, 20]]), torch.ones(1))  # half a pixel to the right
-    blended = sample(pool, cut, moved, (40, 56)).rgb[0, :, :, 1:]
-    full = torch.from_numpy(image).permute(2, 0, 1).float()
-    assert (blended - (full[..., 1:] + full[..., :-1]) / 2).abs().max() <= 1
-
-
-@pytest.mark.parametrize("border", [BLACK, MEAN, REFLECT])
-def test_beyond_the_rim(border):
-    image = np.full((32, 32, 3), (200, 100, 50), np.uint8)
-    image[:, :4] = 10
-    pool = ImagePool([Still(image)])
-    cut = Cut(
-        torch.tensor([0]),
-        torch.tensor([[16.0, 16]]),
-        torch.tensor([[8.0, 8]]),
-        rounded_outline(1),
-        torch.tensor([False]),
-    )
-    placement = place(cut.half, torch.tensor([[32.0, 16]]), torch.ones(1))  # the photograph begins at x = 16
-    picture = sample(pool, cut, placement, (32, 64), border=torch.tensor([border]))
-    expected = {
-        BLACK: [0, 0, 0],
-        MEAN: image.reshape(-1, 3).mean(0).round().tolist(),
-        REFLECT: [200, 100, 50],
-    }[border]
-    assert picture.rgb[0, :, 10, 8].tolist() == expected
-    assert picture.rgb[0, :, 10, 14].tolist() == ([10, 10, 10] if border == REFLECT else expected)
-    assert picture.rgb[0, :, 10, 40].tolist() == [200, 100, 50]
-
-
-def test_minifying_averages():
-    checks = np.indices((128, 128)).sum(0) % 2 * 255
-    pool = ImagePool([Still(np.repeat(checks[..., None], 3, 2).astype(np.uint8))])
-    cut = Cut(
-        torch.tensor([0]),
-        torch.tensor([[64.0, 64]]),
-        torch.tensor([[64.0, 64]]),
-        rounded_outline(1),
-        torch.tensor([False]),
-    )
-    small = sample(pool, cut, place(cut.half, torch.tensor([[16.0, 16]]), torch.tensor([0.25])), (32, 32))
-    assert small.rgb.sub(127.5).abs().max() < 3
-    assert pool.width.tolist() == [[128, 64, 32, 16, 8]] and pool.width.shape[1] == LEVELS
-
-
-def test_bounds_of_turned_and_tilted_cuts():
-    half = torch.tensor([[30.0, 10.0]])
-    corners = torch.tensor([[[-1.0, -1], [1, -1], [1, 1], [-1, 1]]])
-    turned = place(half, torch.tensor([[50.0, 40.0]]), torch.tensor([2.0]), torch.tensor([math.pi / 2]))
-    assert torch.allclose(bounds(turned, corners), torch.tensor([[50.0, 40, 40, 120]]), atol=1e-4)
-    tilted = place(half, torch.tensor([[50.0, 40.0]]), torch.ones(1), tilt=torch.tensor([[0.25, 0.0]]))
-    left, right = 50 - 30 / 0.75, 50 + 30 / 1.25
-    expected = torch.tensor([[(left + right) / 2, 40, right - left, 20 / 0.75]])
-    assert torch.allclose(bounds(tilted, corners), expected, atol=1e-4)
-
-
-def test_a_pasted_cut_covers_its_place_and_nothing_else():
-    pool = ImagePool([Still(np.full((64, 64, 3), 255, np.uint8))])
-    cut = Cut(
-        torch.zeros(2, dtype=torch.long),
-        torch.full((2, 2), 32.0),
-        torch.full((2, 2), 8.0),
-        rounded_outline(2),
-        torch.zeros(2, dtype=torch.bool),
-    )
-    canvas = torch.zeros(3, 3, 40, 56)
-    at = torch.tensor([[20.0, 12.0], [50.0, 38.0]])  # the second one reaches over the corner
-    edges = Edges(torch.full((2,), 0.3), torch.full((2,), 0.1))
-    lay(pool, canvas, torch.tensor([2, 0]), cut, place(cut.half, at, torch.ones(2)), edges)
-    assert (canvas[1] == 0).all()
-    assert (canvas[2, :, 6:18, 14:26] == 255).all() and (extent(canvas[2])[:2] == at[0]).all()
-    assert canvas[2].mean() == pytest.approx(255 * 3.7081 * 64 / (40 * 56), rel=0.02)  # area of x^4 + y^4 < 1
-    assert (canvas[0, :, 34:, 46:54] == 255).all() and canvas[0, :, :28].max() == 0
-
-
-def test_covered_is_the_part_that_the_photograph_fills(noise_pool):
-    cut = Cut(
-        torch.tensor([0]),
-        torch.tensor([[0.0, 60]]),
-        torch.tensor([[20.0, 20]]),
-        rounded_outline(1),
-        torch.tensor([False]),
-    )
-    placement = place(cut.half, torch.tensor([[50.0, 50]]), torch.ones(1))  # the left rim in the middle
-    assert covered(noise_pool, cut, placement, (100, 100)).item() == pytest.approx(0.5)
-
-
-def test_masks_and_their_outlines():
-    mask = np.zeros((60, 80), np.uint8)
-    mask[10:30, 20:60] = 255
-    mask[40:44, 5:9] = 255  # crumbs do not count
-    cleaned = clean_mask(mask)
-    box, outline = tight_outline(cleaned)
-    assert box.tolist() == [20, 10, 40, 20]
-    assert outline.min() == -1 and outline.max() == 1
-    assert clean_mask(np.zeros((60, 80), np.uint8)) is None
-    assert clean_mask(np.full((60, 80), 255, np.uint8)) is None
-
-
-def test_objects_before_a_plain_ground_are_found():
-    image = np.full((80, 100, 3), 250, np.uint8)
-    cv2.circle(image, (50, 40), 20, (30, 90, 160), cv2.FILLED)
-    cv2.circle(image, (50, 40), 6, (250, 250, 250), cv2.FILLED)  # a hole is part of the object
-    mask = plain_ground_mask(image)
-    assert mask is not None and mask[40, 50] == 255 and mask[5, 5] == 0
-    assert (mask > 0).sum() == pytest.approx(math.pi * 400, rel=0.1)
-    assert plain_ground_mask(np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)) is None
-    assert ImagePool([Still(image)]).masked.all()
-    assert not ImagePool([Still(image)], plain_ground=False).masked.any()
-
-
-def test_salient_rectangles_find_what_stands_out():
-    image = np.full((120, 160, 3), 90, np.uint8)
-    image[40:80, 60:100] = np.random.default_rng(0).integers(0, 256, (40, 40, 3))
-    x, y, w, h = salient_rectangles(image, 8, np.random.default_rng(1))[0]
-    overlap = max(0, min(x + w, 100) - max(x, 60)) * max(0, min(y + h, 80) - max(y, 40))
-    assert overlap / (w * h + 1600 - overlap) > 0.3
 
 
 def test_classes_are_known_to_the_pool(bright_pool):
