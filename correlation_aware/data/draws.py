@@ -16,8 +16,8 @@ class Draws:
 
     def __init__(self, *key: int) -> None:
         words = np.random.SeedSequence(key).generate_state(2, np.uint64)
-        self.device_seed = int(words[0] >> 1)
-        self._generator = torch.Generator().manual_seed(int(words[1] >> 1))
+        self.device_seed = int(words[0]) >> 1
+        self._generator = torch.Generator().manual_seed(int(words[1]) >> 1)
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self._generator) * (high - low) + low
