@@ -17,14 +17,6 @@ BARE = ClipConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def pool():
     """Four bright ellipses on dark ground, and a dark photograph, the only one that is drawn."""

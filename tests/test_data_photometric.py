@@ -11,14 +11,6 @@ from correlation_aware.data.photometric import PhotometricConfig, alter, recolou
 QUIET = PhotometricConfig(**{field.name: 0.0 for field in fields(PhotometricConfig)})
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pictures(count=4, height=36, width=52):
     """Smooth colours, some of them strong, none at 0 or 255."""
     y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)

@@ -19,14 +19,6 @@ QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
 BOXES = [(20 + 8 * i, 30 + 4 * i, 24, 16) for i in range(4)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def draw_frame(path, box, colour=(255, 255, 255)):
     """A bright rectangle where the box is, on black, 160 x 120 pixels."""
     frame = np.zeros((120, 160, 3), np.uint8)

@@ -15,14 +15,6 @@ from correlation_aware.data.sampling import BLACK, MEAN, REFLECT, sample
 from correlation_aware.data.still_files import Still
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def extent(picture, threshold=128):
     """cxcywh in pixels of what is brighter than the threshold, of a (3, H, W) picture."""
     bright = picture.float().mean(dim=0) > threshold

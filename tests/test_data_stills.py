@@ -17,14 +17,6 @@ from correlation_aware.data.stills import StillConfig, StillPairs
 QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def bright_still(number, masked=True):
     """A bright ellipse on a dark photograph, and its mask."""
     rng = np.random.default_rng(number)

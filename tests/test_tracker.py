@@ -14,15 +14,6 @@ from correlation_aware.models.heads import TrackOutput
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tiny network gains nothing from threads, and waits long for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_tracker(config=None, **overrides):
     torch.manual_seed(0)
     return ca.create_tracker(ca.create_model("sbt_test_track", **overrides), device="cpu", config=config)

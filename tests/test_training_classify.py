@@ -13,14 +13,6 @@ from correlation_aware.training.config import load
 from correlation_aware.weights import read_state_dict
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def pictures(tmp_path):
     random = np.random.default_rng(0)

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 import typer
 from typer.testing import CliRunner
 
@@ -23,10 +22,7 @@ from correlation_aware.training.track import TrackTraining
 def run():
     app = typer.Typer()
     app.add_typer(train.app, name="train")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield lambda *words: CliRunner().invoke(app, [str(word) for word in words])
-    torch.set_num_threads(threads)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture

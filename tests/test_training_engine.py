@@ -20,14 +20,6 @@ from correlation_aware.training.log import read_log
 SCRIPT = str(Path(training_runs.__file__))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """Six steps without interruption."""
