@@ -6,7 +6,7 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -86,13 +86,27 @@ class PairBatches:
         """See `Source.batches`."""
         numbers = count(start, stride)
         if not self.ahead:
-            yield from map(self.pairs.batch, numbers)
+            for number in numbers:
+                with _one_thread():
+                    batch = self.pairs.batch(number)
+                yield batch
         with ThreadPoolExecutor(max_workers=1) as thread:
             coming = thread.submit(self.pairs.batch, next(numbers))
             for number in numbers:
                 batch = coming.result()
                 coming = thread.submit(self.pairs.batch, number)
                 yield batch
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A batch is hundreds of small operations; on a CPU, threads spend more on waiting than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_track_trainer(
