@@ -318,8 +318,8 @@ def _register(name: str) -> Callable[..., nn.Module]:
                 source = cfg
             elif cfg.get("source") == "hf-hub":
                 source = f"hf-hub:{cfg['hf_hub_id']}"
-            else:
-                source = cfg.get("file") or True
+            elif cfg.get("source") == "local-dir":
+                source = cfg["file"]
         overrides.pop("pretrained_model_args", None)
         return _build(name, source, cache_dir=cache_dir, **overrides)
 
@@ -337,7 +337,9 @@ default_cfgs = generate_default_cfgs(
     | {
         name: {
             "hf_hub_id": e.repository,
-            "hf_hub_filename": e.file,
+            "hf_hub_filename": e.file if e.source == "hub" else None,
+            "url": e.url,
+            "file": e.file if e.source == "bundled" else None,
             "mean": e.mean,
             "std": e.std,
             "license": e.license,

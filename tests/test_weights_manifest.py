@@ -42,8 +42,25 @@ def write(tmp_path: Path, **change: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_entry_fits_its_model(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, entry in SHIPPED.items() if entry.source == "bundled"])
+def test_bundled_weights_load_and_are_what_the_entry_says(name: str) -> None:
+    entry = SHIPPED[name]
+    path = weights.fetch(entry)
+    assert path.stat().st_size == entry.bytes and entry.bytes < 8 * 2**20 and entry.role == "model"
+    weights.check_finite(weights.read_state_dict(path), name)
+    model = ca.create_model(name, pretrained=True)
+    assert entry.model_args is not None and entry.model_args.items() <= model.model_args.items()
+    assert model.pretrained_cfg["tag"] == entry.tag
+    assert model.pretrained_cfg["input_size"][-1] == entry.search_size
+    assert model.pretrained_cfg["template_size"][-1] == entry.template_size
+    again = timm.create_model(name, pretrained=True)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key])
+    assert all(result.command for result in entry.results)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in SHIPPED.items() if entry.source == "hub"])
+def test_hub_entry_fits_its_model(name: str) -> None:
     """Shapes only: the Hub's file has the parameters of timm's model of the same name."""
     entry = SHIPPED[name]
     assert entry.name == name and entry.role in ("model", "starting_point")

@@ -259,10 +259,12 @@ def create_tracker(
             warnings.warn(
                 f"{name} runs with random weights: it will not track.", RuntimeWarning, stacklevel=2
             )
-        described = "random" if not pretrained else name if pretrained is True else str(pretrained)
         network = zoo.create_model(name, pretrained)
+        described = "random" if not pretrained else name if pretrained is True else str(pretrained)
     if not isinstance(network, TrackModel):
         raise ValueError(
             f"{type(network).__name__} has no prediction head; a tracker needs a `_track` model."
         )
+    if network.pretrained_cfg["tag"] is not None:
+        described = "{architecture}.{tag}".format(**network.pretrained_cfg)
     return Tracker(network.to(device, dtype), described, config)
