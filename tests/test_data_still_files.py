@@ -49,6 +49,15 @@ def test_stills_of_shards(tmp_path, caplog):
         list(read_stills(str(tmp_path / "s-000001.tar"), 100))
 
 
+def test_every_process_reads_all_shards(tmp_path, monkeypatch):
+    pytest.importorskip("webdataset")
+    shard = tmp_path / "s-000000.tar"
+    write_shard(shard, [(f"{i}.jpg", picture_bytes((64, 64, 3), seed=i)) for i in range(3)])
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():  # as torchrun has it
+        monkeypatch.setenv(name, value)
+    assert len(list(read_stills(str(shard), 100))) == 3
+
+
 def test_a_missing_or_torn_shard_is_a_fault(tmp_path, caplog):
     pytest.importorskip("webdataset")
     whole = tmp_path / "s-000001.tar"

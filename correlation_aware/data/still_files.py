@@ -101,7 +101,10 @@ def _webdataset(urls: str, faults: Faults) -> Iterable[Mapping[str, Any]]:
         faults.add(urls, error)
         return True
 
-    return webdataset.WebDataset(urls, shardshuffle=False, handler=handler, empty_check=False)
+    # every process of a run fills its own pool with all shards, so none are dealt out
+    return webdataset.WebDataset(
+        urls, shardshuffle=False, handler=handler, nodesplitter=None, workersplitter=None, empty_check=False
+    )
 
 
 def _label(key: str) -> str:
