@@ -1,6 +1,10 @@
 """`correlation-aware train`, as a user runs it."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -66,6 +70,28 @@ def test_train_track_on_videos_and_stills(run, pictures, tmp_path):
     result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", *words)
     assert result.exit_code == 0, result.output
     assert "Done: step 4" in result.output
+
+
+def test_two_processes_on_a_cpu_are_one_run(pictures, tmp_path):
+    changes = ["model.name=sbt_test_track", f"data.sources={{{pictures}: 1}}", "data.batch_size=2"]
+    changes += ["schedule.steps=1", "schedule.warmup=1"]
+    words = [w for change in changes for w in ("--set", change)]
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    program += [
+        "--no-python",
+        str(Path(sys.executable).with_name("correlation-aware")),
+        "train",
+        "track",
+        "--output",
+        str(tmp_path / "run"),
+        *words,
+    ]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("name: sbt_test_track") == 1  # the first process alone speaks
+    state = tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json"
+    assert json.loads(state.read_text())["processes"] == 2
 
 
 @pytest.mark.parametrize(

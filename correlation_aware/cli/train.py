@@ -16,7 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from correlation_aware.cli.track import console
 
 if TYPE_CHECKING:
+    from correlation_aware.training.classify import ClassifyTraining
     from correlation_aware.training.engine import Trainer
+    from correlation_aware.training.track import TrackTraining
 
 __all__ = ["app"]
 
@@ -53,11 +55,11 @@ def track(
     one at once.
     """
     _check_installed()
-    from correlation_aware.training.config import load, to_yaml
+    from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_trainer
 
     run = load(TrackTraining, _find(config, output, resume), changes or ())
-    _begin(to_yaml(run))
+    _begin(run, device)
     _fit(make_track_trainer(run, output, device), resume, max_minutes)
 
 
@@ -77,10 +79,10 @@ def classify(
     """
     _check_installed()
     from correlation_aware.training.classify import ClassifyTraining, make_classify_trainer
-    from correlation_aware.training.config import load, to_yaml
+    from correlation_aware.training.config import load
 
     run = load(ClassifyTraining, _find(config, output, resume), changes or ())
-    _begin(to_yaml(run))
+    _begin(run, device)
     _fit(make_classify_trainer(run, output, device), resume, max_minutes)
 
 
@@ -95,13 +97,15 @@ def _find(config: Path | None, output: Path, resume: bool) -> Path | None:
     return shipped if shipped.is_file() and not config.is_file() else config
 
 
-def _begin(text: str) -> None:
+def _begin(run: "TrackTraining | ClassifyTraining", device: str | None) -> None:
     """Prints the configuration and what the library logs, once; takes what speed a GPU gives for nothing."""
     import torch
-    from accelerate import PartialState
 
-    if PartialState().is_main_process:
-        console.print(escape(text))
+    from correlation_aware.training.config import to_yaml
+    from correlation_aware.training.engine import make_accelerator
+
+    if make_accelerator(run.run, device).is_main_process:
+        console.print(escape(to_yaml(run)))
         logger = logging.getLogger("correlation_aware")
         logger.setLevel(logging.INFO)
         logger.handlers = [RichHandler(console=console, show_path=False, show_time=False)]

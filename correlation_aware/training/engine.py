@@ -64,7 +64,9 @@ def make_accelerator(config: RunConfig, device: str | None = None) -> Accelerato
         device: `cpu` keeps away from GPUs; otherwise the launcher decides, a GPU if there is one.
     """
     precision = "bf16" if config.precision == "bfloat16" else "no"
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    # accelerate joins processes on CPUs only where it is told that these are meant
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    return Accelerator(mixed_precision=precision, cpu=cpu)
 
 
 class Trainer:
