@@ -14,14 +14,8 @@ from correlation_aware.cli import eval as cli_eval
 from correlation_aware.tracking.tracker import TrackResult
 
 pytest.importorskip("got10k")
-from correlation_aware.evaluation.got10k import (
-    Scores,
-    average,
-    evaluate,
-    open_dataset,
-    score,
-    write_results,
-)
+from correlation_aware.evaluation.got10k import evaluate, open_dataset, write_results
+from correlation_aware.evaluation.one_pass import Scores, average, score
 
 
 class Still:

@@ -1,5 +1,8 @@
 """Pretraining of classifiers: order of the pictures, a short run, resume, distillation, a tracker's start."""
 
+import gzip
+import io
+import tarfile
 from itertools import islice
 
 import cv2
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 import correlation_aware as ca
+from correlation_aware.data.shard_reader import ShardReader
 from correlation_aware.training.classify import ClassifyTraining, Images, make_classify_trainer
 from correlation_aware.training.config import load
 from correlation_aware.weights import read_state_dict
@@ -88,5 +92,48 @@ def test_distillation(pictures, tmp_path):
 
 
 def test_no_pictures(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data\.train='' is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"data\.train='' is neither a folder"):
         make_classify_trainer(ClassifyTraining(), tmp_path, "cpu")
+
+
+def pack(pictures, subset, path, first_class=0):
+    """The folder as one shard, with classes by number."""
+    with tarfile.open(path, "w") as tar:
+        for number, picture in enumerate(sorted((pictures / subset).rglob("*.png"))):
+            label = first_class + ("ant", "bee", "cat").index(picture.parent.name)
+            for name, content in (("png", picture.read_bytes()), ("cls", str(label).encode())):
+                info = tarfile.TarInfo(f"{number:06d}.{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def test_shards_equal_folders(pictures, tmp_path):
+    pytest.importorskip("webdataset")
+    for subset in ("train", "val"):
+        pack(pictures, subset, tmp_path / f"{subset}-000000.tar")
+    shards = [f"data.{subset}={tmp_path}/{subset}-{{000000..000000}}.tar" for subset in ("train", "val")]
+    logs = []
+    for name, changes in (("folders", []), ("shards", shards)):
+        config = make_config(pictures, "schedule.steps=2", *changes)
+        records = []
+        make_classify_trainer(config, tmp_path / name, "cpu").fit(on_record=records.append)
+        logs.append([(r.get("loss"), r.get("val_top1")) for r in records])
+    assert logs[0] == logs[1]
+
+
+def test_shards_that_do_not_fit(pictures, tmp_path):
+    pytest.importorskip("webdataset")
+    pack(pictures, "train", tmp_path / "train.tar")
+    pack(pictures, "val", tmp_path / "val.tar", first_class=2)
+    changes = [f"data.train={tmp_path}/train.tar", f"data.val={tmp_path}/val.tar"]
+    with pytest.raises(ValueError, match=r"has classes up to 4, data\.train up to 2"):
+        make_classify_trainer(make_config(pictures, *changes), tmp_path, "cpu")
+    (tmp_path / "val.tar.gz").write_bytes(gzip.compress((tmp_path / "val.tar").read_bytes()))
+    with pytest.raises(ValueError, match="is not a plain tar file"):
+        ShardReader(str((tmp_path / "val.tar.gz").rename(tmp_path / "zipped.tar")))
+    with pytest.raises(FileNotFoundError, match="no shard"):
+        ShardReader(str(tmp_path / "none.tar"))
+    with tarfile.open(tmp_path / "bare.tar", "w") as tar:
+        tar.add(next(pictures.rglob("*.png")), "one.png")
+    with pytest.raises(ValueError, match=r"1 pictures have no \.cls beside them, such as one"):
+        ShardReader(str(tmp_path / "bare.tar"))

@@ -28,6 +28,7 @@ def demo(
     """
     import torch
 
+    from correlation_aware.evaluation.one_pass import overlap
     from correlation_aware.tracking.clip import draw_clip
     from correlation_aware.tracking.draw import contact_sheet, draw_box, draw_result
     from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
@@ -52,7 +53,7 @@ def demo(
             frame = draw_result(draw_box(frame, truth[i], TRUTH, thickness=1), result)
             writer.write(frame)
             if i:
-                overlaps.append(_iou(result.box, truth[i]))
+                overlaps.append(float(overlap(result.box, truth[i])))
             if i % (LENGTH // TILES) == 0:
                 tiles.append((f"frame {i}", frame))
             bar.advance(task)
@@ -72,11 +73,3 @@ def demo(
     start = ",".join(f"{value:.0f}" for value in truth[0])
     console.print(table)
     console.print(escape(f"next      correlation-aware track {clip} --box {start} --output tracked.mp4"))
-
-
-def _iou(a: Box, b: Box) -> float:
-    """Intersection over union of two xywh boxes."""
-    w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(0.0, w) * max(0.0, h)
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared)

@@ -1,27 +1,29 @@
 """`correlation-aware eval`: measure a tracker on annotated sequences."""
 
+import difflib
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from correlation_aware.cli.track import console, load_tracker
+from correlation_aware.cli.track import console, load_tracker, track_progress
 
 if TYPE_CHECKING:
-    from correlation_aware.evaluation.got10k import Scores, SequenceResult
+    from correlation_aware.evaluation.one_pass import Scores, SequenceResult
+    from correlation_aware.tracking.tracker import TrackerConfig
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Measure a tracker on annotated sequences.", no_args_is_help=True)
 
-HEADINGS = ("sequence", "frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
+HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
 
 
 @app.callback()
@@ -60,7 +62,8 @@ def got10k(
     "average" counts every sequence alike, "all frames" every frame. Frames
     a second count the tracker alone, without reading pictures.
     """
-    from correlation_aware.evaluation.got10k import average, evaluate, open_dataset, score, write_results
+    from correlation_aware.evaluation.got10k import evaluate, open_dataset, write_results
+    from correlation_aware.evaluation.one_pass import average, score
     from correlation_aware.weights import write_text
 
     if subset not in ("train", "val", "test"):
@@ -71,13 +74,11 @@ def got10k(
     names = sequences.split(",") if sequences else None
     tracker = load_tracker(model, weights, device)
     results: list[SequenceResult] = []
-    with _progress() as bar:
-        task = bar.add_task("evaluate", total=len(names or dataset.seq_names))
-        for result in evaluate(tracker, dataset, names):
-            if output is not None:
-                write_results(output, tracker.name, result)
-            results.append(result)
-            bar.advance(task)
+    sequence_count = len(names or dataset.seq_names)
+    for result in track_progress(evaluate(tracker, dataset, names), sequence_count, "sequences"):
+        if output is not None:
+            write_results(output, tracker.name, result)
+        results.append(result)
     if subset != "test":
         rows = {result.name: score([result]) for result in results if result.ious.size}
         totals = {"average": average(results), "all frames": score(results)}
@@ -90,18 +91,106 @@ def got10k(
         console.print(f"Wrote {escape(str(output / 'GOT-10k' / tracker.name))}")
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("sequences,"))
-    left = (TimeRemainingColumn(), TextColumn("left"))
-    return Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
+@app.command()
+def clips(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Folders or tar shards of photographs.")
+    ],
+    model: Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V,V,...",
+            help="Values of a field of TrackerConfig, such as window=0.2,0.4. Repeat for a grid.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw how reliable the score is (PNG).")
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")
+    ] = None,
+) -> None:
+    """Synthetic clips with exact boxes, made of photographs.
+
+    To choose a tracker's settings and to see what its score means, without a
+    look at a benchmark. Take photographs that were not trained on. With
+    --sweep there is a row for each choice of settings. CE is the
+    calibration error: how far the score is from the share of right boxes.
+    """
+    from correlation_aware.evaluation.calibration import plot_reliability, reliability, scored_frames
+    from correlation_aware.evaluation.clips import evaluate_clip, make_clips
+    from correlation_aware.evaluation.one_pass import average
+    from correlation_aware.tracking.tracker import Tracker, TrackerConfig
+    from correlation_aware.weights import write_text
+
+    choices = _grid(sweep or [], TrackerConfig())
+    if plot is not None and len(choices) > 1:
+        raise ValueError("--plot shows one choice of settings: leave out --sweep, or give it single values")
+    tracker = load_tracker(model, weights, device)
+    trackers = {name: Tracker(tracker.model, tracker.weights, config) for name, config in choices.items()}
+    results: dict[str, list[SequenceResult]] = {name: [] for name in trackers}
+    drawn = make_clips(dict.fromkeys(sources, 1.0), count, seed)
+    for number, clip in enumerate(track_progress(drawn, count, "clips")):
+        for name, chosen in trackers.items():
+            results[name].append(evaluate_clip(chosen, clip, f"clip {number}"))
+    rows = {name: average(of_choice) for name, of_choice in results.items()}
+    found = {name: reliability(*scored_frames(of_choice)) for name, of_choice in results.items()}
+    errors = {name: f"{found[name].error:.3f}" for name in rows}
+    _print_table(dict(sorted(rows.items(), key=lambda row: -row[1].ao)), {}, "settings", {"CE": errors})
+    if plot is not None:
+        plot_reliability(next(iter(found.values())), plot, f"{tracker.weights}, {count} synthetic clips")
+        console.print(f"Wrote {escape(str(plot))}")
+    if as_json is not None:
+        figures = {n: {**asdict(s), "calibration_error": found[n].error} for n, s in rows.items()}
+        about = {"tracker": tracker.name, "weights": tracker.weights, "clips": count, "seed": seed}
+        write_text(json.dumps({**about, "settings": figures}, indent=2) + "\n", as_json)
+        console.print(f"Wrote {escape(str(as_json))}")
 
 
-def _print_table(rows: dict[str, "Scores"], totals: dict[str, "Scores"]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in HEADINGS:
-        table.add_column(title, justify="left" if title == "sequence" else "right", no_wrap=True)
+def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
+    """Every combination of the values, by what to call it."""
+    known = {f.name: type(getattr(default, f.name)) for f in fields(default)}
+    axes = []
+    for text in sweep:
+        name, _, values = text.partition("=")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2) or known
+            raise ValueError(f"--sweep {text!r}: there is no setting {name!r}. Near: {', '.join(near)}.")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"--sweep {text!r} is not NAME=V,V,... with numbers, 0 and 1 for no, yes"
+            ) from None
+        axes.append([(name, known[name](number)) for number in numbers])
+    return {
+        " ".join(f"{name}={value:g}" for name, value in choice) or "default": replace(default, **dict(choice))
+        for choice in itertools.product(*axes)
+    }
+
+
+def _print_table(
+    rows: dict[str, "Scores"],
+    totals: dict[str, "Scores"],
+    subject: str = "sequence",
+    more: dict[str, dict[str, str]] | None = None,
+) -> None:
+    """A row each; `more` has further columns, cells by row."""
+    table, more = Table(box=None, padding=(0, 2, 0, 0)), more or {}
+    for title in (subject, *HEADINGS, *more):
+        table.add_column(title, justify="left" if title == subject else "right", no_wrap=True)
     for name, scores in rows.items():
-        table.add_row(escape(name), *_cells(scores))
+        table.add_row(escape(name), *_cells(scores), *(column[name] for column in more.values()))
     table.add_section()
     for name, scores in totals.items():
         table.add_row(name, *_cells(scores), style="bold")

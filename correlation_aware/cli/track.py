@@ -3,11 +3,11 @@
 import csv
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,11 +15,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
     from correlation_aware.tracking.tracker import Tracker, TrackResult
     from correlation_aware.tracking.video import Frame, FrameSource
 
-__all__ = ["Clock", "console", "follow", "load_tracker", "progress_bar", "track"]
+__all__ = ["Clock", "console", "follow", "load_tracker", "progress_bar", "track", "track_progress"]
 
 COLUMNS = ("frame", "target", "x", "y", "w", "h", "score", "lost")
 EXIT_LOST, EXIT_INTERRUPTED = 3, 130
@@ -167,11 +169,17 @@ def follow(
         clock.total = before - started
 
 
-def progress_bar() -> Progress:
-    """A bar with frames and time left, on a terminal only; it goes when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames,"))
+def progress_bar(unit: str = "frames") -> Progress:
+    """A bar with units done and time left, on a terminal only; it goes when it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit},"))
     left = (TimeRemainingColumn(), TextColumn("left"))
     return Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
+
+
+def track_progress(things: Iterable[T], total: int, unit: str) -> Iterator[T]:
+    """Yields them under a bar."""
+    with progress_bar(unit) as bar:
+        yield from bar.track(things, total=total, description="track")
 
 
 def _parse_box(text: str) -> tuple[float, float, float, float]:

@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from correlation_aware.cli.track import console
+from correlation_aware.cli.track import console, load_tracker, track_progress
 
 if TYPE_CHECKING:
     from correlation_aware.training.classify import ClassifyTraining
@@ -55,12 +55,15 @@ def track(
     one at once.
     """
     _check_installed()
+    from correlation_aware.evaluation.clips import ClipValidation
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_trainer
 
     run = load(TrackTraining, _find(config, output, resume), changes or ())
     _begin(run, device)
-    _fit(make_track_trainer(run, output, device), resume, max_minutes)
+    clips = run.validation
+    validate = ClipValidation(clips.sources, clips.count, clips.seed) if clips.sources else None
+    _fit(make_track_trainer(run, output, device, validate=validate), resume, max_minutes)
 
 
 @app.command()
@@ -84,6 +87,55 @@ def classify(
     run = load(ClassifyTraining, _find(config, output, resume), changes or ())
     _begin(run, device)
     _fit(make_classify_trainer(run, output, device), resume, max_minutes)
+
+
+@app.command()
+def calibrate(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Folders or tar shards of photographs.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the calibrated model.")],
+    model: Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", "--pretrained", help="Tag or file of trained weights.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of synthetic clips.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if any.")] = None,
+) -> None:
+    """Make a tracker's score the probability that its box is right.
+
+    Tracks through synthetic clips made of photographs, best ones that were
+    not trained on, and fits scale and shift of the score's logit, which go
+    into the weights. `eval clips --plot` shows what came of it; give it
+    another --seed.
+    """
+    from correlation_aware.evaluation.calibration import fit_calibration, reliability, scored_frames
+    from correlation_aware.evaluation.clips import evaluate_clip, make_clips
+    from correlation_aware.pretrained import save_pretrained
+
+    tracker = load_tracker(model, weights, device)
+    clips = make_clips(dict.fromkeys(sources, 1.0), count, seed)
+    results = [evaluate_clip(tracker, clip) for clip in track_progress(clips, count, "clips")]
+    scores, right = scored_frames(results)
+    scale, shift = fit_calibration(scores, right)
+    before = reliability(scores, right).error
+    tracker.model.head.calibrate(scale, shift)
+    save_pretrained(tracker.model, output)
+    console.print(f"{right.mean():.1%} of {len(right)} boxes are right; calibration error {before:.3f}")
+    console.print(f"logit -> {scale:.4f} * logit {shift:+.4f}; wrote {escape(str(output))}")
+
+
+@app.command()
+def curves(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("curves.png"),
+) -> None:
+    """Draw the log of a run: losses, validation, learning rate."""
+    from correlation_aware.training.log import plot_log, read_log
+
+    plot_log(read_log(run / "log.jsonl"), output)
+    console.print(f"Wrote {escape(str(output))}")
 
 
 def _find(config: Path | None, output: Path, resume: bool) -> Path | None:

@@ -74,6 +74,10 @@ class MixerHead(nn.Module):
         self.cls = MixMlp(dim, positions, 2)
         self.box = MixMlp(dim, positions, 4)
 
+    def calibrate(self, scale: float, shift: float) -> None:
+        """See `CellHead.calibrate`."""
+        _calibrate(cast(nn.Linear, self.cls.channel[1]), scale, shift)
+
     def forward(self, features: Tensor) -> TrackOutput:
         """(B, C, H, W) -> predictions per cell.
 
@@ -111,6 +115,13 @@ class CellHead(nn.Module):
         # a target fills a quarter of the search picture's side; at the start every side is an eighth away
         nn.init.constant_(cast(Tensor, self.box[2].bias), math.log(1 / 7))
 
+    def calibrate(self, scale: float, shift: float) -> None:
+        """Changes the weights so that the target's logit, less the other, becomes scale * that + shift.
+
+        A positive scale keeps the order of the scores.
+        """
+        _calibrate(cast(nn.Linear, self.cls[2]), scale, shift)
+
     def forward(self, features: Tensor) -> TrackOutput:
         """(B, C, H, W) -> predictions per cell, for any H and W."""
         x = features.permute(0, 2, 3, 1)  # B, H, W, C
@@ -123,3 +134,10 @@ class CellHead(nn.Module):
         cx, cy = cell_x + (right - left) / 2, cell_y + (bottom - top) / 2
         boxes = torch.stack([cx, cy, left + right, top + bottom], dim=1)
         return TrackOutput(logits, torch.softmax(logits, dim=1)[:, 0], boxes)
+
+
+@torch.no_grad()
+def _calibrate(last: nn.Linear, scale: float, shift: float) -> None:
+    last.weight.mul_(scale)
+    last.bias.mul_(scale)
+    last.bias[0] += shift

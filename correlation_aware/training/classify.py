@@ -17,6 +17,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from correlation_aware.data.shard_reader import ShardReader
 from correlation_aware.pretrained import load_pretrained
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
 from correlation_aware.training.engine import Trainer, make_accelerator
@@ -29,11 +30,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageData:
-    """Pictures in a folder per class, and how they are changed in training.
+    """Labelled pictures, and how they are changed in training.
 
     Attributes:
-        train: Folder of training pictures.
-        val: Folder of validation pictures, if there is one.
+        train: A folder with a folder of pictures per class, or tar shards such as
+            `train-{000000..001281}.tar`, see `ShardReader`.
+        val: The same for validation, if there is any.
         batch_size: Pictures of a batch, on each process.
         size: Side of the pictures in pixels.
         workers: Processes that read pictures, for each process that trains.
@@ -136,14 +138,10 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
     """
     data = config.data
     accelerator = make_accelerator(config.run, device)
-    if not Path(data.train).is_dir() or not data.train:
-        raise FileNotFoundError(
-            f"data.train={data.train!r} is not a folder; it holds a folder of pictures a class."
-        )
     transform = create_transform(
         data.size, is_training=True, auto_augment=data.auto_augment, re_prob=data.erase, re_mode="pixel"
     )
-    dataset = ImageDataset(data.train, transform=transform)
+    dataset = _open_images("data.train", data.train, transform)
     classes = len(dataset.reader.class_to_idx)
     set_seed(config.run.seed)
     model = create_model(config.model.name, **{"num_classes": classes, **config.model.overrides})
@@ -186,15 +184,29 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
     )
 
 
+def _open_images(
+    key: str, where: str, transform: Any, class_to_idx: dict[str, int] | None = None
+) -> ImageDataset:
+    if where.endswith(".tar"):
+        reader = ShardReader(where)
+        if class_to_idx is not None and len(reader.class_to_idx) > len(class_to_idx):
+            raise ValueError(
+                f"{key}={where!r} has classes up to {len(reader.class_to_idx) - 1}, "
+                f"data.train up to {len(class_to_idx) - 1}."
+            )
+        return ImageDataset(None, reader=reader, transform=transform)
+    if not where or not Path(where).is_dir():
+        raise FileNotFoundError(
+            f"{key}={where!r} is neither a folder, with a folder of pictures per class, nor tar shards."
+        )
+    return ImageDataset(where, transform=transform, class_map=class_to_idx or "")
+
+
 class _Accuracy:
     """Top-1 accuracy on the validation pictures."""
 
     def __init__(self, data: ImageData, class_to_idx: dict[str, int]) -> None:
-        dataset = ImageDataset(
-            str(data.val),
-            transform=create_transform(data.size),
-            class_map=class_to_idx,
-        )
+        dataset = _open_images("data.val", str(data.val), create_transform(data.size), class_to_idx)
         self.loader = DataLoader(
             dataset, data.batch_size, num_workers=data.workers, generator=torch.Generator().manual_seed(0)
         )

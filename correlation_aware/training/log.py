@@ -1,6 +1,7 @@
 """The log of a run: a JSON line every few steps, and TensorBoard's curves where it is installed."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from correlation_aware.weights import write_text
 
-__all__ = ["Means", "RunLog", "read_log"]
+__all__ = ["Means", "RunLog", "plot_log", "read_log"]
 
 
 class Means:
@@ -79,6 +80,31 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def plot_log(records: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Draws every scalar of a log over the steps into a picture.
+
+    Raises:
+        ValueError: There are no records.
+        ModuleNotFoundError: matplotlib is not installed; the message says how to get it.
+    """
+    if not records:
+        raise ValueError("The log has no record. Is this the folder of a run that has begun?")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("A plot needs matplotlib: pip install correlation_aware[viz]") from error
+    names = list(dict.fromkeys(name for r in records for name in r if name not in ("step", "seconds")))
+    columns = min(3, len(names))
+    figure = Figure(figsize=(4 * columns, 2.4 * -(-len(names) // columns)), layout="constrained")
+    for number, name in enumerate(names, start=1):
+        axes = figure.add_subplot(-(-len(names) // columns), columns, number)
+        axes.plot(*zip(*((r["step"], r[name]) for r in records if name in r)), linewidth=1)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
 
 
 def _open_board(folder: Path, step: int) -> Any:

@@ -29,7 +29,7 @@ from correlation_aware.training.engine import Trainer, make_accelerator
 from correlation_aware.training.losses import LossConfig, best_cell_iou, track_loss
 from correlation_aware.zoo import create_model
 
-__all__ = ["PairBatches", "PairData", "TrackTraining", "make_track_trainer", "open_pairs"]
+__all__ = ["ClipData", "PairBatches", "PairData", "TrackTraining", "make_track_trainer", "open_pairs"]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,11 +59,27 @@ class PairData:
 
 
 @dataclass(frozen=True)
+class ClipData:
+    """Synthetic clips to validate on, every `run.validate_every` steps.
+
+    Attributes:
+        sources: Folders or tar shards of stills with their shares, best ones that are not trained on.
+        count: Number of clips; they are kept in memory, 14 MB each.
+        seed: Of everything random.
+    """
+
+    sources: dict[str, float] = field(default_factory=dict)
+    count: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class TrackTraining:
     """A run of `correlation-aware train track`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: PairData = field(default_factory=PairData)
+    validation: ClipData = field(default_factory=ClipData)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -1,0 +1,29 @@
+"""The log of a run as curves: a picture, and TensorBoard's files."""
+
+import cv2
+import pytest
+
+from correlation_aware.training.log import RunLog, plot_log, read_log
+
+RECORDS = [{"step": step, "loss": 4.0 / step, "seconds": 1.0 * step} for step in (1, 2, 3)]
+
+
+def test_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_log([*RECORDS, {"step": 3, "val_ao": 0.5}], tmp_path / "curves.png")
+    assert cv2.imread(str(tmp_path / "curves.png")).shape[0] > 200
+    with pytest.raises(ValueError, match="no record"):
+        plot_log(read_log(tmp_path / "log.jsonl"), tmp_path / "curves.png")
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, 0) as log:
+        for record in RECORDS:
+            log.write(record)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (r["step"], pytest.approx(r["loss"])) for r in RECORDS
+    ]
