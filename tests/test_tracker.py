@@ -252,7 +252,7 @@ def test_weights_from_a_folder(tmp_path):
     ca.save_pretrained(model, tmp_path)
     config = ca.TrackerConfig(damp_size=False)
     tracker = ca.create_tracker(tmp_path, device="cpu", dtype=torch.bfloat16, config=config)
-    assert tracker.weights == str(tmp_path) and tracker.dtype == torch.bfloat16
+    assert tracker.weights == str(tmp_path) and tracker.session.dtype == torch.bfloat16
     assert tracker.model.backbone.config.search_factor == 5
     tracker.init(noise(), (140, 100, 30, 20))
     plant(tracker, (8, 8), (0.5, 0.5, 0.5, 0.5))

@@ -1,4 +1,4 @@
-"""The command line: `correlation-aware track | demo | models | weights | train | eval`.
+"""The command line: `correlation-aware track | demo | models | export | weights | train | eval`.
 
 The only room that prints.
 """
@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from correlation_aware.cli import demo, eval, models, track, train, weights
+from correlation_aware.cli import demo, eval, export, models, track, train, weights
 
 __all__ = ["app", "main"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("track")(track.track)
 app.command("demo")(demo.demo)
 app.command("models")(models.models)
+app.command("export")(export.export)
 app.add_typer(weights.app, name="weights")
 app.add_typer(train.app, name="train")
 app.add_typer(eval.app, name="eval")

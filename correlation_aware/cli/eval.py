@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import console, load_tracker, track_progress
+from correlation_aware.cli.track import Runtime, console, load_tracker, track_progress
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
@@ -42,6 +42,7 @@ def got10k(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")
     ] = None,
+    runtime: Runtime = "auto",
     subset: Annotated[
         str, typer.Option(help="val, train or test; the truth of test is withheld: files only.")
     ] = "val",
@@ -72,7 +73,7 @@ def got10k(
         raise ValueError("The truth of test is withheld: name a folder for the boxes with --output")
     dataset = open_dataset(root, subset)  # type: ignore[arg-type]
     names = sequences.split(",") if sequences else None
-    tracker = load_tracker(model, weights, device)
+    tracker = load_tracker(model, weights, device, runtime)
     results: list[SequenceResult] = []
     sequence_count = len(names or dataset.seq_names)
     for result in track_progress(evaluate(tracker, dataset, names), sequence_count, "sequences"):

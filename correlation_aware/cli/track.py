@@ -21,10 +21,14 @@ if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is q
     from correlation_aware.tracking.tracker import Tracker, TrackResult
     from correlation_aware.tracking.video import Frame, FrameSource
 
-__all__ = ["Clock", "console", "follow", "load_tracker", "progress_bar", "track", "track_progress"]
+__all__ = ["Clock", "Runtime", "console", "follow", "load_tracker", "progress_bar", "track", "track_progress"]
 
 COLUMNS = ("frame", "target", "x", "y", "w", "h", "score", "lost")
 EXIT_LOST, EXIT_INTERRUPTED = 3, 130
+
+Runtime = Annotated[
+    str, typer.Option(help="eager, compile, onnx or openvino; the last two are quick on a CPU.")
+]
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -66,6 +70,7 @@ def track(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")
     ] = None,
+    runtime: Runtime = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
 ) -> None:
     """Follow one target or more through a video.
@@ -91,7 +96,7 @@ def track(
             file = stack.enter_context(atomic_file(boxes))
             rows = csv.writer(stack.enter_context(file.open("w", newline="", encoding="utf-8")))
             rows.writerow(COLUMNS)
-        tracker = load_tracker(model, weights, device)
+        tracker = load_tracker(model, weights, device, runtime)
         try:
             with progress_bar() as bar:
                 task = bar.add_task("track", total=frames.length)
@@ -126,13 +131,20 @@ def track(
         raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_LOST)
 
 
-def load_tracker(model: str | None, weights: str | None = None, device: str | None = None) -> "Tracker":
+def load_tracker(
+    model: str | None, weights: str | None = None, device: str | None = None, runtime: str = "auto"
+) -> "Tracker":
     """Creates a tracker and prints what it is; random weights are announced in yellow."""
     from correlation_aware import create_tracker
 
     with warnings.catch_warnings():  # said below, in colour
         warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
-        tracker = create_tracker(model, pretrained=False if weights == "random" else weights, device=device)
+        tracker = create_tracker(
+            model,
+            pretrained=False if weights == "random" else weights,
+            device=device,
+            runtime=runtime,  # type: ignore[arg-type]
+        )
     if tracker.weights == "random":
         advice = "'correlation-aware weights list' names trained ones"
         console.print(f"[yellow]The weights of {tracker.name} are random: it will not track ({advice}).[/]")

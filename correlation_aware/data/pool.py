@@ -55,18 +55,17 @@ class ImagePool:
         device: str | torch.device = "cpu",
         plain_ground: bool = True,
     ) -> None:
+        pieces: list[NDArray[np.int32]] = []
         entries: list[_Entry] = []
         numbered = enumerate(stills)
         with ThreadPoolExecutor() as threads:
             while chunk := list(islice(numbered, 256)):  # bounds what waits in memory
-                entries += threads.map(partial(_describe, plain_ground=plain_ground), chunk)
+                for pixels, entry in threads.map(partial(_describe, plain_ground=plain_ground), chunk):
+                    pieces.append(pixels)
+                    entries.append(entry)
         if not entries:
             raise ValueError("A pool needs one photograph at least.")
-        if (count := sum(len(entry.pixels) for entry in entries)) >= 2**31:
-            raise ValueError(
-                f"{count} pixels are more than a pool can hold, 2^31: lower max_side or take fewer."
-            )
-        self.pixels = torch.from_numpy(np.concatenate([entry.pixels for entry in entries])).to(device)
+        self.pixels = _joined(pieces).to(device)
         sizes = torch.tensor([entry.sizes for entry in entries])
         self.height, self.width = sizes.unbind(2)
         areas = sizes.prod(dim=2).flatten()
@@ -161,8 +160,20 @@ def read_pool(
     return pool
 
 
+def _joined(pieces: list[NDArray[np.int32]]) -> Tensor:
+    """All pieces behind each other; takes them from the list, so that memory never holds them twice."""
+    count = sum(map(len, pieces))
+    if count >= 2**31:
+        raise ValueError(f"{count} pixels are more than a pool can hold, 2^31: lower max_side or take fewer.")
+    joined, end = torch.empty(count, dtype=torch.int32), count
+    while pieces:
+        piece = torch.from_numpy(pieces.pop())
+        joined[end - len(piece) : end] = piece
+        end -= len(piece)
+    return joined
+
+
 class _Entry(NamedTuple):
-    pixels: NDArray[np.int32]  # of all levels
     sizes: list[tuple[int, int]]  # height and width of each level
     mean: Array
     rectangles: Array
@@ -172,7 +183,8 @@ class _Entry(NamedTuple):
     label: str
 
 
-def _describe(numbered: tuple[int, Still], plain_ground: bool) -> _Entry:
+def _describe(numbered: tuple[int, Still], plain_ground: bool) -> tuple[NDArray[np.int32], _Entry]:
+    """Pixels of all levels, and what else there is to know of a photograph."""
     number, still = numbered
     guess = plain_ground_mask(still.image) if still.mask is None and plain_ground else still.mask
     mask = None if guess is None else clean_mask(guess)
@@ -180,8 +192,8 @@ def _describe(numbered: tuple[int, Still], plain_ground: bool) -> _Entry:
     box, outline = np.ones(4, np.float32), np.zeros((OUTLINE_POINTS, 2), np.float32)
     if mask is not None:
         box, outline = tight_outline(mask)
-    return _Entry(
-        pixels=np.concatenate([level.reshape(-1, 4).view(np.int32)[:, 0] for level in levels]),
+    pixels = np.concatenate([level.reshape(-1, 4).view(np.int32)[:, 0] for level in levels])
+    return pixels, _Entry(
         sizes=[(level.shape[0], level.shape[1]) for level in levels],
         mean=still.image.reshape(-1, 3).mean(axis=0),
         rectangles=salient_rectangles(still.image, RECTANGLES, np.random.default_rng(number)),

@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from correlation_aware import zoo
-from correlation_aware.models.heads import TrackOutput
-from correlation_aware.models.sbt import TemplateState
 from correlation_aware.models.track import TrackModel
+from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 
 __all__ = ["DEFAULT_MODEL", "Timings", "TrackResult", "Tracker", "TrackerConfig", "create_tracker"]
@@ -84,6 +83,7 @@ class Tracker:
         model: A `_track` model of the zoo; it is put into evaluation mode.
         weights: What the weights are, for people to read.
         config: How to decide.
+        session: What runs the model; by default plain PyTorch where the model is.
 
     Example:
         >>> tracker = create_tracker()
@@ -91,21 +91,26 @@ class Tracker:
         >>> result = tracker.update(next_frame)
     """
 
-    def __init__(self, model: TrackModel, weights: str, config: TrackerConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: TrackModel,
+        weights: str,
+        config: TrackerConfig | None = None,
+        session: InferenceSession | None = None,
+    ) -> None:
         self.model = model.eval()
+        self.session = session or InferenceSession(model)
         self.weights = weights
         self.config = config or TrackerConfig()
         self.name: str = model.pretrained_cfg["architecture"]
         self.timings = Timings()
-        parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device = self.session.device
         cfg = model.pretrained_cfg
         self._sizes = int(cfg["template_size"][-1]), int(cfg["input_size"][-1])
         self._factors = cfg["template_factor"], cfg["search_factor"]
         mean, std = (torch.tensor(cfg[key], device=self.device) * 255 for key in ("mean", "std"))
         self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
         self._window = torch.empty(0, device=self.device)
-        self._state: TemplateState | None = None
         self._boxes = np.empty((0, 4))
         self._many = False
 
@@ -123,7 +128,7 @@ class Tracker:
         frame = as_rgb(frame)
         boxes = as_boxes(box, *frame.shape[:2])
         crops = [Crop.around(b, self._factors[0]) for b in boxes]
-        self._state = self.model.encode_template(self._pixels(frame, crops, self._sizes[0]))
+        self.session.set_template(self._pixels(frame, crops, self._sizes[0]))
         self._boxes, self._many = boxes, np.ndim(box) == 2
         self.timings = Timings()
 
@@ -141,7 +146,7 @@ class Tracker:
             RuntimeError: `init` was not called.
             ValueError: A frame that cannot be used.
         """
-        if self._state is None:
+        if not len(self._boxes):
             raise RuntimeError("The tracker has no target yet: call init(frame, box) first.")
         frame = as_rgb(frame)
         height, width = frame.shape[:2]
@@ -150,12 +155,12 @@ class Tracker:
             crops = [Crop.around(b, self._factors[1]) for b in boxes]
             pixels = self._pixels(frame, crops, self._sizes[1])
         with self._timed("model"):
-            output = self.model(self._state, pixels)
+            cell_scores, cell_boxes = self.session(pixels)
         with self._timed("post"):
-            sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)])
-            scores, found = self._best(output, torch.from_numpy(sizes).float().to(self.device))
+            sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
+            scores, places = self._best(cell_scores, cell_boxes, torch.from_numpy(sizes).to(self.device))
             self._boxes = np.stack(
-                [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, found)]
+                [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, places)]
             )
             results = [
                 TrackResult(
@@ -169,19 +174,22 @@ class Tracker:
     def _pixels(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
         """(N, 3, size, size), normalised, on the model's device."""
         cuts = torch.from_numpy(np.stack([crop.cut(frame, size) for crop in crops])).to(self.device)
-        return ((cuts.permute(0, 3, 1, 2) - self._mean) / self._std).to(self.dtype)
+        return (cuts.permute(0, 3, 1, 2) - self._mean) / self._std
 
-    def _best(self, output: TrackOutput, sizes: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _best(
+        self, scores: Tensor, boxes: Tensor, sizes: Tensor
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Picks the cell that wins after penalty and window.
 
         Args:
-            output: Predictions for N crops.
+            scores: (N, H, W) of N crops.
+            boxes: (N, 4, H, W), cxcywh in 0..1 of the crop.
             sizes: (N, 2), width and height of the last boxes in 0..1 of the crops.
 
         Returns:
             Score (N,) and box (N, 4), cxcywh in 0..1 of the crop.
         """
-        scores, boxes = output.scores.float(), output.boxes.float()
+        scores, boxes = scores.float(), boxes.float()
         if self._window.shape != scores.shape[1:]:
             rows, columns = (
                 torch.hann_window(n, periodic=False, device=self.device) for n in scores.shape[1:]
@@ -225,7 +233,7 @@ def create_tracker(
     pretrained: bool | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-    runtime: str = "auto",
+    runtime: Runtime = "auto",
     config: TrackerConfig | None = None,
 ) -> Tracker:
     """Creates a tracker, ready for `init`.
@@ -236,18 +244,19 @@ def create_tracker(
         pretrained: As in `create_model`. By default the weights of the manifest, or random ones, with a
             warning, where it has none.
         device: `cpu`, `cuda`, ...; a GPU if there is one, by default.
-        dtype: `torch.float32` by default.
-        runtime: `auto` or `eager`.
+        dtype: Of the computation, `torch.float32` by default.
+        runtime: `auto`, `eager`, `compile`, `onnx` or `openvino`, see `InferenceSession`.
         config: How to decide.
 
     Raises:
-        ValueError: A model without a prediction head, an unknown name or runtime.
+        ValueError: A model without a prediction head, an unknown name, a runtime that cannot be had.
+        ModuleNotFoundError: The runtime is not installed.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be had or that are damaged.
     """
-    if runtime not in ("auto", "eager"):
-        raise ValueError(f"runtime={runtime!r} is not one of auto, eager.")
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}.")
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() and runtime not in ("onnx", "openvino") else "cpu"
     network: torch.nn.Module
     if isinstance(model, torch.nn.Module):
         network, described = model, "of the given model"
@@ -267,4 +276,4 @@ def create_tracker(
         )
     if network.pretrained_cfg["tag"] is not None:
         described = "{architecture}.{tag}".format(**network.pretrained_cfg)
-    return Tracker(network.to(device, dtype), described, config)
+    return Tracker(network, described, config, InferenceSession(network, device, dtype, runtime))

@@ -1,0 +1,54 @@
+"""`correlation-aware export`: models as ONNX, OpenVINO or torch.export files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from correlation_aware.cli.track import console
+
+__all__ = ["export"]
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name of the zoo, a folder of a model, or hf-hub:...")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the files.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            "--pretrained",
+            help="Tag or file of weights, or `random`; by default the model's own.",
+        ),
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="onnx, openvino, or torch (a program of torch.export).")
+    ] = "onnx",
+    graph: Annotated[
+        list[str] | None,
+        typer.Option(help="template, search, pair; image of a classifier. Repeatable; all by default."),
+    ] = None,
+) -> None:
+    """Write a model as files that run without this package.
+
+    `template` is run once per target and gives its state; `search` takes the
+    state and a search picture, once per frame; `pair` is both in one. Every
+    file is run and compared with the model; if one differs, none is written.
+    """
+    from correlation_aware import zoo
+    from correlation_aware.runtime.export import export as write
+
+    if weights is None and not zoo.has_weights(model):
+        raise ValueError(f"{model} has no weights yet: name some with --weights, or --weights random.")
+    network = zoo.create_model(model, weights != "random" and (weights or True))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("graph", "file", "MB", "largest difference"):
+        table.add_column(title, justify="right" if title in ("MB", "largest difference") else "left")
+    for made in write(network, output, format, graph):  # type: ignore[arg-type]
+        size = sum(p.stat().st_size for p in {made.path, made.path.with_suffix(".bin")} if p.is_file())
+        table.add_row(made.graph, escape(str(made.path)), f"{size / 1e6:.1f}", f"{made.difference:.1e}")
+    console.print(table)

@@ -1,0 +1,172 @@
+"""Exported files and sessions give the numbers of the model they were made from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import typer
+from torch import nn
+from typer.testing import CliRunner
+
+import correlation_aware as ca
+from correlation_aware.cli import export as cli_export
+from correlation_aware.runtime import export as export_module
+from correlation_aware.runtime import session as session_module
+from correlation_aware.runtime.export import export, metadata, open_graph
+from correlation_aware.runtime.graphs import cut
+from correlation_aware.runtime.session import InferenceSession
+from correlation_aware.tracking.clip import draw_clip
+
+RUNTIMES = ("eager", "onnx", "openvino")
+
+
+def needs(format):
+    for name in {"onnx": ("onnxscript", "onnxruntime"), "openvino": ("onnxscript", "openvino")}.get(
+        format, ()
+    ):
+        pytest.importorskip(name)
+
+
+@pytest.fixture(scope="module")
+def tracker_model():
+    torch.manual_seed(0)
+    return ca.create_model("sbt_test_track", head="cell").eval()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One cache for the file, so that each format is exported once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cached(cache, monkeypatch):
+    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(cache))
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "format"),
+    [
+        ("sbt_test", {}, "onnx"),
+        ("sbt_test", {"features_only": True, "out_indices": (1, 2)}, "torch"),
+        ("sbt_test_track", {"attention": "pooled"}, "onnx"),
+        ("sbt_test_cls", {"num_classes": 5}, "onnx"),
+        ("sbt_test_cls", {"num_classes": 5}, "openvino"),
+    ],
+)
+def test_exports_are_compared(name, arguments, format, tmp_path):
+    needs(format)
+    torch.manual_seed(0)
+    model = ca.create_model(name, **arguments)
+    made = export(model, tmp_path, format)
+    assert [m.graph for m in made] == list(cut(model)) and model.training  # it is put back as it was
+    for m in made:
+        assert m.path.is_file() and 0 <= m.difference < 1e-5  # float32 in another order
+    assert not list(tmp_path.glob(".export-*"))
+
+
+def test_a_file_that_differs_is_not_written(tmp_path, tracker_model, monkeypatch):
+    monkeypatch.setattr(export_module, "open_graph", lambda path: lambda *arrays: [np.float32([[[[9]]]])])
+    with pytest.raises(RuntimeError, match=r"pair\.pt2|template\.pt2 differs from the model"):
+        export(tracker_model, tmp_path, "torch", ["template"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_lie_in_the_files(tmp_path, tracker_model):
+    needs("onnx")
+    import onnxruntime
+
+    (made,) = export(tracker_model, tmp_path, "onnx", ["template"])
+    found = onnxruntime.InferenceSession(str(made.path)).get_modelmeta().custom_metadata_map
+    wanted = {**metadata(tracker_model), "graph": "template"}
+    assert {key: found[key] for key in wanted} == wanted
+    assert json.loads(found["input_size"]) == [3, 128, 128] and found["model"] == "sbt_test_track"
+    (program,) = export(tracker_model, tmp_path, "torch", ["template"])
+    extra = {"metadata.json": ""}
+    torch.export.load(program.path, extra_files=extra)
+    assert json.loads(extra["metadata.json"])["weights_sha256"] == wanted["weights_sha256"]
+
+
+def test_the_hash_is_of_the_weights(tracker_model):
+    before = metadata(tracker_model)["weights_sha256"]
+    assert metadata(tracker_model)["weights_sha256"] == before
+    with torch.no_grad():
+        tracker_model.head.cls[2].bias += 1e-3
+        assert metadata(tracker_model)["weights_sha256"] != before
+        tracker_model.head.cls[2].bias -= 1e-3
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_sessions_equal_the_model(runtime, tracker_model, cached):
+    needs(runtime)
+    session = InferenceSession(tracker_model, runtime=runtime)
+    assert session.outputs == ("scores", "boxes")
+    generator = torch.Generator().manual_seed(1)
+    template = torch.randn(3, 3, 64, 64, generator=generator)
+    search = torch.randn(1, 3, 128, 128, generator=generator)  # three targets in one picture
+    with pytest.raises(RuntimeError, match="call set_template"):
+        session(search)
+    session.set_template(template)
+    with torch.no_grad():
+        wanted = tracker_model(template, search)
+    scores, boxes = session(search)
+    # float32 in another order of operations
+    torch.testing.assert_close(scores, wanted.scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(boxes, wanted.boxes, rtol=1e-4, atol=1e-5)
+    session.set_template(template[:1])
+    assert torch.allclose(session(search)[0], wanted.scores[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+def test_a_tracker_follows_alike_on_every_runtime(runtime, tracker_model, cached):
+    needs(runtime)
+    frames = list(draw_clip(5, (120, 160)))
+    trackers = [ca.create_tracker(tracker_model, device="cpu", runtime=r) for r in ("eager", runtime)]
+    assert trackers[1].session.runtime == runtime
+    for tracker in trackers:
+        tracker.init(*frames[0])
+    for frame, _ in frames[1:]:
+        ours, reference = (np.array(tracker.update(frame).box) for tracker in reversed(trackers))
+        assert np.abs(ours - reference).max() < 0.5  # pixels
+
+
+def test_exports_are_kept(cached, tracker_model, monkeypatch):
+    needs("onnx")
+    InferenceSession(tracker_model, runtime="onnx")
+    monkeypatch.setattr(session_module, "export", lambda *_: pytest.fail("exported again"))
+    InferenceSession(tracker_model, runtime="onnx")
+    assert len(list(cached.glob("sbt_test_track-*-onnx"))) == 1
+
+
+def test_what_cannot_run_says_so(tracker_model, monkeypatch):
+    with pytest.raises(ValueError, match=r"runtime='tensorrt' is not one of auto, eager"):
+        InferenceSession(tracker_model, runtime="tensorrt")
+    needs("openvino")
+    with pytest.raises(ValueError, match=r"computes in float32, bfloat16, not in dtype=torch\.float16"):
+        InferenceSession(tracker_model, dtype=torch.float16, runtime="openvino")
+    with pytest.raises(ValueError, match="runs on a CPU here, not on device=cuda"):
+        InferenceSession(tracker_model, device="cuda", runtime="onnx")
+    with pytest.raises(ValueError, match="is not one of onnx, openvino, torch"):
+        export(tracker_model, "nowhere", "tflite")
+    with pytest.raises(ValueError, match=r"\['image'\] are not among template, search, pair"):
+        export(tracker_model, "nowhere", "torch", ["image"])
+    with pytest.raises(ValueError, match="Linear is not a model of create_model"):
+        cut(nn.Linear(2, 2))
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install correlation_aware\[export\]"):
+        export(tracker_model, "nowhere", "onnx")
+
+
+def test_the_command(tmp_path):
+    app = typer.Typer()
+    app.command()(cli_export.export)
+    words = ["sbt_test_track", "--output", str(tmp_path), "--format", "torch", "--graph", "template"]
+    result = CliRunner().invoke(app, [*words, "--weights", "random"])
+    assert result.exit_code == 0, result.output
+    assert "largest difference" in result.output
+    path = tmp_path / "sbt_test_track.template.pt2"
+    assert open_graph(path)(np.zeros((1, 3, 64, 64), np.float32))[0].shape[0] == 1
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, ValueError) and "no weights yet" in str(result.exception)
