@@ -2,8 +2,9 @@
 
     python benchmarks/model_speed.py [--models sbt_light sbt_base] [--device cpu] [--json out.json]
 
-The contenders take turns in one run, so that whatever else the machine does hits all of them alike; medians
-are reported.
+"cached" is the cost of a frame once the template is encoded. On a CPU onnxruntime and OpenVINO compete where
+they are installed, in float32 but for "bf16". The contenders take turns in one run, so that whatever else the
+machine does hits all of them alike; medians are reported.
 """
 
 import argparse
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import torch
 from plain_sbt import PlainSBT
+from torch import nn
 
 import correlation_aware as ca
+from correlation_aware.runtime.session import InferenceSession
 
 
 def contenders(name: str, device: str) -> tuple[dict[str, Callable[[], torch.Tensor]], float]:
@@ -32,10 +35,33 @@ def contenders(name: str, device: str) -> tuple[dict[str, Callable[[], torch.Ten
     runs = {
         "plain": lambda: plain(template, search),
         "ours": lambda: net(template, search),
-        "ours, template cached": lambda: net(state, search),
+        "ours, cached": lambda: net(state, search),
     }
-    difference = (runs["plain"]() - runs["ours"]()).abs().max().item()
+    if device == "cpu":
+        runs |= sessions(net, template, search)
+    exact = (run() for run_name, run in runs.items() if "bf16" not in run_name)
+    difference = max((runs["plain"]() - output).abs().max().item() for output in exact)
     return runs, difference
+
+
+def sessions(
+    net: nn.Module, template: torch.Tensor, search: torch.Tensor
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """The runtimes that are installed, with the template cached."""
+    runs = {}
+    for name, runtime, dtype in (
+        ("onnx, cached", "onnx", torch.float32),
+        ("openvino, cached", "openvino", torch.float32),
+        ("openvino bf16, cached", "openvino", torch.bfloat16),
+    ):
+        try:
+            session = InferenceSession(net, dtype=dtype, runtime=runtime)
+        except ModuleNotFoundError as error:
+            print(f"without {runtime}: {error}")
+            continue
+        session.set_template(template)
+        runs[name] = lambda session=session: session(search)[0]
+    return runs
 
 
 def measure(runs: dict[str, Callable[[], torch.Tensor]], rounds: int, device: str) -> dict[str, float]:
@@ -64,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     hardware = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor()
-    print(f"torch {torch.__version__}, {args.device} {hardware}, {args.threads} threads, float32, batch 1")
+    print(f"torch {torch.__version__}, {args.device} {hardware}, {args.threads} threads, batch 1")
     print(f"{'model':12}{'contender':24}{'ms':>8}{'x plain':>9}")
     report = {}
     with torch.inference_mode():

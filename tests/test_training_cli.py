@@ -56,6 +56,11 @@ def test_train_track_and_resume(run, pictures, tmp_path):
     ca.create_model(out / "checkpoints" / "step-00000003" / "weights", pretrained=True)
     result = run(*words)
     assert isinstance(result.exception, ValueError)
+    for command in (["curves", out], ["pairs", *(w for change in changes for w in ("--set", change))]):
+        picture = tmp_path / f"{command[0]}.png"
+        result = run("train", *command, "--output", picture)
+        assert result.exit_code == 0, result.output
+        assert cv2.imread(str(picture)).shape[1] > 300
 
 
 def test_train_track_on_videos_and_stills(run, pictures, tmp_path):

@@ -127,6 +127,29 @@ def calibrate(
 
 
 @app.command()
+def pairs(
+    output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("pairs.png"),
+    config: Config = None,
+    changes: Changes = None,
+    batch: Annotated[int, typer.Option(min=0, help="Which batch of the run, from 0.")] = 0,
+) -> None:
+    """Draw the pairs that `train track` would see, with their boxes.
+
+    Takes the same --config and --set. Green boxes are right; where the box is
+    red the template is of another target.
+    """
+    _check_installed()
+    from correlation_aware.data.sheet import pair_sheet
+    from correlation_aware.tracking.video import write_picture
+    from correlation_aware.training.config import load
+    from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
+
+    run = load(TrackTraining, _find(config, output, False), changes or ())
+    write_picture(output, pair_sheet(open_pairs(run, make_track_model(run.model), "cpu").batch(batch)))
+    console.print(f"Wrote {escape(str(output))}")
+
+
+@app.command()
 def curves(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("curves.png"),

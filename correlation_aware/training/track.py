@@ -29,7 +29,15 @@ from correlation_aware.training.engine import Trainer, make_accelerator
 from correlation_aware.training.losses import LossConfig, best_cell_iou, track_loss
 from correlation_aware.zoo import create_model
 
-__all__ = ["ClipData", "PairBatches", "PairData", "TrackTraining", "make_track_trainer", "open_pairs"]
+__all__ = [
+    "ClipData",
+    "PairBatches",
+    "PairData",
+    "TrackTraining",
+    "make_track_model",
+    "make_track_trainer",
+    "open_pairs",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -147,11 +155,7 @@ def make_track_trainer(
     """
     accelerator = make_accelerator(config.run, device)
     set_seed(config.run.seed)
-    model = create_model(config.model.name, **config.model.overrides)
-    if not isinstance(model, TrackModel):
-        raise ValueError(
-            f"model.name={config.model.name} has no prediction head; take {config.model.name}_track."
-        )
+    model = make_track_model(config.model)
     if config.model.pretrained is not None:
         _logger.info("start: %s", load_pretrained(model, config.model.pretrained, partial=True))
     if pairs is None:
@@ -179,6 +183,18 @@ def make_track_trainer(
         text=to_yaml(config),
         validate=validate,
     )
+
+
+def make_track_model(config: ModelConfig) -> TrackModel:
+    """The model of a run, with fresh weights.
+
+    Raises:
+        ValueError: It has no prediction head, or there is no such model or override.
+    """
+    model = create_model(config.name, **config.overrides)
+    if not isinstance(model, TrackModel):
+        raise ValueError(f"model.name={config.name} has no prediction head; take {config.name}_track.")
+    return model
 
 
 def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.device) -> PairSource:

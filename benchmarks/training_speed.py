@@ -1,0 +1,83 @@
+"""Pairs a second: of the generator alone, of a training step alone, and of both as a run has them.
+
+    python benchmarks/training_speed.py SOURCE... [--model sbt_light_track] [--batch 32] [--device cuda]
+
+Sources are folders or tar shards of photographs. A step is forward, backward, clipping and AdamW, in bfloat16
+where the device has it. On a CPU the generator uses one thread, as `train track` does.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import correlation_aware as ca
+from correlation_aware.data.pool import read_pool
+from correlation_aware.data.stills import StillPairs
+from correlation_aware.training.config import OptimizerConfig
+from correlation_aware.training.losses import LossConfig, track_loss
+from correlation_aware.training.optimizer import make_optimizer
+from correlation_aware.training.track import PairBatches
+
+
+def pairs_per_second(run: Callable[[], object], pairs: int, rounds: int, device: str) -> float:
+    """After two rounds to warm up."""
+    for i in range(rounds + 2):
+        if i == 2:
+            _wait(device)
+            start = time.perf_counter()
+        run()
+    _wait(device)
+    return rounds * pairs / (time.perf_counter() - start)
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sources", nargs="+")
+    parser.add_argument("--model", default="sbt_light_track")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--template-size", type=int, default=128)
+    parser.add_argument("--search-size", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=10)
+    args = parser.parse_args()
+    sizes = {"template_size": args.template_size, "search_size": args.search_size}
+    model = ca.create_model(args.model, head="cell", **sizes).to(args.device)
+    pool = read_pool(dict.fromkeys(args.sources, 1.0), 320, args.device)
+    on_cpu = args.device == "cpu"
+    source = PairBatches(StillPairs(pool, args.batch, *sizes.values()), args.batch, ahead=not on_cpu)
+    batches = source.batches(0, 1)
+    optimizer, held = make_optimizer(model, OptimizerConfig()), next(batches)
+
+    def step(batch=held) -> None:
+        plain = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()  # as `train track` does
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16), plain:
+            output = model(batch.template, batch.search)
+        track_loss(output, batch.boxes, batch.positive, LossConfig()).total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    print(
+        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {args.model} {sizes}"
+    )
+    for name, run in (
+        ("generator", lambda: next(batches)),
+        ("step", step),
+        ("both", lambda: step(next(batches))),
+    ):
+        print(f"{name:10}{pairs_per_second(run, args.batch, args.rounds, args.device):10.1f} pairs/s")
+
+
+if __name__ == "__main__":
+    main()
