@@ -4,9 +4,8 @@ Paper: `Learning Discriminative Model Prediction for Tracking` (Bhat et al., ICC
 https://arxiv.org/abs/1904.07220. Its code, https://github.com/visionml/pytracking, is neither needed at rest
 nor copied here; it must be importable (`ltr` and `pytracking`) when this module is imported.
 
-Importing this module gives pytracking two things that it lacks beside a present-day torch: its
-`PrRoIPool2D`, whose CUDA code no longer compiles, is ours from then on, and torchvision's `model_urls`, which
-torchvision dropped, is empty.
+Importing this module puts two things where pytracking looks for them: `PrRoIPool2D` in plain PyTorch for its
+submodule, which needs CUDA and a compiler, and an empty `model_urls`, which torchvision dropped.
 """
 
 import sys
@@ -36,7 +35,7 @@ MODIFIED = {"depths": (2, 2, 4), "cross_blocks": ((), (), (1, 3))}
 def _bridge() -> None:
     """Makes pytracking importable beside a present-day torch; see the module's docstring."""
     if not hasattr(torchvision.models.resnet, "model_urls"):
-        torchvision.models.resnet.model_urls = {}  # type: ignore[attr-defined]
+        torchvision.models.resnet.model_urls = {}
     sys.modules["ltr.external.PreciseRoIPooling.pytorch.prroi_pool"] = prroi_pool
     for user in ("ltr.models.bbreg.atom_iou_net", "ltr.models.target_classifier.initializer"):
         if user in sys.modules:  # imported before, with another pooling
@@ -116,10 +115,14 @@ class SBTBackbone(Backbone):
         frozen_layers: str | Sequence[str] = (),
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(frozen_layers, str):
-            for layer in frozen_layers:
-                if layer not in FROZEN_NAMES:
-                    raise ValueError(f"frozen_layers has {layer!r}, which is not one of {FROZEN_NAMES}.")
+        names = [frozen_layers] if isinstance(frozen_layers, str) else list(frozen_layers)
+        allowed = ("all", "none") if isinstance(frozen_layers, str) else FROZEN_NAMES
+        for name in names:
+            if name not in allowed:
+                raise ValueError(
+                    f"frozen_layers has {name!r}, which is not one of {', '.join(allowed)}. It is 'all', "
+                    f"'none' or a list of {', '.join(FROZEN_NAMES)}."
+                )
         super().__init__(frozen_layers=frozen_layers)
         options = {"strides": (4, 2, 2), **(MODIFIED if model is None else {}), **(overrides or {})}
         trunk = create_model(
@@ -141,11 +144,11 @@ class SBTBackbone(Backbone):
 
     @property
     def conv1(self) -> nn.Module:
-        return self.trunk.model.stages[0].embed.proj
+        return self.layer1.get_submodule("embed.proj")
 
     @property
     def bn1(self) -> nn.Module:
-        return self.trunk.model.stages[0].embed.norm
+        return self.layer1.get_submodule("embed.norm")
 
     @property
     def layer1(self) -> nn.Module:
