@@ -11,6 +11,7 @@ submodule, which needs CUDA and a compiler, and an empty `model_urls`, which tor
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class SBTBackbone(Backbone):
     def __init__(
         self,
         model: str | None = None,
-        pretrained: bool | str = False,
+        pretrained: bool | str | Path = False,
         frozen_layers: str | Sequence[str] = (),
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
@@ -283,7 +284,7 @@ def dimpnet_sbt(
     *,
     backbone: str | None = None,
     backbone_overrides: Mapping[str, Any] | None = None,
-    backbone_pretrained: bool | str = True,
+    backbone_pretrained: bool | str | Path = True,
     frozen_backbone_layers: str | Sequence[str] = (),
     filter_size: int = 1,
     optim_iter: int = 5,

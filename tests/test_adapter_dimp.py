@@ -10,6 +10,7 @@ import pytest
 import stand_in_pytracking as pytracking
 import torch
 
+import correlation_aware as ca
 from correlation_aware.models.sbt import SBT, TemplateState
 from correlation_aware.weights import load_state_dict
 
@@ -109,6 +110,15 @@ def test_frozen_layers_do_not_train(dimp, names):
     for name, parameter in backbone.named_parameters():
         frozen = names == "all" or any(parts[n] in name for n in names if n in parts)
         assert parameter.requires_grad is not frozen
+
+
+def test_weights_of_a_network_of_the_zoo_fill_the_backbone(dimp, tmp_path):
+    net = ca.create_model("sbt_test")  # stride 8; strides are no part of the weights
+    backbone = dimp.SBTBackbone("sbt_test", ca.save_pretrained(net, tmp_path))
+    trunk = backbone.trunk.model.state_dict()
+    assert all(torch.equal(tensor, trunk[name]) for name, tensor in net.state_dict().items())
+    with pytest.raises(ValueError, match="sbt_test"):  # it has no weights of its own
+        dimp.SBTBackbone("sbt_test", True)
 
 
 # Templates
