@@ -21,9 +21,8 @@ names = [m.name for m in pkgutil.walk_packages(correlation_aware.__path__[:1], "
 for name in names:
     try:
         importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if not name.startswith("correlation_aware.adapters.") or "PYTHONPATH" not in str(error):
-            raise  # an adapter without its tracker says what to put on PYTHONPATH
+    except ModuleNotFoundError as error:  # an adapter without its tracker says where to put it
+        assert name.startswith("correlation_aware.adapters.") and "PYTHONPATH" in str(error), name
 print(correlation_aware.__file__, correlation_aware.adapters.__file__, len(correlation_aware.list_models()))
 """
 
