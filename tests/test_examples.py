@@ -1,12 +1,14 @@
 """Every example runs, and is short enough to be read."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = [p for p in sorted(FOLDER.glob("*.py")) if not p.stem.startswith("ca_")]  # those: their adapters'
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -21,5 +23,14 @@ def test_example(path, tmp_path, monkeypatch, capsys):
         assert "same numbers True" in printed and "(4, 160, 32, 32)" in printed
     elif path.stem == "features_for_a_head":
         assert "heat map (2, 64, 64)" in printed
+    elif path.stem == "own_tracker":
+        assert printed.count("(2, 16, 16)") == 2 and printed.count("best cells") == 2
     else:
         assert (tmp_path / "tracked.mp4").stat().st_size > 0 and len(printed.splitlines()) == 15
+
+
+def test_the_page_on_own_trackers_shows_its_example():
+    page = (FOLDER.parent / "docs" / "adapters.md").read_text()
+    lines = (FOLDER / "own_tracker.py").read_text().splitlines()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    assert len(lines) <= 50 and all(line in lines for line in code)
