@@ -3,7 +3,8 @@
 Tracker: `SiamFC++` (Xu et al., AAAI 2020) - https://github.com/megvii-research/video_analyst, at 7b89c20.
 Written against its interface; nothing of its code is here.
 
-Import this module before `videoanalyst.config.config`, which lists the registered components only once.
+Import this module before `videoanalyst.config.config`, which lists the registered components only once; or
+from a file of yours in videoanalyst/model/backbone/backbone_impl, which the tracker imports by itself.
 """
 
 import logging
@@ -42,10 +43,10 @@ MARGIN = 87  # pixels that an unpadded network of the tracker loses: 127 -> 5 ce
 FITTED = "siamfcpp_ca"
 FITTED_MODEL: dict[str, Any] = {"depths": (2, 2, 5), "cross_blocks": ((), (), (0, 2, 4))}  # of sbt_small
 
-if "videoanalyst.config.config" in sys.modules:
+if hasattr(sys.modules.get("videoanalyst.config.config"), "cfg"):
     raise RuntimeError(
         "videoanalyst.config.config was imported before correlation_aware.adapters.siamfcpp, so its "
-        "configuration does not know SBTBackbone and SiamTrackCA. Move this import to the first line."
+        "configuration does not know SBTBackbone and SiamTrackCA. Move the import to the first line."
     )
 
 

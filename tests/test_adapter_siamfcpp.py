@@ -175,14 +175,16 @@ def test_without_the_tracker_the_error_names_the_checkout(monkeypatch):
 
 
 def test_an_import_that_comes_too_late_is_said(tracker, monkeypatch):
-    monkeypatch.setitem(sys.modules, "videoanalyst.config.config", ModuleType("config"))
+    config = ModuleType("videoanalyst.config.config")
+    config.cfg = {}
+    monkeypatch.setitem(sys.modules, "videoanalyst.config.config", config)
     monkeypatch.delitem(sys.modules, NAME)
     for name, registry in (
         ("backbone.backbone_base", "BACKBONES"),
         ("task_model.taskmodel_base", "TASKMODELS"),
     ):
         getattr(sys.modules[f"videoanalyst.model.{name}"], f"TRACK_{registry}").clear()
-    with pytest.raises(RuntimeError, match="Move this import to the first line"):
+    with pytest.raises(RuntimeError, match="Move the import to the first line"):
         importlib.import_module(NAME)
 
 

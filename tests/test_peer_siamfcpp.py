@@ -181,6 +181,6 @@ def test_an_unknown_option_is_named(run):
 
 
 def test_an_import_that_comes_too_late_is_said(run):
-    assert "Move this import to the first line" in run(
+    assert "Move the import to the first line" in run(
         "import videoanalyst.config.config\n" + ADAPTER, "", expect=1
     )
