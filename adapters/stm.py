@@ -353,7 +353,9 @@ class STM_CA(STM):
         """Whether a mask belongs to the video: it is soft, or it is the last prediction, rounded."""
         one_hot = bool(((masks == 0) | (masks == 1)).all()) and bool((masks.sum(dim=1) == 1).all())
         predicted = self.target.predicted
-        return not one_hot or (predicted is not None and torch.equal(masks.argmax(dim=1), predicted))
+        if not one_hot or predicted is None:
+            return not one_hot
+        return torch.equal(masks.argmax(dim=1).to(predicted.device), predicted)
 
     def _check_count(self, n: int) -> None:
         state = self.target.state
