@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
-EXAMPLES = [p for p in sorted(FOLDER.glob("*.py")) if not p.stem.startswith("ca_")]  # those: their adapters'
+# those of other people's trackers, ca_*, run beside the stand-in in test_adapter_*.py
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith("ca_"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)

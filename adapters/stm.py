@@ -1,0 +1,390 @@
+"""STM with correlation-aware encoders, for unmodified checkouts of https://github.com/seoungwugoh/STM.
+
+    import model
+    from correlation_aware.adapters.stm import STM_CA
+
+    model.STM = STM_CA
+
+before `eval_DAVIS.py`, or code of yours, takes `STM` from `model`. Tracker: `Video Object Segmentation using
+Space-Time Memory Networks` (Oh et al., ICCV 2019). Written against the interface of commit 905f114; nothing
+of it is copied.
+
+The template of an object is the video's first frame with the object's mask. What of it does not depend on
+later frames is encoded once a video; every later frame, in the memory or to be segmented, is correlated with
+it, once an object.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from correlation_aware import weights
+from correlation_aware.models.sbt import SBTFeatures, TemplateState
+from correlation_aware.zoo import create_model
+
+try:
+    from model import STM
+except ImportError as error:
+    raise ModuleNotFoundError(
+        f"STM cannot be imported: {error}. Put a checkout of seoungwugoh/STM, which holds model.py, first on "
+        "PYTHONPATH and install torchvision, opencv-python, matplotlib, pillow and tqdm.",
+        name="model",
+    ) from error
+
+__all__ = ["FITTED", "STM_CA", "Encoder_M", "Encoder_Q", "Target", "create_network"]
+
+FITTED = "stm_ca"
+NAMES = ("r2", "r3", "r4")
+CHANNELS = (256, 512, 1024)
+STRIDES = (4, 8, 16)
+Outputs = tuple[Tensor, Tensor | None, Tensor | None, None, Tensor]
+
+
+def create_network(
+    model: str = FITTED,
+    pretrained: bool | str = False,
+    depths: Sequence[int] = (),
+    mlp_ratios: Sequence[float] = (),
+    cross_blocks: Sequence[Sequence[int]] = (),
+    drop_path_rate: float = 0.0,
+) -> SBTFeatures:
+    """The network of one encoder: features of strides 4, 8 and 16.
+
+    Args:
+        model: A feature network of the zoo, or `stm_ca`: `sbt_small` with four blocks in its last stage,
+            which is nearest to the parameters the paper reports.
+        pretrained: As in `create_model`.
+        depths: As in `SBTConfig`; empty: the model's own.
+        mlp_ratios: As in `SBTConfig`; empty: the model's own.
+        cross_blocks: As in `SBTConfig`; empty: the model's own.
+        drop_path_rate: Stochastic depth.
+
+    Raises:
+        ValueError: An unknown model or value.
+    """
+    name = model
+    arguments: dict[str, Any] = {}
+    if model == FITTED:
+        name, arguments = "sbt_small", {"depths": (2, 2, 4), "cross_blocks": ((), (), (1, 3))}
+    given: dict[str, Sequence[Any]] = {
+        "depths": depths,
+        "mlp_ratios": mlp_ratios,
+        "cross_blocks": cross_blocks,
+    }
+    arguments.update({key: value for key, value in given.items() if len(value)})
+    net = create_model(
+        name,
+        pretrained,
+        features_only=True,
+        out_indices=(0, 1, 2),
+        strides=(4, 2, 2),
+        drop_path_rate=drop_path_rate,
+        **arguments,
+    )
+    assert isinstance(net, SBTFeatures)
+    return net
+
+
+class Target:
+    """What both encoders of a model know of the video; copies of a model start without one.
+
+    Attributes:
+        state: Of the template, one batch entry an object.
+        pinned: Set by hand, so that no mask replaces it.
+        predicted: (1, H, W) labels of the frame that was segmented last.
+    """
+
+    def __init__(self) -> None:
+        self.state: TemplateState | None = None
+        self.pinned = False
+        self.predicted: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type["Target"], tuple[()]]:
+        return Target, ()
+
+
+class MaskedConv(nn.Conv2d):
+    """The first convolution of a network, and beside it one of the object's mask and one of the others'."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        sizes: dict[str, Any] = {key: getattr(conv, key) for key in ("kernel_size", "stride", "padding")}
+        super().__init__(conv.in_channels, conv.out_channels, **sizes)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.mask = nn.Conv2d(1, conv.out_channels, bias=False, **sizes)
+        self.others = nn.Conv2d(1, conv.out_channels, bias=False, **sizes)
+        for extra in (self.mask, self.others):
+            nn.init.kaiming_normal_(extra.weight, mode="fan_out")
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        frame, mask, others = pictures.split([self.in_channels, 1, 1], dim=1)
+        return super().forward(frame) + self.mask(mask) + self.others(others)
+
+
+class _Encoder(nn.Module):
+    """A network, 1x1 convolutions to STM's channels, and the normalisation of its frames."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: SBTFeatures | None, target: Target | None, fine: bool) -> None:
+        super().__init__()
+        self.net = create_network() if network is None else network
+        self.target = Target() if target is None else target
+        if tuple(self.net.feature_info.reduction()) != STRIDES:
+            raise ValueError(
+                f"The network's strides are {self.net.feature_info.reduction()}, STM needs {list(STRIDES)}: "
+                "make it with correlation_aware.adapters.stm.create_network."
+            )
+        self.necks = nn.ModuleDict(
+            {
+                name: nn.Conv2d(have, want, 1)
+                for name, have, want in zip(NAMES, self.net.feature_info.channels(), CHANNELS)
+                if fine or name == "r4"
+            }
+        )
+        for key, default in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+            values = getattr(self.net, "pretrained_cfg", {}).get(key, default)
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, frame: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in 0..1 -> the network's normalisation."""
+        return (frame - self.mean) / self.std
+
+    def extract(self, state: TemplateState, pictures: Tensor, frame: Tensor) -> Outputs:
+        """STM's five outputs; a map that no template has met yet has the batch of `pictures`."""
+        maps = dict(zip(NAMES, self.net(state, pictures)))
+        r2, r3 = (self.necks[name](maps[name]) if name in self.necks else None for name in ("r2", "r3"))
+        return self.necks["r4"](maps["r4"]), r3, r2, None, frame
+
+
+class Encoder_M(_Encoder):
+    """STM's encoder of the memory: a frame, the object's mask and the mask of all others.
+
+    Args:
+        network: Of `create_network`, for three channels; those of the masks are added here.
+        target: Shared with the `Encoder_Q` of the same model.
+        fine: Also return r3 and r2. STM does not read them from the memory, so `STM_CA` leaves them out, and
+            with them parameters that would never be trained.
+
+    Raises:
+        ValueError: A network of other strides.
+    """
+
+    def __init__(
+        self, network: SBTFeatures | None = None, target: Target | None = None, fine: bool = True
+    ) -> None:
+        super().__init__(network, target, fine)
+        embed: Any = self.net.model.stages[0].embed
+        embed.proj = MaskedConv(embed.proj)
+        self.net.model.in_chans += 2
+
+    def encode_template(self, in_f: Tensor, in_m: Tensor, in_o: Tensor) -> TemplateState:
+        """What does not depend on later frames; arguments as of `forward`."""
+        return self.net.encode_template(self._join(self.normalise(in_f), in_m, in_o))
+
+    def forward(self, in_f: Tensor, in_m: Tensor, in_o: Tensor) -> Outputs:
+        """Features of a frame in which the objects are known.
+
+        Args:
+            in_f: (B, 3, H, W) RGB in 0..1.
+            in_m: (B, H, W) mask of the object, in 0..1.
+            in_o: (B, H, W) mask of all other objects, in 0..1.
+
+        Returns:
+            r4 (B, 1024, H / 16, W / 16), r3 (B, 512, H / 8, W / 8), r2 (B, 256, H / 4, W / 4), None and the
+            normalised frame. Without a template the frame is its own.
+        """
+        frame = self.normalise(in_f)
+        pictures = self._join(frame, in_m, in_o)
+        state = self.target.state
+        return self.extract(self.net.encode_template(pictures) if state is None else state, pictures, frame)
+
+    def _join(self, frame: Tensor, mask: Tensor, others: Tensor) -> Tensor:
+        return torch.cat(
+            [frame, mask.unsqueeze(1).to(frame.dtype), others.unsqueeze(1).to(frame.dtype)], dim=1
+        )
+
+
+class Encoder_Q(_Encoder):
+    """STM's encoder of the frame to be segmented, which looks for every object of the template.
+
+    Args:
+        network: Of `create_network`.
+        target: Shared with the `Encoder_M` of the same model, whose template it reads.
+
+    Raises:
+        ValueError: A network of other strides.
+    """
+
+    def __init__(self, network: SBTFeatures | None = None, target: Target | None = None) -> None:
+        super().__init__(network, target, fine=True)
+
+    def forward(self, in_f: Tensor) -> Outputs:
+        """Features of a frame, once an object.
+
+        Args:
+            in_f: (1, 3, H, W) RGB in 0..1.
+
+        Returns:
+            r4 (objects, 1024, H / 16, W / 16), r3 (1, 512, H / 8, W / 8) and r2 (1, 256, H / 4, W / 4), which
+            STM expands, None and the normalised frame.
+
+        Raises:
+            RuntimeError: No template yet.
+        """
+        if self.target.state is None:
+            raise RuntimeError(
+                "A frame came before any template: memorize the first frame with its mask, or call "
+                "set_template."
+            )
+        frame = self.normalise(in_f)
+        return self.extract(self.target.state, frame, frame)
+
+
+class STM_CA(STM):
+    """STM on two-input encoders; everything else is the tracker's own.
+
+    One model follows the objects of one video at a time, as STM does.
+
+    Args:
+        network: Makes the network of an encoder; called twice.
+
+    Example:
+        >>> model.STM = functools.partial(STM_CA, functools.partial(create_network, "sbt_base"))
+    """
+
+    def __init__(self, network: Callable[[], SBTFeatures] = create_network) -> None:
+        target = Target()
+        with _bound(
+            STM=STM,  # its constructor looks itself up by name, which may be ours by now
+            Encoder_M=lambda: Encoder_M(network(), target, fine=False),
+            Encoder_Q=lambda: Encoder_Q(network(), target),
+        ):
+            super().__init__()
+        self.target = target
+        self.register_load_state_dict_pre_hook(_refuse_stock)
+
+    def reset(self) -> None:
+        """Forgets the video; the next frame that is memorized is the template."""
+        self.target.state, self.target.pinned, self.target.predicted = None, False, None
+
+    def set_template(self, frame: Tensor, masks: Tensor, n: int | Tensor) -> None:
+        """Makes a frame the template until `reset` or the next call.
+
+        Args:
+            frame: (1, 3, H, W) RGB in 0..1.
+            masks: (1, K, H, W) in 0..1, the background first.
+            n: Number of objects, at most K - 1.
+
+        Raises:
+            ValueError: Shapes or a number of objects that do not fit.
+        """
+        self._encode(frame, masks, _count(n))
+        self.target.pinned = True
+
+    def memorize(self, frame: Tensor, masks: Tensor, num_objects: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a frame, as STM's own.
+
+        The first frame becomes the template, and so does one whose mask is exactly one-hot and is not the
+        last prediction: a new video has begun. After `set_template` no mask changes the template.
+
+        Raises:
+            ValueError: Shapes or a number of objects that do not fit, or another number than the template's.
+        """
+        n = _count(num_objects)
+        if self.target.state is None or not (self.target.pinned or self._is_continued(masks)):
+            self._encode(frame, masks, n)
+        self._check_count(n)
+        return super().memorize(frame, masks, num_objects)
+
+    def segment(self, frame: Tensor, keys: Tensor, values: Tensor, num_objects: Tensor) -> Tensor:
+        """Logits (1, K, H, W) of a frame, as STM's own.
+
+        Raises:
+            RuntimeError: No template yet.
+            ValueError: Another number of objects than the template's.
+        """
+        self._check_count(_count(num_objects))
+        logit = super().segment(frame, keys, values, num_objects)
+        self.target.predicted = logit.detach().argmax(dim=1)
+        return logit
+
+    def load_stock(self, state_dict: Mapping[str, Tensor]) -> weights.LoadReport:
+        """Takes what fits of the stock STM's checkpoint: keys, values and decoder.
+
+        Args:
+            state_dict: With or without the `module.` of `DataParallel`.
+
+        Returns:
+            What was taken, left and fresh.
+
+        Raises:
+            ValueError: Nothing fits.
+        """
+        bare = {key.removeprefix("module."): value for key, value in state_dict.items()}
+        return weights.load_state_dict(self, bare, partial=True)
+
+    def _encode(self, frame: Tensor, masks: Tensor, n: int) -> None:
+        if masks.ndim != 4 or masks.shape[0] != 1 or not 1 <= n < masks.shape[1]:
+            raise ValueError(
+                f"masks of shape {tuple(masks.shape)} and {n} objects do not fit: expected (1, K, height, "
+                "width), the background first, and 1 to K - 1 objects."
+            )
+        if frame.shape[2:] != masks.shape[2:]:
+            raise ValueError(
+                f"The template's frame is {tuple(frame.shape[2:])} and its masks are "
+                f"{tuple(masks.shape[2:])} px: they must have one size."
+            )
+        h, w = (-side % STRIDES[-1] for side in frame.shape[2:])
+        pad = (w // 2, w - w // 2, h // 2, h - h // 2)
+        own = F.pad(masks[0, 1 : n + 1], pad)  # n, H, W
+        others = (own.sum(dim=0, keepdim=True) - own).clamp(0, 1)
+        frames = F.pad(frame, pad).expand(n, -1, -1, -1)
+        encoder: Any = self.Encoder_M
+        self.reset()
+        self.target.state = encoder.encode_template(frames, own, others)
+
+    def _is_continued(self, masks: Tensor) -> bool:
+        """Whether a mask belongs to the video: it is soft, or it is the last prediction, rounded."""
+        one_hot = bool(((masks == 0) | (masks == 1)).all()) and bool((masks.sum(dim=1) == 1).all())
+        predicted = self.target.predicted
+        if not one_hot or predicted is None:
+            return not one_hot
+        return torch.equal(masks.argmax(dim=1).to(predicted.device), predicted)
+
+    def _check_count(self, n: int) -> None:
+        state = self.target.state
+        if state is not None and state.features.shape[0] != n:
+            raise ValueError(
+                f"num_objects={n}, but the template has {state.features.shape[0]}: call reset() before "
+                "another video, or set_template() with all objects."
+            )
+
+
+def _count(n: int | Tensor) -> int:
+    return int(n.flatten()[0]) if isinstance(n, Tensor) else n
+
+
+def _refuse_stock(_: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *__: Any) -> None:
+    if f"{prefix}Encoder_Q.res2.0.conv1.weight" in state_dict:
+        raise ValueError(
+            "This is a checkpoint of the stock STM, whose ResNet encoders do not fit STM_CA. "
+            "load_stock(torch.load(...)) takes its keys, values and decoder, and returns what it kept."
+        )
+
+
+@contextmanager
+def _bound(**makers: Callable[[], nn.Module]) -> Iterator[None]:
+    """Lets the tracker's constructor find these under its own names, so that it builds no ResNet."""
+    tracker = sys.modules[STM.__module__]
+    stock = {name: getattr(tracker, name) for name in makers}
+    vars(tracker).update(makers)
+    try:
+        yield
+    finally:
+        vars(tracker).update(stock)
