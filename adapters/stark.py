@@ -265,10 +265,10 @@ def _side(image: Tensor) -> int | None:
 def _refuse_stock(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     foreign = sum(key.startswith(f"{prefix}body.") for key in state_dict)
     if foreign:
-        kept = sorted({key.split(".")[0] for key in state_dict} - {"backbone", "bottleneck"})
         raise RuntimeError(
             f"This checkpoint is of a STARK with its own backbone: {foreign} tensors under {prefix}body. "
-            f"correlation_aware.adapters.stark.load_stock keeps {', '.join(kept)} and reports what it leaves."
+            "correlation_aware.adapters.stark.load_stock keeps the transformer and the heads, and says what it "
+            "leaves. To go on with that network, set MODEL.BACKBONE.TYPE back to its name."
         )
 
 
