@@ -267,8 +267,8 @@ def _refuse_stock(module: nn.Module, state_dict: Mapping[str, Any], prefix: str,
     if foreign:
         raise RuntimeError(
             f"This checkpoint is of a STARK with its own backbone: {foreign} tensors under {prefix}body. "
-            "correlation_aware.adapters.stark.load_stock keeps the transformer and the heads, and says what it "
-            "leaves. To go on with that network, set MODEL.BACKBONE.TYPE back to its name."
+            "correlation_aware.adapters.stark.load_stock keeps the transformer and the heads, and says what "
+            "it leaves. To go on with that network, set MODEL.BACKBONE.TYPE back to its name."
         )
 
 
