@@ -164,7 +164,7 @@ def config(folder: Path, script: str, name: str) -> Any:
 def build(script: str, cfg: Any) -> Any:
     torch.manual_seed(0)
     if script == "ostrack":
-        return importlib.import_module("lib.models.ostrack.ostrack").build_ostrack(cfg, training=False)
+        return importlib.import_module("lib.models.ostrack").build_ostrack(cfg, training=False)
     models = importlib.import_module("lib.models.stark")
     return models.build_starks(cfg) if script == "stark_s" else models.build_starkst(cfg)
 
