@@ -191,8 +191,8 @@ def build_backbone(cfg: Any, pretrained: bool | str | Path = False) -> nn.Module
     net.requires_grad_(cfg.TRAIN.BACKBONE_MULTIPLIER > 0)
     backbone = CABackbone(
         net,
-        template_sizes=sorted({cfg.DATA.TEMPLATE.SIZE, cfg.TEST.TEMPLATE_SIZE}),
-        search_sizes=sorted({cfg.DATA.SEARCH.SIZE, cfg.TEST.SEARCH_SIZE}),
+        template_sizes=_sizes(cfg, "TEMPLATE"),
+        search_sizes=_sizes(cfg, "SEARCH"),
         num_templates=getattr(cfg.DATA.TEMPLATE, "NUMBER", 1),
     )
     joined = stock.Joiner(backbone, stock.build_position_encoding(cfg))
@@ -255,6 +255,12 @@ def _stark(module: str) -> Any:
             "put the checkout first on PYTHONPATH, or run from its root.",
             name=error.name,
         ) from error
+
+
+def _sizes(cfg: Any, part: str) -> list[int]:
+    """Of training and of testing; STARK-ST's first stage has no TEST."""
+    size: int = getattr(cfg.DATA, part).SIZE
+    return sorted({size, getattr(getattr(cfg, "TEST", None), f"{part}_SIZE", size)})
 
 
 def _side(image: Tensor) -> int | None:

@@ -171,6 +171,15 @@ def test_a_training_step_reaches_every_parameter(stand_in, module):
     copy.deepcopy(net)
 
 
+def test_sizes_are_those_of_training_and_testing(stand_in):
+    cfg = config()
+    cfg.TEST.TEMPLATE_SIZE = 96
+    sizes = stark.build_backbone(cfg)[0].sizes
+    assert sizes == {"template": (T, 96), "search": (S,)}
+    del cfg.TEST  # as STARK-ST's first stage
+    assert stark.build_backbone(cfg)[0].sizes == {"template": (T,), "search": (S,)}
+
+
 def test_learning_rate_groups_are_stark_s(stand_in):
     net = network()
     slow = [n for n, p in net.named_parameters() if "backbone" in n and p.requires_grad]
