@@ -1,4 +1,4 @@
-"""OSTrack's own unmodified code, stock and with our backbone: its tester, its actor and loss, what it costs."""
+"""OSTrack's own unmodified code, stock and with our backbone: its tester, its actor, what it costs."""
 
 import pytest
 import stark_family
@@ -8,7 +8,12 @@ pytestmark = pytest.mark.peers
 NAME = "vitb_256_mae_32x4_ep300"
 STOCK, FILE = "    TYPE: vit_base_patch16_224", '  PRETRAIN_FILE: "mae_pretrain_vit_base.pth"'
 TYPES = {"stock": STOCK, "ours": "    TYPE: sbt_light", "default": "    TYPE: SBT"}
-SMALL = {"    SIZE: 256": "    SIZE: 128", "    SIZE: 128": "    SIZE: 64"}  # a quarter of the time
+# a quarter of the time, and steps that a network with random weights can stand
+SMALL = {
+    "    SIZE: 128": "    SIZE: 64",
+    "    SIZE: 256": "    SIZE: 128",
+    "  LR: 0.0004": "  LR: 0.00001",
+}
 
 
 @pytest.fixture
@@ -38,6 +43,7 @@ def test_its_tester_tracks(ostrack, kind):
 def test_its_actor_trains(ostrack, kind):
     done = ostrack("train", kind, SMALL)
     losses = done["losses"]
+    print(losses)
     assert len(losses) == 10 and losses[-1] < losses[0]
     if kind == "ours":
         assert not done["missing"]
