@@ -43,7 +43,6 @@ def test_its_tester_tracks(ostrack, kind):
 def test_its_actor_trains(ostrack, kind):
     done = ostrack("train", kind, SMALL)
     losses = done["losses"]
-    print(losses)
     assert len(losses) == 10 and losses[-1] < losses[0]
     if kind == "ours":
         assert not done["missing"]
@@ -53,9 +52,9 @@ def test_its_actor_trains(ostrack, kind):
 
 def test_what_it_costs(ostrack):
     stock, ours = (ostrack("cost", kind) for kind in ("stock", "default"))
-    first, later = ours["macs"]
-    assert later < first < stock["macs"][0] == stock["macs"][1]
-    assert ours["params"] < stock["params"] / 3
+    # the table of docs/adapters_ostrack.md
+    assert (stock["params"], ours["params"]) == (92_518_533, 23_203_013)
+    assert [round(m / 1e9, 2) for m in stock["macs"] + ours["macs"]] == [29.02, 29.02, 6.51, 6.04]
 
 
 def test_the_example_runs_on_it(peer, tmp_path):

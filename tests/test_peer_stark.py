@@ -49,7 +49,6 @@ def test_its_tester_tracks(stark, script, file, changes, kind):
 def test_its_actor_trains(stark, script, kind):
     done = stark("train", script, kind, SMALL)
     losses = done["losses"]
-    print(losses)
     assert len(losses) == 10 and losses[-1] < losses[0]
     if kind == "ours":
         # without the score head, which STARK-ST trains in its second stage only
