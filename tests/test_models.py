@@ -96,6 +96,17 @@ def test_a_cached_template_gives_the_same_numbers(name):
     assert z.shape == (1, net.num_features, 4, 4) and x.shape == (1, net.num_features, 8, 8)
 
 
+@pytest.mark.parametrize("overrides", [{}, {"cross_blocks": ((), (0,), (1, 3))}, {"stage_norms": True}])
+@torch.inference_mode()
+def test_a_template_correlated_with_itself(overrides):
+    net = small("sbt_test", **overrides).eval()
+    template, _ = inputs("sbt_test", batch=2)
+    features = net.forward_template(net.encode_template(template))
+    # one stream here, a pack of two there: sums of other lengths
+    torch.testing.assert_close(features, net(template, template), rtol=0, atol=1e-6)
+    assert features.is_contiguous()
+
+
 @pytest.mark.parametrize("attention", ["spatial_reduction", "global", "pooled"])
 @pytest.mark.parametrize("position", ["conv", "absolute", "none"])
 @pytest.mark.parametrize("patch_embed", ["overlap", "patchify"])

@@ -1,0 +1,235 @@
+"""OSTrack with a correlation-aware backbone, for unmodified checkouts of https://github.com/botaoye/OSTrack.
+
+    from correlation_aware.adapters import ostrack
+
+    ostrack.install()
+
+in `tracking/test.py` and in `lib/train/run_training.py`, below their imports, and
+`MODEL.BACKBONE.TYPE: SBT` in the YAML (`sbt_base`), or any name of the zoo. Head, loss, window and data are
+OSTrack's own. Written against the interface of commit 33b5e12; nothing of OSTrack is copied.
+
+OSTrack gives its backbone the template's picture with every search picture. Here the state of a template is
+kept as long as the tracker keeps that picture, so that it is encoded once.
+"""
+
+import functools
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from correlation_aware import weights
+from correlation_aware.models.sbt import SBT, TemplateState
+from correlation_aware.zoo import create_model
+
+__all__ = ["SBTBackbone", "build_ostrack", "install", "load_stock"]
+
+DEFAULT_NAME = "sbt_base"
+STRIDES = {16: (4, 2, 2), 8: (4, 2, 1)}
+
+
+class SBTBackbone(nn.Module):
+    """A two-input network behind OSTrack's backbone interface.
+
+    Args:
+        net: The network, of stride 16 or 8.
+        template_sizes: Sides in pixels that a template may have.
+        search_size: Side in pixels of the search picture; OSTrack's head is bound to it.
+
+    Attributes:
+        embed_dim: Channels of the tokens.
+    """
+
+    def __init__(self, net: SBT, template_sizes: Sequence[int], search_size: int) -> None:
+        super().__init__()
+        self.net = net
+        self.template_sizes = tuple(template_sizes)
+        self.search_size = search_size
+        self.embed_dim = net.num_features
+        self._states = WeakIdKeyDictionary()  # template picture: its version, its state
+        self.register_load_state_dict_pre_hook(_before_load)
+
+    def forward(
+        self,
+        z: Tensor,
+        x: Tensor,
+        ce_template_mask: Tensor | None = None,
+        ce_keep_rate: float | None = None,
+        return_last_attn: bool = False,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Tokens of the search picture, correlated with the template.
+
+        Args:
+            z: Template, (B, 3, Hz, Wz) in ImageNet normalisation.
+            x: Search picture, (B, 3, Hx, Wx).
+            ce_template_mask: OSTrack passes it; it belongs to a ViT that drops tokens, as the two below.
+            ce_keep_rate: As above.
+            return_last_attn: As above.
+
+        Returns:
+            (B, Hx / stride * Wx / stride, C), and {"attn": None} in place of a ViT's attention.
+
+        Raises:
+            ValueError: Pictures of another size than the configuration's, or several templates.
+        """
+        if not isinstance(z, Tensor):
+            raise ValueError(
+                f"z is a {type(z).__name__}, not one template (B, 3, H, W). Set DATA.TEMPLATE.NUMBER to 1."
+            )
+        _check(z, "template", self.template_sizes)
+        _check(x, "search picture", (self.search_size,))
+        features = self.net(self._encode(z), x)  # B, C, H, W
+        return features.flatten(2).transpose(1, 2), {"attn": None}
+
+    def _encode(self, template: Tensor) -> TemplateState:
+        if self.training or torch.is_grad_enabled():
+            return self.net.encode_template(template)
+        version = 0 if template.is_inference() else template._version  # counts writes in place
+        known = self._states.get(template)
+        if known is None or known[0] != version:
+            known = self._states[template] = (version, self.net.encode_template(template))
+        return cast(TemplateState, known[1])
+
+    def train(self, mode: bool = True) -> "SBTBackbone":
+        """As every module's; drops the states, since weights may have changed."""
+        self._states.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SBTBackbone":
+        self._states.clear()  # `.to`, `.half`, ...
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_states"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._states = WeakIdKeyDictionary()
+
+
+def build_ostrack(cfg: Any, training: bool = True, pretrained: bool | str | Path = False) -> nn.Module:
+    """OSTrack's `build_ostrack`: OSTrack's own network and head on our backbone.
+
+    Args:
+        cfg: OSTrack's configuration. `MODEL.BACKBONE.TYPE` is a name of `correlation_aware.create_model` or
+            `SBT`; `MODEL.BACKBONE.STRIDE` 16 or 8; `TRAIN.DROP_PATH_RATE` is the network's;
+            `MODEL.PRETRAIN_FILE` names weights of the zoo (`in1k`, a file), or is empty.
+        training: Start from `MODEL.PRETRAIN_FILE`.
+        pretrained: As of `create_model`, where `MODEL.PRETRAIN_FILE` is empty.
+
+    Raises:
+        ValueError: An unknown TYPE, another STRIDE, or an option that belongs to a ViT.
+        FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be had or that are damaged.
+        ModuleNotFoundError: OSTrack is not importable.
+    """
+    stock = _ostrack("models.ostrack.ostrack")
+    options = cfg.MODEL.BACKBONE
+    if options.STRIDE not in STRIDES:
+        raise ValueError(f"MODEL.BACKBONE.STRIDE={options.STRIDE} is not one of 16, 8.")
+    if options.CE_LOC:
+        raise ValueError(
+            f"MODEL.BACKBONE.CE_LOC={options.CE_LOC} drops tokens of a ViT; set it to [] for {options.TYPE}, "
+            "or take an experiment without `_ce`."
+        )
+    name, _, tag = options.TYPE.partition(".")
+    net = create_model(
+        DEFAULT_NAME if name.upper() == "SBT" else name,
+        (_weights(cfg) or tag or pretrained) if training else False,
+        strides=STRIDES[options.STRIDE],
+        drop_path_rate=cfg.TRAIN.DROP_PATH_RATE,
+    )
+    backbone = SBTBackbone(
+        cast(SBT, net),
+        template_sizes=sorted({cfg.DATA.TEMPLATE.SIZE, cfg.TEST.TEMPLATE_SIZE}),
+        search_size=cfg.DATA.SEARCH.SIZE,
+    )
+    head = stock.build_box_head(cfg, backbone.embed_dim)
+    model: nn.Module = stock.OSTrack(backbone, head, aux_loss=False, head_type=cfg.MODEL.HEAD.TYPE)
+    return model
+
+
+def install(pretrained: bool | str | Path = False) -> None:
+    """Makes OSTrack build `MODEL.BACKBONE.TYPE: SBT` and `sbt_*`; other types are built as ever.
+
+    Args:
+        pretrained: As of `create_model`, for every network that is built for training.
+
+    Raises:
+        ModuleNotFoundError: OSTrack is not importable.
+    """
+    build = functools.partial(_build_either, pretrained=pretrained)
+    _ostrack("models.ostrack")
+    for name in ("models", "models.ostrack", "test.tracker.ostrack", "train.train_script"):
+        if f"lib.{name}" in sys.modules:  # the others will find it in `lib.models.ostrack`
+            _ostrack(name).build_ostrack = build
+
+
+def load_stock(network: nn.Module, checkpoint: Mapping[str, Any]) -> weights.LoadReport:
+    """Starts an OSTrack with our backbone from a checkpoint of OSTrack with its own.
+
+    Args:
+        network: What `build_ostrack` returned.
+        checkpoint: What `torch.load` returned, or its `net`.
+
+    Returns:
+        What was taken (the head, but for its first layers), left (the ViT) and fresh (our backbone).
+
+    Raises:
+        ValueError: Nothing fits.
+    """
+    return weights.load_state_dict(network, checkpoint.get("net", checkpoint), partial=True)
+
+
+def _build_either(cfg: Any, training: bool = True, pretrained: bool | str | Path = False) -> nn.Module:
+    if cfg.MODEL.BACKBONE.TYPE.lower().startswith("sbt"):
+        return build_ostrack(cfg, training, pretrained)
+    stock: nn.Module = _ostrack("models.ostrack.ostrack").build_ostrack(cfg, training)
+    return stock
+
+
+def _weights(cfg: Any) -> str:
+    file: str = cfg.MODEL.PRETRAIN_FILE
+    if "OSTrack" in file or file.startswith("mae_"):
+        raise ValueError(
+            f"MODEL.PRETRAIN_FILE={file!r} is not for {cfg.MODEL.BACKBONE.TYPE}. Set it to '', or to weights "
+            "of the zoo such as 'in1k'; `load_stock` takes what fits of an OSTrack's checkpoint."
+        )
+    return file
+
+
+def _ostrack(module: str) -> Any:
+    try:
+        return importlib.import_module(f"lib.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "lib":
+            raise  # a dependency of OSTrack
+        raise ModuleNotFoundError(
+            f"OSTrack's lib.{module} is not importable ({error}). Get https://github.com/botaoye/OSTrack and "
+            "put the checkout first on PYTHONPATH, or run from its root.",
+            name=error.name,
+        ) from error
+
+
+def _check(image: Tensor, name: str, sizes: Sequence[int]) -> None:
+    height, width = image.shape[-2:]
+    if height != width or height not in sizes:
+        raise ValueError(
+            f"The {name} is {height} x {width} px; expected {' or '.join(map(str, sizes))}, square. Set "
+            "DATA.TEMPLATE.SIZE, DATA.SEARCH.SIZE, TEST.TEMPLATE_SIZE and TEST.SEARCH_SIZE."
+        )
+
+
+def _before_load(module: SBTBackbone, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    module._states.clear()
+    foreign = sum(not key.startswith(f"{prefix}net.") for key in state_dict if key.startswith(prefix))
+    if foreign:
+        raise RuntimeError(
+            f"This checkpoint is of an OSTrack with its own backbone: {foreign} tensors under {prefix} are a "
+            "ViT's. correlation_aware.adapters.ostrack.load_stock keeps the head and says what it leaves. To "
+            "go on with that network, set MODEL.BACKBONE.TYPE back to its name."
+        )

@@ -1,0 +1,1 @@
+from .ostrack import build_ostrack as build_ostrack

@@ -1,0 +1,273 @@
+"""Runs the own code of STARK and of the trackers forked from it, in a process that imports one of them.
+
+Their packages are all named `lib`, so each run is a process: `run` starts this file as a script. Their
+command line is theirs, unmodified; a shim makes their code of 2021 import today.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIMS = Path(os.environ.get("PEER_SHIMS", ROOT.parent / "shared" / "peers"))
+DATA = Path(os.environ.get("EVAL_DATA", ROOT.parent / "shared" / "data" / "eval"))
+SEQUENCE, FRAMES = "otb-crossing", 7
+OPTIONAL = (
+    "jpeg4py",
+    "lmdb",
+    "pycocotools.coco",
+    "tikzplotlib",
+    "pandas",
+    "visdom.server",
+    "yacs.config",
+    "wandb",
+)
+
+
+def run(checkout: Path, job: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """What `job` printed as its last line, in JSON, and all of it under `log`.
+
+    Args:
+        checkout: Of the tracker.
+        job: A function of this file.
+        folder: For results; it has the experiments' YAML files.
+        **options: Its arguments, and `adapter` to install before.
+    """
+    if not SHIMS.is_dir():
+        pytest.skip(f"{SHIMS} has no shims for other people's code: set PEER_SHIMS")
+    if not DATA.is_dir():
+        pytest.skip(f"{DATA} has no sequences: set EVAL_DATA")
+    pytest.importorskip("easydict", reason="STARK's configuration is an EasyDict")
+    path = [str(p) for p in (ROOT, SHIMS, checkout)] + [os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, str(checkout), job, str(folder), json.dumps(options)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return {"log": done.stdout, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def experiment(folder: Path, checkout: Path, script: str, name: str, changes: dict[str, str]) -> None:
+    """Copies an experiment's YAML of the checkout; each of the lines that are keys becomes its value."""
+    text = (checkout / "experiments" / script / f"{name}.yaml").read_text()
+    for old, new in changes.items():
+        assert text.count(f"{old}\n") == 1, f"{old!r} is in {name}.yaml {text.count(old)} times"
+        text = text.replace(f"{old}\n", f"{new}\n")
+    file = folder / "experiments" / script / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def sequence(folder: Path) -> Path:
+    """A folder in GOT-10k's layout with the first frames of one real sequence."""
+    source, target = DATA / "got10k_layout" / "val" / SEQUENCE, folder / "got10k" / "val" / SEQUENCE
+    target.mkdir(parents=True, exist_ok=True)
+    for frame in sorted(source.glob("*.jpg"))[:FRAMES]:
+        shutil.copy(frame, target)
+    lines = (source / "groundtruth.txt").read_text().splitlines()[:FRAMES]
+    (target / "groundtruth.txt").write_text("\n".join(lines) + "\n")
+    (target.parent / "list.txt").write_text(SEQUENCE + "\n")
+    return target
+
+
+def track(checkout: Path, folder: Path, script: str, name: str, file: str) -> dict:
+    """`tracking/test.py TRACKER NAME` over the sequence, with random weights in the checkpoint `file`.
+
+    Args:
+        checkout: Of the tracker.
+        folder: As in `run`.
+        script: The folder of the experiment; of STARK-ST it has another name than the tracker.
+        name: Of the experiment.
+        file: Of the checkpoint, in the tracker's own naming.
+    """
+    target = sequence(folder)
+    net = build(script, config(folder, script, name))
+    if hasattr(net, "cls_head"):  # sure of itself, so that the template is updated
+        torch.nn.init.constant_(net.cls_head.layers[-1].bias, 5.0)
+    checkpoint = folder / "checkpoints" / "train" / script / name / file
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"net": net.state_dict()}, checkpoint)
+    tracker = "stark_st" if script == "stark_st2" else script
+    arguments = [tracker, name, "--dataset_name", "got10k_val", "--threads", "0", "--num_gpus", "1"]
+    sys.argv = ["tracking/test.py", *arguments]
+    runpy.run_path(str(checkout / "tracking" / "test.py"), run_name="__main__")
+    results = folder / "results" / tracker / name / "got10k" / f"{SEQUENCE}.txt"
+    truth = (target / "groundtruth.txt").read_text().splitlines()[0]
+    return {
+        "boxes": [[float(x) for x in line.split()] for line in results.read_text().splitlines()],
+        "first": [float(x) for x in truth.split(",")],
+    }
+
+
+def train(checkout: Path, folder: Path, script: str, name: str) -> dict:
+    """Ten steps of the tracker's own actor and optimizer on four samples of the sequence.
+
+    Of STARK's loss the L1 term is looked at: its actor leaves the other out, and the sum jumps, where a
+    corner head with random weights has the corners swapped.
+    """
+    cfg = config(folder, script, name)
+    data = samples(cfg, sequence(folder))
+    functions = importlib.import_module("lib.train.base_functions")
+    net = build(script, cfg).train()
+    optimizer, _ = functions.get_optimizer_scheduler(net, cfg)
+    actor = make_actor(script, net, cfg, data)
+    losses = []
+    for _ in range(10):
+        torch.manual_seed(0)  # dropout alike in every step, so that steps compare
+        optimizer.zero_grad()
+        loss, parts = actor(data)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.TRAIN.GRAD_CLIP_NORM)
+        losses.append(loss.item() if script == "ostrack" else parts["Loss/l1"])
+        missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
+        optimizer.step()
+    rates = [[group["lr"], len(group["params"])] for group in optimizer.param_groups]
+    return {"losses": losses, "missing": missing, "rates": rates}
+
+
+def cost(checkout: Path, folder: Path, script: str, name: str) -> dict:
+    """Parameters and multiply-accumulates as thop counts them: without `nn.MultiheadAttention`'s."""
+    cfg = config(folder, script, name)
+    net = build(script, cfg).eval()
+    attention = [m for m in net.modules() if isinstance(m, torch.nn.MultiheadAttention)]
+    inside = {id(m) for a in attention for m in a.modules()}
+    macs = [0]
+
+    def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        if id(module) not in inside:
+            macs[-1] += output.numel() * module.weight[0].numel()  # type: ignore[union-attr, operator]
+
+    for module in net.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        for call in calls(script, net, cfg):
+            call()
+            macs.append(0)
+    params = sum(p.numel() for p in net.parameters())
+    counted = params - sum(p.numel() for m in attention for p in m.parameters())
+    return {"params": params, "counted": counted, "macs": macs[:-1]}
+
+
+def example(checkout: Path, folder: Path, file: str) -> dict:
+    """A script of examples/ on the tracker's own code."""
+    runpy.run_path(str(ROOT / "examples" / file), run_name="__main__")
+    return {}
+
+
+def config(folder: Path, script: str, name: str) -> Any:
+    module = importlib.import_module(f"lib.config.{script}.config")
+    module.update_config_from_file(str(folder / "experiments" / script / f"{name}.yaml"))
+    return module.cfg
+
+
+def build(script: str, cfg: Any) -> Any:
+    torch.manual_seed(0)
+    if script == "ostrack":
+        return importlib.import_module("lib.models.ostrack").build_ostrack(cfg, training=False)
+    models = importlib.import_module("lib.models.stark")
+    return models.build_starks(cfg) if script == "stark_s" else models.build_starkst(cfg)
+
+
+def calls(script: str, net: Any, cfg: Any) -> list:
+    """What the tracker does for a template, for a search picture, and behind both."""
+    nested = importlib.import_module("lib.utils.misc").NestedTensor
+    merge = importlib.import_module("lib.utils.merge").merge_template_search
+    pictures = [
+        nested(torch.zeros(1, 3, side, side), torch.zeros(1, side, side, dtype=torch.bool))
+        for side in (cfg.DATA.TEMPLATE.SIZE, cfg.DATA.SEARCH.SIZE)
+    ]
+    if script == "ostrack":
+        template, search = (p.tensors for p in pictures)
+        return [lambda: net(template=template, search=search)] * 2
+    parts: list = []
+    return [
+        lambda: parts.append(net.forward_backbone(pictures[0])),
+        lambda: parts.append(net.forward_backbone(pictures[1])),
+        lambda: net.forward_transformer(merge(parts)),
+    ]
+
+
+def samples(cfg: Any, folder: Path) -> dict[str, Any]:
+    """Four pairs, cut as the tracker's own data pipeline does: frame 0, and the frames behind it."""
+    import cv2
+
+    cut = importlib.import_module("lib.train.data.processing_utils").jittered_center_crop
+    frames = [cv2.cvtColor(cv2.imread(str(f)), cv2.COLOR_BGR2RGB) for f in sorted(folder.glob("*.jpg"))]
+    text = (folder / "groundtruth.txt").read_text().splitlines()
+    boxes = [torch.tensor([float(x) for x in line.split(",")]) for line in text]
+    shifts = [boxes[i] + torch.tensor([4.0 * i - 10, 6 - 3.0 * i, 0, 0]) for i in range(1, 5)]
+    number = getattr(cfg.DATA.TEMPLATE, "NUMBER", 1)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (cfg.DATA.MEAN, cfg.DATA.STD))
+    data: dict[str, Any] = {"epoch": 1}
+    for kind, images, around, truth, copies in (
+        ("template", frames[:1] * 4, boxes[:1] * 4, boxes[:1] * 4, number),
+        ("search", frames[1:5], shifts, boxes[1:5], 1),
+    ):
+        options = cfg.DATA.TEMPLATE if kind == "template" else cfg.DATA.SEARCH
+        crops, inside, masks, _ = cut(images, around, truth, options.FACTOR, options.SIZE)
+        stacked = torch.stack([(torch.tensor(c).permute(2, 0, 1) / 255 - mean) / std for c in crops])
+        data[f"{kind}_images"] = stacked[None].repeat(copies, 1, 1, 1, 1)  # copies, 4, 3, H, W
+        data[f"{kind}_att"] = torch.stack([torch.tensor(m) for m in masks])[None].repeat(copies, 1, 1, 1)
+        data[f"{kind}_anno"] = torch.stack(inside)[None].repeat(copies, 1, 1)  # copies, 4, xywh in 0..1
+    return data
+
+
+def make_actor(script: str, net: Any, cfg: Any, data: dict[str, Any]) -> Any:
+    giou = importlib.import_module("lib.utils.box_ops").giou_loss
+    actors = importlib.import_module("lib.train.actors")
+    settings = SimpleNamespace(batchsize=4, num_template=len(data["template_images"]))
+    objective = {"giou": giou, "l1": torch.nn.functional.l1_loss}
+    weight = {"giou": cfg.TRAIN.GIOU_WEIGHT, "l1": cfg.TRAIN.L1_WEIGHT}
+    if script == "ostrack":
+        objective["focal"], weight["focal"] = importlib.import_module("lib.utils.focal_loss").FocalLoss(), 1.0
+        return actors.OSTrackActor(net, objective, weight, settings, cfg)
+    return actors.STARKSActor(net, objective, weight, settings)
+
+
+def prepare(checkout: Path, folder: Path) -> None:
+    """Shim, stubs for what the jobs do not use, and the settings that each user writes for himself."""
+    stubs = importlib.import_module("stubs")
+    for name in OPTIONAL:
+        if importlib.util.find_spec(name.split(".")[0]) is None:
+            stubs.stub(name)
+    shim = importlib.import_module("shim_stark")
+    if (checkout / "lib" / "models" / "stark").is_dir():
+        shim.no_pretrained()
+    local: Any = ModuleType("lib.test.evaluation.local")
+
+    def local_env_settings() -> Any:
+        settings = importlib.import_module("lib.test.evaluation.environment").EnvSettings()
+        settings.prj_dir, settings.save_dir = str(folder), str(folder)
+        settings.results_path, settings.got10k_path = str(folder / "results"), str(folder / "got10k")
+        return settings
+
+    local.local_env_settings = local_env_settings
+    sys.modules[local.__name__] = local
+    sys.path.insert(0, str(checkout))  # as for a script of the checkout
+
+
+if __name__ == "__main__":
+    _checkout, _job, _folder, _text = sys.argv[1:]
+    _options = json.loads(_text)
+    torch.set_num_threads(1)
+    prepare(Path(_checkout), Path(_folder))
+    _adapter = _options.pop("adapter", None)
+    if _adapter is not None:
+        importlib.import_module(f"correlation_aware.adapters.{_adapter}").install()
+    _jobs = {f.__name__: f for f in (track, train, cost, example)}
+    _result = _jobs[_job](Path(_checkout), Path(_folder), **_options)
+    sys.stdout.write("\n" + json.dumps(_result) + "\n")
