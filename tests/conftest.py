@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -32,3 +34,15 @@ def peer(request):
         return folder
 
     return find
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of four soft, colourful pictures of 160 x 120 px."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        coarse = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC))
+    return folder

@@ -45,17 +45,6 @@ def run():
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
-@pytest.fixture
-def photos(tmp_path):
-    random = np.random.default_rng(0)
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(3):
-        coarse = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC))
-    return folder
-
-
 def test_overlap_by_hand():
     boxes = [[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 0, 0]]
     truth = [[0, 0, 2, 2], [1, 0, 2, 2], [5, 5, 1, 1], [0, 0, 0, 0]]
@@ -107,10 +96,10 @@ def test_a_fit_finds_the_truth():
 def test_a_head_takes_a_calibration(head):
     torch.manual_seed(0)
     model = ca.create_model("sbt_test_track", head=head).eval()
-    pictures = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)
-    before = model(*pictures)
+    photos = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)
+    before = model(*photos)
     model.head.calibrate(0.5, -1.0)
-    after = model(*pictures)
+    after = model(*photos)
     logit = before.logits[:, 0] - before.logits[:, 1]
     torch.testing.assert_close(after.scores, torch.sigmoid(0.5 * logit - 1), rtol=1e-5, atol=1e-6)
     assert torch.equal(after.boxes, before.boxes)

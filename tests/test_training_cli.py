@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -29,21 +28,10 @@ def run():
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    random = np.random.default_rng(0)
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(4):
-        coarse = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC))
-    return folder
-
-
-def test_train_track_and_resume(run, pictures, tmp_path):
+def test_train_track_and_resume(run, photos, tmp_path):
     out = tmp_path / "run"
     words = ["train", "track", "--output", out, "--device", "cpu"]
-    changes = ["model.name=sbt_test_track", f"data.sources={{{pictures}: 1}}", "data.batch_size=2"]
+    changes = ["model.name=sbt_test_track", f"data.sources={{{photos}: 1}}", "data.batch_size=2"]
     changes += ["schedule.steps=3", "schedule.warmup=1", "run.log_every=1"]
     result = run(*words, *(w for change in changes for w in ("--set", change)), "--max-minutes", 0)
     assert result.exit_code == 0, result.output
@@ -63,22 +51,22 @@ def test_train_track_and_resume(run, pictures, tmp_path):
         assert cv2.imread(str(picture)).shape[1] > 300
 
 
-def test_train_track_on_videos_and_stills(run, pictures, tmp_path):
+def test_train_track_on_videos_and_stills(run, photos, tmp_path):
     video = tmp_path / "videos" / "one"
     video.mkdir(parents=True)
-    for picture in pictures.iterdir():
+    for picture in photos.iterdir():
         shutil.copy(picture, video)
     (video / "groundtruth.txt").write_text("40,30,50,40\n" * 4)
     changes = ["model.name=sbt_test_track", "data.batch_size=2", "schedule.steps=4", "schedule.warmup=1"]
-    changes += [f"data.videos={{'folder:{tmp_path / 'videos'}': 1}}", f"data.sources={{{pictures}: 1}}"]
+    changes += [f"data.videos={{'folder:{tmp_path / 'videos'}': 1}}", f"data.sources={{{photos}: 1}}"]
     words = [w for change in changes for w in ("--set", change)]
     result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", *words)
     assert result.exit_code == 0, result.output
     assert "Done: step 4" in result.output
 
 
-def test_two_processes_on_a_cpu_are_one_run(pictures, tmp_path):
-    changes = ["model.name=sbt_test_track", f"data.sources={{{pictures}: 1}}", "data.batch_size=2"]
+def test_two_processes_on_a_cpu_are_one_run(photos, tmp_path):
+    changes = ["model.name=sbt_test_track", f"data.sources={{{photos}: 1}}", "data.batch_size=2"]
     changes += ["schedule.steps=1", "schedule.warmup=1"]
     words = [w for change in changes for w in ("--set", change)]
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import Clock, console, follow, load_tracker, progress_bar
+from correlation_aware.cli.track import Clock, Model, console, follow, load_tracker, progress_bar
 
 __all__ = ["demo"]
 
@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("correlation_aware_demo"),
-    model: Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")] = None,
+    model: Model = None,
 ) -> None:
     """Track in a clip that the package draws itself, offline.
 

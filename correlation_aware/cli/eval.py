@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import Runtime, console, load_tracker, track_progress
+from correlation_aware.cli.track import Device, Model, Runtime, Weights, console, load_tracker, track_progress
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
@@ -34,14 +34,9 @@ def group() -> None:
 @app.command()
 def got10k(
     root: Annotated[Path, typer.Argument(help="Folder in GOT-10k's layout; it holds val/list.txt.")],
-    model: Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")
-    ] = None,
+    model: Model = None,
+    weights: Weights = None,
+    device: Device = None,
     runtime: Runtime = "auto",
     subset: Annotated[
         str, typer.Option(help="val, train or test; the truth of test is withheld: files only.")
@@ -97,14 +92,9 @@ def clips(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE...", help="Folders or tar shards of photographs.")
     ],
-    model: Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")
-    ] = None,
+    model: Model = None,
+    weights: Weights = None,
+    device: Device = None,
     count: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
     sweep: Annotated[

@@ -21,11 +21,28 @@ if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is q
     from correlation_aware.tracking.tracker import Tracker, TrackResult
     from correlation_aware.tracking.video import Frame, FrameSource
 
-__all__ = ["Clock", "Runtime", "console", "follow", "load_tracker", "progress_bar", "track", "track_progress"]
+__all__ = [
+    "Clock",
+    "Device",
+    "Model",
+    "Runtime",
+    "Weights",
+    "console",
+    "follow",
+    "load_tracker",
+    "progress_bar",
+    "track",
+    "track_progress",
+]
 
 COLUMNS = ("frame", "target", "x", "y", "w", "h", "score", "lost")
 EXIT_LOST, EXIT_INTERRUPTED = 3, 130
 
+Model = Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")]
 Runtime = Annotated[
     str, typer.Option(help="eager, compile, onnx or openvino; the last two are quick on a CPU.")
 ]
@@ -60,16 +77,11 @@ def track(
             metavar="X,Y,W,H", help="Target in the first frame, in pixels. Repeat for more targets."
         ),
     ],
-    model: Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`."),
-    ] = None,
+    model: Model = None,
+    weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help="Write the video with its boxes here (.mp4).")] = None,
     boxes: Annotated[Path | None, typer.Option(help="Write a table of the boxes here (CSV).")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")
-    ] = None,
+    device: Device = None,
     runtime: Runtime = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
 ) -> None:

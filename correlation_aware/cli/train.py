@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from correlation_aware.cli.track import console, load_tracker, track_progress
+from correlation_aware.cli.track import Device, Model, Weights, console, load_tracker, track_progress
 
 if TYPE_CHECKING:
     from correlation_aware.training.classify import ClassifyTraining
@@ -36,7 +36,6 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint; --config may be left out then.")
 ]
 Minutes = Annotated[float | None, typer.Option(help="Stop with a checkpoint after so many minutes.")]
-Device = Annotated[str | None, typer.Option(help="cpu, or whatever the launcher finds by default.")]
 
 
 @app.command()
@@ -95,13 +94,11 @@ def calibrate(
         list[str], typer.Argument(metavar="SOURCE...", help="Folders or tar shards of photographs.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for the calibrated model.")],
-    model: Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", "--pretrained", help="Tag or file of trained weights.")
-    ] = None,
+    model: Model = None,
+    weights: Weights = None,
     count: Annotated[int, typer.Option(min=1, help="Number of synthetic clips.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if any.")] = None,
+    device: Device = None,
 ) -> None:
     """Make a tracker's score the probability that its box is right.
 
