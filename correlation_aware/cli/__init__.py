@@ -1,4 +1,4 @@
-"""The command line: `correlation-aware track | demo | models | export | weights | train | eval`.
+"""The command line: `correlation-aware track | demo | models | export | weights | train | eval | bench`.
 
 The only room that prints.
 """
@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from correlation_aware.cli import demo, eval, export, models, track, train, weights
+from correlation_aware.cli import bench, demo, eval, export, models, track, train, weights
 
 __all__ = ["app", "main"]
 
@@ -24,6 +24,7 @@ app.command("export")(export.export)
 app.add_typer(weights.app, name="weights")
 app.add_typer(train.app, name="train")
 app.add_typer(eval.app, name="eval")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

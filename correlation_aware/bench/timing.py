@@ -1,0 +1,164 @@
+"""How calls are timed: they take turns, on a warm machine, and medians are compared."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+__all__ = ["Call", "Times", "device_milliseconds", "milliseconds", "synchronize", "take_turns"]
+
+Name = TypeVar("Name")
+Call = Callable[[int], object]  # is given the number of the call, to take one of several inputs
+
+ROUNDS = 10  # turns of each contender; whatever else the machine does hits all of them alike
+WARM_UP = 3  # calls before anything is timed
+
+
+@dataclass(frozen=True)
+class Times:
+    """What the calls of one contender took.
+
+    Attributes:
+        median: Milliseconds from a call to its result, by the host's clock.
+        p99: 99 of 100 calls took no longer; the longest where there were fewer calls.
+        queued: Milliseconds a call where nobody waits for the result before the next call. On a CPU the mean.
+        calls: Number of timed calls behind `median` and `p99`.
+    """
+
+    median: float
+    p99: float
+    queued: float
+    calls: int
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what was launched on a GPU; a CPU has nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def take_turns(
+    calls: Mapping[Name, Call],
+    device: torch.device,
+    seconds: float = 3.0,
+    before: Callable[[Name], None] = lambda name: None,
+) -> dict[Name, Times]:
+    """Times calls in turns of a tenth of `seconds` each, the first call of a turn left out.
+
+    Args:
+        calls: By name.
+        device: Where they work; a GPU is waited for.
+        seconds: For each of them.
+        before: Is told whose turn begins, outside of the timing.
+    """
+    spent: dict[Name, list[float]] = {name: [] for name in calls}
+    queued: dict[Name, list[float]] = {name: [] for name in calls}
+    for name, call in calls.items():
+        before(name)
+        for i in range(WARM_UP):
+            call(i)
+        synchronize(device)
+    with _no_collection():
+        for _ in range(ROUNDS):
+            for name, call in calls.items():
+                before(name)
+                call(0)
+                synchronize(device)
+                times = _turn(call, device, seconds / ROUNDS, len(spent[name]))
+                spent[name] += times
+                queued[name].append(
+                    _queue(call, device, len(times)) if device.type == "cuda" else sum(times) / len(times)
+                )
+    return {name: _times(spent[name], queued[name]) for name in calls}
+
+
+def milliseconds(call: Call, device: torch.device, repeats: int = 10) -> float:
+    """Median of single calls, after one that is not timed."""
+    call(0)
+    times = []
+    for i in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        call(i)
+        synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def device_milliseconds(call: Call, inputs: int, repeats: int = 20) -> float:
+    """Time of a call on the GPU alone: a CUDA graph with a call for each input is replayed between events.
+
+    Launching is left out, which for a short call is most of what the host's clock sees.
+
+    Args:
+        call: What can be captured; it is warmed up here.
+        inputs: How many inputs `call` has to take turns with.
+        repeats: Replays; the median counts.
+
+    Raises:
+        RuntimeError: The call cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for i in range(WARM_UP):
+            call(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [call(i) for i in range(inputs)]  # alive, so that no call writes where another did
+    times = []
+    for i in range(WARM_UP + repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if i >= WARM_UP:
+            times.append(start.elapsed_time(end) / len(kept))
+    return statistics.median(times)
+
+
+def _turn(call: Call, device: torch.device, seconds: float, first: int) -> list[float]:
+    """Milliseconds of each call until the time is over."""
+    times: list[float] = []
+    began = time.perf_counter()
+    while not times or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        call(first + len(times))
+        synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _queue(call: Call, device: torch.device, count: int) -> float:
+    start = time.perf_counter()
+    for i in range(count):
+        call(i)
+    synchronize(device)
+    return 1e3 * (time.perf_counter() - start) / count
+
+
+def _times(spent: list[float], queued: list[float]) -> Times:
+    ordered = sorted(spent)
+    p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
+    return Times(statistics.median(ordered), p99, statistics.median(queued), len(ordered))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's garbage is collected before and after, not in between."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

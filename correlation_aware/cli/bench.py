@@ -1,0 +1,347 @@
+"""`correlation-aware bench`: how fast it is here, against what, and against what the machine could do."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from correlation_aware.cli.track import Device, console
+
+if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
+    import torch
+
+    from correlation_aware.bench.contenders import Skipped
+    from correlation_aware.bench.machine import Ceilings
+    from correlation_aware.bench.models import Case, Row
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+
+Dtypes = Annotated[str, typer.Option("--dtype", metavar="NAME,...", help="float32, bfloat16, float16.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of a CPU; PyTorch's choice by default.")]
+Seconds = Annotated[float, typer.Option(min=0.0, help="Of timed calls for each row.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        "--pretrained",
+        help="Tag or file, or `random`; by default what the package brings, else random ones.",
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of two-input models.")]
+
+
+@app.callback()
+def group() -> None:
+    """Measure speed on this machine.
+
+    All that is compared is timed in one run, in turns. Each command prints the
+    hardware and the versions, and measures the ceilings of the machine: how
+    fast it copies, and how fast it multiplies matrices.
+    """
+
+
+@app.command()
+def machine(
+    device: Device = None, dtype: Dtypes = "float32,bfloat16", threads: Threads = None, as_json: Json = None
+) -> None:
+    """Hardware, versions, bandwidth of a copy and rate of a matrix product."""
+    _Run("machine", device, dtype, threads).write(as_json, {})
+
+
+@app.command()
+def model(
+    models: Models,
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Pairs a call.")] = "1",
+    dtype: Dtypes = "float32",
+    contenders: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="reference, reference-compile, reference-max-autotune and the runtimes, wildcards allowed. "
+            "By default all, on a CPU without the two compiled references.",
+        ),
+    ] = None,
+    contender: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="Other code to time, in float32 or as FUNCTION@DTYPE. Repeatable."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[@DTYPE]",
+            help="Whose time is 1x; by default the first --contender, else the reference.",
+        ),
+    ] = None,
+    sequences: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder in GOT-10k's layout: compare outputs on real crops."),
+    ] = None,
+    encoded: Annotated[
+        bool, typer.Option(help="At the first batch size, also time calls that encode the template.")
+    ] = True,
+    weights: Weights = None,
+    seconds: Seconds = 3.0,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = None,
+) -> None:
+    """Networks: latency and throughput, by who runs them.
+
+    "cached": the template is encoded before, as in tracking. "p99": 99 of 100
+    calls took no longer. "pairs/s": nobody waits between calls. "roofline":
+    the share of what the machine's ceilings allow. "differs": the largest
+    difference of an output to the float32 reference, relative to the largest
+    number. "argmax": pictures whose best cell is the reference's.
+
+    FUNCTION(model) of --contender is given a copy of the model, and returns a
+    callable (template, search); docs/performance.md has an example.
+    """
+    from correlation_aware.bench.contenders import REFERENCE, contender_names
+    from correlation_aware.bench.models import bench_model
+
+    run = _Run("model", device, dtype, threads, [spec.partition("@")[2] for spec in contender or ()])
+    names = contenders.split(",") if contenders else contender_names()
+    if contenders is None and run.device.type == "cpu":
+        names = [name for name in names if not name.startswith(f"{REFERENCE}-")]
+    first = (contender[0] if contender else REFERENCE) if against is None else against
+    rival, _, rival_dtype = first.partition("@")
+    cases = []
+    for name in models:
+        for case in bench_model(
+            name,
+            _counts("--batch", batch),
+            run.device,
+            run.dtypes,
+            names,
+            ceilings=run.ceilings,
+            weights=weights,
+            others=contender or (),
+            against=rival,
+            against_dtype=_dtype(rival_dtype) if rival_dtype else None,
+            sequences=sequences,
+            encoded=encoded,
+            seconds=seconds,
+        ):
+            _print_case(case, first)
+            cases.append(asdict(case))
+    run.write(as_json, {"against": first, "cases": cases})
+
+
+@app.command()
+def train(
+    models: Models,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs a step.")] = 64,
+    dtype: Dtypes = "bfloat16",
+    contenders: Annotated[
+        str, typer.Option(metavar="NAME,...", help="reference, reference-compile, eager, compile.")
+    ] = "reference,eager",
+    seconds: Seconds = 5.0,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = None,
+) -> None:
+    """A training step: forward and backward, weights in float32, products in --dtype."""
+    from correlation_aware.bench.training import bench_training
+
+    run = _Run("train", device, dtype, threads)
+    found = []
+    for name in models:
+        for t in run.dtypes:
+            rows, skipped = bench_training(name, batch, run.device, t, contenders.split(","), seconds)
+            title = f"{name}, forward and backward of {batch} pairs, {_name(t)}"
+            cells = [
+                (
+                    row.contender,
+                    _ms(row.times.median),
+                    _ms(row.times.p99),
+                    f"{row.pairs_per_second:.1f}",
+                    f"{row.speedup:.2f}x",
+                    f"{row.difference:.1e}",
+                )
+                for row in rows
+            ]
+            _print_table(title, ("", "ms", "p99", "pairs/s", "speed", "gradients differ"), cells, skipped)
+            found.append(
+                {"model": name, "batch": batch, "dtype": _name(t), "rows": [asdict(r) for r in rows]}
+            )
+    run.write(as_json, {"cases": found})
+
+
+@app.command()
+def tracker(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A `_track` model.")] = "sbt_light_track",
+    targets: Annotated[str, typer.Option(metavar="N,...", help="Targets that share a frame.")] = "1,2,4,8",
+    runtimes: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Of `track --runtime`; by default all but compile.")
+    ] = None,
+    dtype: Dtypes = "float32",
+    weights: Weights = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = None,
+) -> None:
+    """Where a frame's time goes, and what more targets cost, in a clip that the package draws."""
+    from correlation_aware.bench.contenders import Skipped
+    from correlation_aware.bench.tracking import bench_tracker
+    from correlation_aware.runtime.session import RUNTIMES
+
+    run = _Run("tracker", device, dtype, threads)
+    chosen = runtimes.split(",") if runtimes else [r for r in RUNTIMES if r not in ("auto", "compile")]
+    pairs = [(runtime, t) for runtime in chosen for t in run.dtypes]
+    rows: list[Any] = []
+    skipped: list[Skipped] = []
+    for found in bench_tracker(model, _counts("--targets", targets), run.device, pairs, weights):
+        if isinstance(found, Skipped):
+            skipped.append(found)
+        else:
+            rows += found
+    cells = [
+        (
+            str(row.targets),
+            row.runtime,
+            row.dtype,
+            *(_ms(part) for part in (row.crop, row.model, row.post)),
+            f"{row.frames_per_second:.1f}",
+            f"{row.targets_per_second:.1f}",
+        )
+        for row in rows
+    ]
+    headings = ("targets", "runtime", "dtype", "crop ms", "model ms", "post ms", "frames/s", "targets/s")
+    _print_table(f"{model}, ms a frame of 1280 x 720 px", headings, cells, skipped)
+    run.write(as_json, {"model": model, "rows": [asdict(row) for row in rows]})
+
+
+class _Run:
+    """What all commands begin and end with."""
+
+    def __init__(
+        self, part: str, device: str | None, dtypes: str, threads: int | None, more: Iterable[str] = ()
+    ) -> None:
+        import torch
+
+        from correlation_aware.bench.machine import describe, measure_ceilings
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.part = part
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device {device} cannot be timed; cpu and cuda can.")
+        self.dtypes = [_dtype(name) for name in dtypes.split(",")]
+        self.machine = describe(self.device)
+        console.print(_described(self.machine))
+        needed = dict.fromkeys([*self.dtypes, *(_dtype(name or "float32") for name in more)])
+        self.ceilings: dict[torch.dtype, Ceilings] = {t: measure_ceilings(self.device, t) for t in needed}
+        for t, found in self.ceilings.items():
+            console.print(
+                f"{_name(t)}: copies {found.bytes_per_second / 1e9:.1f} GB/s, "
+                f"multiplies {found.flops_per_second / 1e9:.0f} GFLOP/s"
+            )
+
+    def write(self, path: Path | None, figures: dict[str, Any]) -> None:
+        """Writes the report, whole or not at all."""
+        if path is None:
+            return
+        from correlation_aware.weights import write_text
+
+        report = {
+            "benchmark": self.part,
+            "command": ["correlation-aware", *sys.argv[1:]],
+            "machine": asdict(self.machine),
+            "ceilings": {_name(t): asdict(found) for t, found in self.ceilings.items()},
+            **figures,
+        }
+        write_text(json.dumps(report, indent=2, default=_name) + "\n", path)
+        console.print(f"Wrote {escape(str(path))}")
+
+
+def _described(found: Any) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    hardware = (
+        found.gpu or f"{found.processor}, {found.cores} cores, {found.threads} threads, load {found.load:.1f}"
+    )
+    return f"{found.device}: [bold]{escape(hardware)}[/]\n{escape(versions)}"
+
+
+def _print_case(case: "Case", against: str) -> None:
+    weights = next(iter(case.bytes.values()))
+    title = (
+        f"{case.model}, batch {case.batch}: {case.profile.params / 1e6:.2f} M parameters, "
+        f"{case.profile.macs / 1e9:.2f} GMACs a pair, {case.profile.cached_macs / 1e9:.2f} cached, "
+        f"{weights / 1e6:.1f} MB a call ({next(iter(case.bytes))}); weights {case.weights}; "
+        f"outputs compared on {case.pictures} pictures"
+    )
+    headings = ("", "dtype", "template", "ms", "p99", "pairs/s", "speed", "roofline", "differs", "argmax")
+    _print_table(title, headings, [_cells(row) for row in case.rows], case.skipped)
+    console.print(f"1x is {against}", style="dim")
+
+
+def _cells(row: "Row") -> Sequence[str]:
+    return (
+        row.contender,
+        row.dtype,
+        row.template,
+        _ms(row.times.median),
+        _ms(row.times.p99),
+        f"{row.pairs_per_second:.1f}",
+        "" if row.speedup is None else f"{row.speedup:.2f}x",
+        f"{100 * row.roofline_share:.1f} %",
+        "" if row.difference is None else f"{row.difference:.1e}",
+        "" if row.argmax_kept is None else f"{100 * row.argmax_kept:.0f} %",
+    )
+
+
+def _print_table(
+    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], skipped: Iterable["Skipped"]
+) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for i, heading in enumerate(headings):
+        left = i == 0 or heading in ("dtype", "template", "runtime")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(f"\n[bold]{escape(title)}[/]")
+    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
+    for out in skipped:
+        console.print(
+            f"[yellow]without {escape(out.name)} {_name(out.dtype)}:[/] {escape(out.reason)}", style="dim"
+        )
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.3f}" if milliseconds < 10 else f"{milliseconds:.1f}"
+
+
+def _counts(option: str, text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise ValueError(f"{option} {text!r} is not N,N,... with whole numbers of at least 1.")
+    return counts
+
+
+def _dtype(name: str) -> "torch.dtype":
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ValueError(f"--dtype {name!r} is not one of {', '.join(known)}.")
+    return known[name]
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
