@@ -123,7 +123,7 @@ class InferenceSession:
         return run
 
     def _from_file(self, path: Path) -> Step:
-        run = open_graph(path, self.dtype)
+        run = open_graph(path, self.dtype, torch.get_num_threads())
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             arrays = (np.ascontiguousarray(t.float().numpy()) for t in inputs)
