@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -119,6 +120,8 @@ def metadata(model: nn.Module) -> dict[str, str]:
 def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: int = 0) -> Run:
     """Opens an exported file for running on a CPU.
 
+    OpenVINO compiles it anew for each of the last four shapes it is run with, at the first call.
+
     Args:
         path: `.onnx`, `.xml` or `.pt2`.
         dtype: Precision that OpenVINO may compute with, float32 or bfloat16; inputs and outputs are float32.
@@ -142,8 +145,16 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
             "PERFORMANCE_HINT": "LATENCY",
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
-        compiled = ov.Core().compile_model(str(path), "CPU", hints)
-        return lambda *arrays: [np.array(value) for value in compiled(arrays).values()]
+        core = ov.Core()
+
+        @lru_cache(maxsize=4)
+        def compiled(*shapes: tuple[int, ...]) -> Any:
+            # with an unknown batch OpenVINO copies each map before and after a depth-wise convolution
+            model = core.read_model(str(path))
+            model.reshape(dict(enumerate(map(list, shapes))))
+            return core.compile_model(model, "CPU", hints)
+
+        return lambda *arrays: [np.array(v) for v in compiled(*(a.shape for a in arrays))(arrays).values()]
     program = torch.export.load(path).module()
     return lambda *arrays: [v.detach().numpy() for v in program(*map(torch.from_numpy, arrays))]
 
