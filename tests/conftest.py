@@ -1,5 +1,6 @@
 """One thread for all tests: their networks are small, and threads of a busy machine wait for each other."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,8 @@ import torch
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads it when it is imported
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from correlation_aware.ops import set_backend
+
 __all__ = ["Profile", "profile"]
 
 
@@ -44,7 +46,7 @@ def profile(model: nn.Module, template_size: int = 128, search_size: int = 256) 
         if not hasattr(model, "encode_template"):
             macs = _count(model, search)
             return Profile(params, macs, macs)
-        with torch.no_grad():
+        with torch.no_grad(), set_backend("reference"):
             state = model.encode_template(template)  # type: ignore[operator]
         return Profile(params, _count(model, template, search), _count(model, state, search))
     finally:
@@ -52,7 +54,12 @@ def profile(model: nn.Module, template_size: int = 128, search_size: int = 256) 
 
 
 def _count(model: nn.Module, *inputs: object) -> int:
-    # the plain form of the attention, so that its two products are seen on every device
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # the plain form of every operation, so that the products of the attention are seen on every device
+    with (
+        torch.no_grad(),
+        set_backend("reference"),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         model(*inputs)
     return counter.get_total_flops() // 2

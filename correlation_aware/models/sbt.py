@@ -8,11 +8,9 @@ Written for this package and checked, number by number, against the outputs of t
 (https://github.com/phiphiphi31/SBT, MIT) and of timm's `pvt_v2` (Apache-2.0). Licensed under Apache-2.0.
 
 Layout. Up to the first EoC-CA block each picture goes alone, and the template's part of that is its cached
-state. From there on the two share every weight, so their tokens travel in one packed tensor of shape (T,
-C): first all template tokens, then all search tokens, each stream in (batch, height, width) order. `shapes`
-lists (batch, height, width) of each stream. A stream is a contiguous slice of the pack, so it is seen as a
-channels-last map without a copy, and linear layers and norms run once for both streams whatever their
-sizes.
+state. From there on the two share every weight, so their tokens travel in one packed tensor (see
+`ops/packed.py`), and linear layers and norms run once for both streams whatever their sizes. What is not a
+linear layer is an operation of `ops/`.
 """
 
 import math
@@ -26,10 +24,19 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from correlation_aware.ops import (
+    Shape,
+    add_layer_norm,
+    dwconv_gelu,
+    eoc_attention,
+    gather_patches,
+    pack,
+    unpack,
+)
+
 __all__ = ["SBT", "SBTClassifier", "SBTConfig", "SBTFeatures", "TemplateState"]
 
 MIN_SIZE = 32  # pixels; below this the spatial reduction leaves no key
-Shape = tuple[int, int, int]  # batch, height, width of one stream
 
 
 @dataclass(frozen=True)
@@ -115,19 +122,6 @@ class TemplateState(NamedTuple):
     features: Tensor
 
 
-def pack(maps: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
-    """Joins channels-last maps (B, H, W, C) into tokens (T, C) and the list of their shapes."""
-    shapes = [(m.shape[0], m.shape[1], m.shape[2]) for m in maps]
-    flat = [m.reshape(-1, m.shape[-1]) for m in maps]
-    return (flat[0] if len(flat) == 1 else torch.cat(flat)), shapes
-
-
-def unpack(tokens: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    """Views packed tokens (T, C) as channels-last maps (B, H, W, C), without a copy."""
-    streams = [tokens] if len(shapes) == 1 else tokens.split([b * h * w for b, h, w in shapes])
-    return [stream.view(b, h, w, -1) for stream, (b, h, w) in zip(streams, shapes)]
-
-
 class DropPath(nn.Module):
     """Stochastic depth on packed tokens: a branch is dropped for a whole sample of a stream, not a token."""
 
@@ -181,10 +175,10 @@ class Mlp(nn.Module):
         tokens = self.fc1(tokens)  # T, hidden
         if self.relu:
             tokens = F.relu(tokens)
-        if self.dwconv is not None:
-            maps = [self.dwconv(m.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for m in unpack(tokens, shapes)]
-            tokens, _ = pack(maps)
-        return self.fc2(F.gelu(tokens))
+        if self.dwconv is None:
+            return self.fc2(F.gelu(tokens))
+        assert self.dwconv.bias is not None
+        return self.fc2(dwconv_gelu(tokens, self.dwconv.weight, self.dwconv.bias, shapes))
 
 
 class EoCAttention(nn.Module):
@@ -206,17 +200,9 @@ class EoCAttention(nn.Module):
 
     def reduce(self, tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
         """Fewer tokens to make keys and values from: (T, C) -> (T', C)."""
-        r = self.sr_ratio
-        if r > 1:
-            patches = []
-            for m in unpack(tokens, shapes):
-                b, h, w, c = m.shape
-                m = m[:, : h // r * r, : w // r * r].view(
-                    b, h // r, r, w // r, r, c
-                )  # rows left over are dropped
-                patches.append(m.transpose(2, 3).reshape(b, h // r, w // r, r * r * c))
-            tokens, shapes = pack(patches)
-            return self.norm(self.sr(tokens)), shapes
+        if self.sr_ratio > 1:
+            patches, shapes = gather_patches(tokens, shapes, self.sr_ratio)
+            return self.norm(self.sr(patches)), shapes
         if self.kind == "pooled":
             maps = [
                 F.adaptive_avg_pool2d(m.permute(0, 3, 1, 2), 7).permute(0, 2, 3, 1)
@@ -226,12 +212,6 @@ class EoCAttention(nn.Module):
             return F.gelu(self.norm(self.sr(tokens))), shapes
         return tokens, list(shapes)
 
-    def split_heads(self, tokens: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-        """(T, C) -> per stream (B, heads, N, C / heads)."""
-        return [
-            m.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2) for m in unpack(tokens, shapes)
-        ]
-
     def forward(
         self,
         queries: Tensor,
@@ -240,17 +220,9 @@ class EoCAttention(nn.Module):
         source_shapes: Sequence[Shape],
         cross: bool,
     ) -> Tensor:
-        q = self.split_heads(self.q(queries), query_shapes)
         reduced, reduced_shapes = self.reduce(sources, source_shapes)
-        k, v = (self.split_heads(t, reduced_shapes) for t in self.kv(reduced).chunk(2, dim=1))
-        if cross:
-            k, v = k[::-1], v[::-1]
-        out = [
-            F.scaled_dot_product_attention(qi, ki, vi).transpose(1, 2).flatten(2)
-            for qi, ki, vi in zip(q, k, v)
-        ]
-        flat = [o.flatten(0, 1) for o in out]
-        return self.proj(flat[0] if len(flat) == 1 else torch.cat(flat))
+        q, kv = self.q(queries), self.kv(reduced)
+        return self.proj(eoc_attention(q, kv, self.heads, query_shapes, reduced_shapes, cross))
 
 
 class EoCBlock(nn.Module):
@@ -269,19 +241,28 @@ class EoCBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, tokens: Tensor, shapes: list[Shape], search_only: bool = False
-    ) -> tuple[Tensor, list[Shape]]:
-        """Maps packed tokens to packed tokens; `search_only` leaves out what only the template would use."""
-        queries = sources = self.norm1(tokens)
-        query_shapes = source_shapes = shapes
+        self, tokens: Tensor, branch: Tensor | None, shapes: list[Shape], search_only: bool = False
+    ) -> tuple[Tensor, Tensor, list[Shape]]:
+        """Maps packed tokens to packed tokens; `search_only` leaves out what only the template would use.
+
+        What a block adds to the residual stream comes out as a branch, to be added by the norm that follows.
+        """
+        tokens, queries = _add_norm(self.norm1, tokens, branch)
+        sources, query_shapes, source_shapes = queries, shapes, shapes
         if search_only:
             template_len = math.prod(shapes[0])
             sources, queries, tokens = queries[:template_len], queries[template_len:], tokens[template_len:]
             source_shapes, query_shapes = shapes[:1], shapes[1:]
         branch = self.attn(queries, query_shapes, sources, source_shapes, self.cross)
-        tokens = tokens + self.drop_path(branch, query_shapes)
-        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens), query_shapes), query_shapes)
-        return tokens, query_shapes
+        tokens, normed = _add_norm(self.norm2, tokens, self.drop_path(branch, query_shapes))
+        return tokens, self.drop_path(self.mlp(normed, query_shapes), query_shapes), query_shapes
+
+
+def _add_norm(norm: nn.LayerNorm, tokens: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The residual stream with a branch added, and its norm."""
+    if branch is None:
+        return tokens, norm(tokens)
+    return add_layer_norm(tokens, branch, norm.weight, norm.bias, norm.eps)
 
 
 class Stage(nn.Module):
@@ -311,6 +292,12 @@ class Stage(nn.Module):
         ]
         maps = [m + table for m, table in zip(unpack(tokens, shapes), tables)]
         return pack(maps)
+
+    def close(self, tokens: Tensor, branch: Tensor | None) -> Tensor:
+        """What the last block left, added, and normed where the configuration says so."""
+        if self.norm is not None:
+            return _add_norm(self.norm, tokens, branch)[1]
+        return tokens if branch is None else tokens + branch
 
 
 class Trunk(nn.Module):
@@ -380,19 +367,20 @@ class Trunk(nn.Module):
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
             tokens, shapes = stage.open(images)
+            branch = None
             for j, block in enumerate(stage.blocks):
                 if (i, j) == self.first_cross:
+                    alone = unpack(tokens if branch is None else tokens + branch, shapes)
                     if template is None:
-                        return [*outputs, unpack(tokens, shapes)]
-                    tokens, shapes = _meet(template, *unpack(tokens, shapes))
+                        return [*outputs, alone]
+                    (tokens, shapes), branch = _meet(template, *alone), None
                 drop_template = search_only and (i, j) == self.last_cross
                 if self.grad_checkpointing and self.training:
-                    tokens, shapes = checkpoint(block, tokens, shapes, drop_template, use_reentrant=False)
+                    arguments = tokens, branch, shapes, drop_template
+                    tokens, branch, shapes = checkpoint(block, *arguments, use_reentrant=False)
                 else:
-                    tokens, shapes = block(tokens, shapes, drop_template)
-            if stage.norm is not None:
-                tokens = stage.norm(tokens)
-            maps = unpack(tokens, shapes)
+                    tokens, branch, shapes = block(tokens, branch, shapes, drop_template)
+            maps = unpack(stage.close(tokens, branch), shapes)
             outputs.append(maps)
             images = [m.permute(0, 3, 1, 2) for m in maps]
         return outputs
@@ -499,10 +487,10 @@ class SBT(Trunk):
             assert isinstance(stage, Stage)
             if i > 0:
                 tokens, shapes = stage.open([m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes)])
+            branch = None
             for eoc in stage.blocks[block if i == 0 else 0 :]:
-                tokens, shapes = eoc(tokens, shapes)
-            if stage.norm is not None:
-                tokens = stage.norm(tokens)
+                tokens, branch, shapes = eoc(tokens, branch, shapes)
+            tokens = stage.close(tokens, branch)
         return _nchw(unpack(tokens, shapes)[0])
 
     def forward_intermediates(

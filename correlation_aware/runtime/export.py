@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from correlation_aware._version import __version__
+from correlation_aware.ops import set_backend
 from correlation_aware.runtime.graphs import Graph, cut
 
 __all__ = ["FORMATS", "OPSET", "ExportedGraph", "Format", "export", "metadata", "open_graph", "require"]
@@ -220,14 +221,14 @@ def _compare(graph: Graph, run: Run) -> float:
 
 @contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, on the CPU in float32, and back; keeps the exporter's chatter down."""
+    """Evaluation mode, no gradients, plain operations, float32 on the CPU, and back; a quiet exporter."""
     parameter, training = next(model.parameters()), model.training
     device, dtype = parameter.device, parameter.dtype
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), set_backend("reference"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.to("cpu", torch.float32).eval()
             yield

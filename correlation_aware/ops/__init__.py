@@ -1,0 +1,27 @@
+"""What the blocks are made of, each operation in plain PyTorch and as a Triton kernel.
+
+An operation is a folder: `reference.py` is its definition and runs everywhere, `triton.py` computes the same
+on a CUDA GPU in one launch for both streams and is imported at its first use. Nothing is compiled at install
+or at import.
+"""
+
+from correlation_aware.ops.add_layer_norm import add_layer_norm
+from correlation_aware.ops.backend import BACKENDS, Backend, get_backend, set_backend
+from correlation_aware.ops.dwconv_gelu import dwconv_gelu
+from correlation_aware.ops.eoc_attention import eoc_attention
+from correlation_aware.ops.gather_patches import gather_patches
+from correlation_aware.ops.packed import Shape, pack, unpack
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Shape",
+    "add_layer_norm",
+    "dwconv_gelu",
+    "eoc_attention",
+    "gather_patches",
+    "get_backend",
+    "pack",
+    "set_backend",
+    "unpack",
+]

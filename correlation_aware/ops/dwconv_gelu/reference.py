@@ -1,0 +1,18 @@
+"""Depth-wise convolution and GELU in plain PyTorch: the definition."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from correlation_aware.ops.packed import Shape, pack, unpack
+
+__all__ = ["dwconv_gelu"]
+
+
+def dwconv_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    maps = [
+        F.conv2d(m.permute(0, 3, 1, 2), weight, bias, padding=1, groups=weight.shape[0]).permute(0, 2, 3, 1)
+        for m in unpack(tokens, shapes)
+    ]
+    return F.gelu(pack(maps)[0])

@@ -1,0 +1,39 @@
+"""Template and search tokens in one tensor: every weight is shared, so most layers run once for both.
+
+Packed tokens are (T, C): first all template tokens, then all search tokens, each stream in (batch, height,
+width) order. `shapes` lists (batch, height, width) of each stream. A stream is a contiguous slice of the
+pack, so it is seen as a channels-last map without a copy.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Shape", "flat_shapes", "pack", "streams", "unpack"]
+
+Shape = tuple[int, int, int]  # batch, height, width of one stream
+
+
+def pack(maps: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
+    """Joins channels-last maps (B, H, W, C) into tokens (T, C) and the list of their shapes."""
+    shapes = [(m.shape[0], m.shape[1], m.shape[2]) for m in maps]
+    flat = [m.reshape(-1, m.shape[-1]) for m in maps]
+    return (flat[0] if len(flat) == 1 else torch.cat(flat)), shapes
+
+
+def unpack(tokens: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    """Views packed tokens (T, C) as channels-last maps (B, H, W, C), without a copy."""
+    parts = [tokens] if len(shapes) == 1 else tokens.split([b * h * w for b, h, w in shapes])
+    return [part.view(b, h, w, -1) for part, (b, h, w) in zip(parts, shapes)]
+
+
+def flat_shapes(shapes: Sequence[Shape]) -> list[int]:
+    """[b, h, w, b, h, w, ...]: what the schema of a custom operation can hold."""
+    return [size for shape in shapes for size in shape]
+
+
+def streams(flat: Sequence[int]) -> tuple[Shape, Shape]:
+    """The shapes of `flat_shapes` as exactly two streams; one that is missing has no picture, but a size."""
+    first = (flat[0], flat[1], flat[2])
+    return first, ((flat[3], flat[4], flat[5]) if len(flat) > 3 else (0, flat[1], flat[2]))
