@@ -7,18 +7,29 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from correlation_aware.ops import Backend, set_backend
 from correlation_aware.runtime.graphs import TwoInput
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 
-__all__ = ["REFERENCE", "Contender", "Skipped", "contender_names", "make_contenders", "outputs"]
+__all__ = [
+    "REFERENCE",
+    "Contender",
+    "Skipped",
+    "contender_names",
+    "first_line",
+    "make_contenders",
+    "outputs",
+    "split_backend",
+]
 
 REFERENCE = "reference"
 COMPILED = {"reference-compile": None, "reference-max-autotune": "max-autotune"}
+KERNELS = "-triton"  # at the end of the name of what runs with the kernels
 FILES = ("onnx", "openvino")  # runtimes that take float32 pictures whatever they compute with
 
 
@@ -42,7 +53,7 @@ class Contender:
     encode: Callable[[Tensor], Any] | None
     cached: Callable[[Any, Tensor], Any] | None
     input_dtype: torch.dtype
-    backend: str = "auto"
+    backend: Backend = "auto"
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,15 @@ class Skipped:
 
 
 def contender_names() -> list[str]:
-    """The contenders that need no code of yours: the reference, compiled references, the runtimes."""
-    return [REFERENCE, *COMPILED, *(name for name in RUNTIMES if name != "auto")]
+    """The contenders that need no code of yours: the reference and the runtimes, with kernels too."""
+    runtimes = [name for name in RUNTIMES if name != "auto"]
+    return [REFERENCE, *COMPILED, *runtimes, *(f"{name}{KERNELS}" for name in runtimes if name not in FILES)]
+
+
+def split_backend(name: str) -> tuple[str, Backend]:
+    """A runtime and the backend that its name asks for: `eager-triton` is `eager` with the kernels."""
+    runtime = name.removesuffix(KERNELS)
+    return runtime, "auto" if runtime == name else "triton"
 
 
 def make_contenders(
@@ -115,8 +133,9 @@ def first_line(error: BaseException) -> str:
 
 
 def _make(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
-    if name in RUNTIMES:
+    if name != REFERENCE and name not in COMPILED:
         return _session(name, model, device, dtype)
+    set_backend("reference")
     network = _copy(model, device, dtype)
     run: Any = network
     if name in COMPILED:
@@ -126,10 +145,12 @@ def _make(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) 
     return Contender(name, dtype, run, encode, run, dtype, "reference")
 
 
-def _session(runtime: Runtime, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
+def _session(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
+    runtime, backend = split_backend(name)
+    set_backend(backend)  # before anything is captured
     in_files = runtime in FILES
     network = _copy(model, device, torch.float32 if in_files else dtype)
-    session = InferenceSession(network, device, dtype, runtime)
+    session = InferenceSession(network, device, dtype, cast(Runtime, runtime))
 
     def pair(template: Tensor, search: Tensor) -> tuple[Tensor, ...]:
         session.set_template(template)
@@ -138,7 +159,8 @@ def _session(runtime: Runtime, model: TwoInput, device: torch.device, dtype: tor
     def cached(state: None, search: Tensor) -> tuple[Tensor, ...]:
         return session(search)
 
-    return Contender(runtime, dtype, pair, session.set_template, cached, torch.float32 if in_files else dtype)
+    taken = torch.float32 if in_files else dtype
+    return Contender(name, dtype, pair, session.set_template, cached, taken, backend)
 
 
 def _other(spec: str, model: TwoInput, device: torch.device) -> Contender:
@@ -157,7 +179,7 @@ def _other(spec: str, model: TwoInput, device: torch.device) -> Contender:
     if not callable(run):
         raise ValueError(f"--contender {spec!r} returned a {type(run).__name__}, not a callable.")
     encode = getattr(run, "encode_template", None)
-    return Contender(place, dtype, run, encode, run if encode else None, dtype, "reference")
+    return Contender(place, dtype, run, encode, run if encode else None, dtype)
 
 
 def _copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:

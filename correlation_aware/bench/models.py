@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from correlation_aware import zoo
-from correlation_aware.bench.backend import use_backend
 from correlation_aware.bench.contenders import (
     REFERENCE,
     Contender,
@@ -23,6 +22,7 @@ from correlation_aware.bench.machine import Ceilings
 from correlation_aware.bench.pictures import drawn_pairs, real_pairs
 from correlation_aware.bench.timing import Call, Times, take_turns
 from correlation_aware.models.profile import Profile, profile
+from correlation_aware.ops import set_backend
 from correlation_aware.runtime.graphs import TwoInput
 from correlation_aware.weights import load_manifest
 
@@ -189,7 +189,7 @@ class _Entry:
     ) -> None:
         self.contender = contender
         place = partial(_place, device=device, dtype=contender.input_dtype)
-        use_backend(contender.backend)
+        set_backend(contender.backend)
         found = []
         with torch.inference_mode():
             for template, search in (place(pair) for pair in seen):
@@ -229,7 +229,7 @@ def _rows(
     against: tuple[str, torch.dtype | None],
 ) -> list[Row]:
     calls = {(n, template): call for n, e in enumerate(entries) for template, call in e.calls.items()}
-    times = take_turns(calls, device, seconds, lambda key: use_backend(entries[key[0]].contender.backend))
+    times = take_turns(calls, device, seconds, lambda key: set_backend(entries[key[0]].contender.backend))
     rows = []
     for (number, template), spent in times.items():
         contender = entries[number].contender
@@ -272,7 +272,7 @@ def _speedup(
 def _reference(
     model: TwoInput, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device
 ) -> list[list[Tensor]]:
-    use_backend("reference")
+    set_backend("reference")
     model.to(device)
     found = [[t.cpu() for t in outputs(model(*_place(p, device, torch.float32)))] for p in pairs]
     model.to("cpu")

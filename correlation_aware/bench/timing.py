@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["Call", "Times", "device_milliseconds", "milliseconds", "synchronize", "take_turns"]
+__all__ = ["Call", "Captured", "Times", "milliseconds", "synchronize", "take_turns"]
 
 Name = TypeVar("Name")
 Call = Callable[[int], object]  # is given the number of the call, to take one of several inputs
@@ -49,7 +49,7 @@ def take_turns(
     calls: Mapping[Name, Call],
     device: torch.device,
     seconds: float = 3.0,
-    before: Callable[[Name], None] = lambda name: None,
+    before: Callable[[Name], object] = lambda name: None,
 ) -> dict[Name, Times]:
     """Times calls in turns of a tenth of `seconds` each, the first call of a turn left out.
 
@@ -93,38 +93,41 @@ def milliseconds(call: Call, device: torch.device, repeats: int = 10) -> float:
     return min(times)
 
 
-def device_milliseconds(call: Call, inputs: int, repeats: int = 20) -> float:
-    """Time of a call on the GPU alone: a CUDA graph with a call for each input is replayed between events.
+class Captured:
+    """Calls in a CUDA graph, timed between two events on the GPU.
 
     Launching is left out, which for a short call is most of what the host's clock sees.
 
     Args:
         call: What can be captured; it is warmed up here.
-        inputs: How many inputs `call` has to take turns with.
-        repeats: Replays; the median counts.
+        count: Calls in the graph.
 
     Raises:
         RuntimeError: The call cannot be captured.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for i in range(WARM_UP):
-            call(i)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [call(i) for i in range(inputs)]  # alive, so that no call writes where another did
-    times = []
-    for i in range(WARM_UP + repeats):
+
+    def __init__(self, call: Call, count: int) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for i in range(WARM_UP):
+                call(i)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.count = count
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            for i in range(count):
+                call(i)
+
+    def milliseconds(self) -> float:
+        """Of a call, in a replay that follows another one."""
+        self.graph.replay()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        graph.replay()
+        self.graph.replay()
         end.record()
         end.synchronize()
-        if i >= WARM_UP:
-            times.append(start.elapsed_time(end) / len(kept))
-    return statistics.median(times)
+        return start.elapsed_time(end) / self.count
 
 
 def _turn(call: Call, device: torch.device, seconds: float, first: int) -> list[float]:

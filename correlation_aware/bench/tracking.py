@@ -1,16 +1,19 @@
 """Where a tracker's time goes, and what more targets cost, on a clip that the package draws."""
 
+import copy
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 
-from correlation_aware.bench.backend import use_backend
-from correlation_aware.bench.contenders import Skipped, first_line
+from correlation_aware.bench.contenders import Skipped, first_line, split_backend
 from correlation_aware.bench.models import load
 from correlation_aware.models.track import TrackModel
+from correlation_aware.ops import set_backend
+from correlation_aware.runtime.session import Runtime
 from correlation_aware.tracking.clip import draw_clip
 from correlation_aware.tracking.tracker import Timings, Tracker, create_tracker
 
@@ -25,7 +28,7 @@ class TrackRow:
     """One runtime at one number of targets; milliseconds a frame, medians.
 
     Attributes:
-        runtime: See `InferenceSession`.
+        runtime: See `contender_names`.
         dtype: It computes in.
         targets: Followed at once.
         crop: Cutting, resizing, normalising.
@@ -59,7 +62,8 @@ def bench_tracker(
         name: Of a `_track` model.
         targets: Numbers of targets.
         device: Where the trackers run.
-        runtimes: And their dtypes; those that cannot run are yielded with the reason.
+        runtimes: Of `contender_names` without the references, and their dtypes; those that cannot run are
+            yielded with the reason.
         weights: See `load`.
         size: Height and width of the frames.
 
@@ -70,12 +74,17 @@ def bench_tracker(
     if not isinstance(model, TrackModel):
         raise ValueError(f"{name} has no prediction head; take {name.partition('.')[0]}_track.")
     frames = list(draw_clip(LENGTH, size))
-    use_backend("auto")
     trackers: dict[tuple[str, torch.dtype], Tracker] = {}
     for runtime, dtype in runtimes:
         try:
-            copied, _ = load(name, weights)
-            trackers[runtime, dtype] = create_tracker(copied, device=device, dtype=dtype, runtime=runtime)  # type: ignore[arg-type]
+            plain, backend = split_backend(runtime)
+            set_backend(backend)
+            trackers[runtime, dtype] = create_tracker(
+                copy.deepcopy(model),
+                device=device,
+                dtype=dtype,
+                runtime=cast(Runtime, plain),
+            )
             _follow(trackers[runtime, dtype], frames[:2], 1)
         except Exception as error:  # compilers and runtimes raise what they like
             trackers.pop((runtime, dtype), None)
@@ -84,6 +93,7 @@ def bench_tracker(
         spent: dict[tuple[str, torch.dtype], list[Timings]] = {key: [] for key in trackers}
         for number in range(PASSES):
             for key, tracker in trackers.items():
+                set_backend(split_backend(key[0])[1])
                 found = _follow(tracker, frames, count)
                 spent[key] += found if number else []
         yield [_row(runtime, dtype, count, times) for (runtime, dtype), times in spent.items()]

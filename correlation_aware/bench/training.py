@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from correlation_aware.bench.backend import use_backend
 from correlation_aware.bench.contenders import REFERENCE, Skipped, first_line, outputs
 from correlation_aware.bench.models import SETS, load
 from correlation_aware.bench.pictures import drawn_pairs
 from correlation_aware.bench.timing import Call, Times, take_turns
+from correlation_aware.ops import Backend, set_backend
 
 __all__ = ["STEPS", "StepRow", "bench_training"]
 
 # name: backend of the kernels, compiled or not
-STEPS = {
+STEPS: dict[str, tuple[Backend, bool]] = {
     REFERENCE: ("reference", False),
     "reference-compile": ("reference", True),
     "eager": ("auto", False),
-    "compile": ("auto", True),
+    "eager-triton": ("triton", False),
+    "compile-triton": ("triton", True),
 }
 
 
@@ -85,7 +86,7 @@ def bench_training(
             continue
         network = copy.deepcopy(model).to(device).train()
         step = _step(network, compiled, pairs, device, dtype)
-        use_backend(backend)
+        set_backend(backend)
         try:
             step(0)
         except Exception as error:  # compilers raise what they like
@@ -95,7 +96,7 @@ def bench_training(
         wanted = wanted or gradients
         differences[contender] = max(_difference(a, b) for a, b in zip(gradients, wanted, strict=True))
         calls[contender] = step
-    times = take_turns(calls, device, seconds, lambda key: use_backend(STEPS[key][0]))
+    times = take_turns(calls, device, seconds, lambda key: set_backend(STEPS[key][0]))
     rows = [
         StepRow(
             key,

@@ -1,5 +1,6 @@
 """`correlation-aware bench`: how fast it is here, against what, and against what the machine could do."""
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is q
     from correlation_aware.bench.contenders import Skipped
     from correlation_aware.bench.machine import Ceilings
     from correlation_aware.bench.models import Case, Row
+    from correlation_aware.bench.operations import OperationRow
 
 __all__ = ["app"]
 
@@ -67,8 +69,8 @@ def model(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="reference, reference-compile, reference-max-autotune and the runtimes, wildcards allowed. "
-            "By default all, on a CPU without the two compiled references.",
+            help="reference, reference-compile, reference-max-autotune and the runtimes, -triton for the "
+            "kernels; wildcards allowed. All by default, on a CPU without compiled references and kernels.",
         ),
     ] = None,
     contender: Annotated[
@@ -114,7 +116,7 @@ def model(
     run = _Run("model", device, dtype, threads, [spec.partition("@")[2] for spec in contender or ()])
     names = contenders.split(",") if contenders else contender_names()
     if contenders is None and run.device.type == "cpu":
-        names = [name for name in names if not name.startswith(f"{REFERENCE}-")]
+        names = [n for n in names if not n.startswith(f"{REFERENCE}-") and not n.endswith("-triton")]
     first = (contender[0] if contender else REFERENCE) if against is None else against
     rival, _, rival_dtype = first.partition("@")
     cases = []
@@ -145,7 +147,10 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Pairs a step.")] = 64,
     dtype: Dtypes = "bfloat16",
     contenders: Annotated[
-        str, typer.Option(metavar="NAME,...", help="reference, reference-compile, eager, compile.")
+        str,
+        typer.Option(
+            metavar="NAME,...", help="reference, reference-compile, eager, eager-triton, compile-triton."
+        ),
     ] = "reference,eager",
     seconds: Seconds = 5.0,
     device: Device = None,
@@ -179,12 +184,75 @@ def train(
     run.write(as_json, {"cases": found})
 
 
+@app.command("ops")
+def operations(
+    models: Models,
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Pairs a call.")] = "1",
+    dtype: Dtypes = "float32",
+    forms: Annotated[
+        str, typer.Option(metavar="NAME,...", help="reference, reference-compile, triton.")
+    ] = "reference,reference-compile,triton",
+    backward: Annotated[bool, typer.Option("--backward", help="Forward and backward.")] = False,
+    seconds: Seconds = 0.3,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = None,
+) -> None:
+    """Every operation of the blocks alone, at the shapes of a model with its template cached.
+
+    On a GPU the time is that of the device, without launches. The last line
+    of a model adds up what a forward pass calls.
+    """
+    from correlation_aware.bench.operations import FORMS, bench_operation, calls_of
+
+    chosen = forms.split(",")
+    if unknown := set(chosen) - set(FORMS):
+        raise ValueError(f"--forms {', '.join(sorted(unknown))} is not among {', '.join(FORMS)}.")
+    run = _Run("ops", device, dtype, threads)
+    found = []
+    for name, count, t in itertools.product(models, _counts("--batch", batch), run.dtypes):
+        rows: list[OperationRow] = []
+        skipped: dict[tuple[str, str], Skipped] = {}
+        for operands, calls in calls_of(name, count).items():
+            made, left = bench_operation(
+                operands, calls, run.device, t, run.ceilings[t], chosen, backward, seconds
+            )
+            rows += made
+            skipped |= {(out.name, out.reason): out for out in left}
+        cells = [
+            (
+                row.operation,
+                row.shapes,
+                str(row.calls),
+                row.form,
+                f"{1e3 * row.milliseconds:.1f}",
+                "" if row.speedup is None else f"{row.speedup:.2f}x",
+                "" if row.roofline_share is None else f"{100 * row.roofline_share:.1f} %",
+                f"{row.difference:.1e}",
+            )
+            for row in rows
+        ]
+        totals = {form: sum(r.calls * r.milliseconds for r in rows if r.form == form) for form in chosen}
+        cells += [
+            ("all", "", "", form, f"{1e3 * spent:.1f}", "", "", "") for form, spent in totals.items() if spent
+        ]
+        title = f"{name}, batch {count}, {_name(t)}, {'forward and backward' if backward else 'forward'}"
+        headings = ("", "shapes", "calls", "form", "us", "speed", "roofline", "differs")
+        _print_table(title, headings, cells, skipped.values())
+        found.append({"model": name, "batch": count, "dtype": _name(t), "rows": [asdict(r) for r in rows]})
+    run.write(as_json, {"backward": backward, "cases": found})
+
+
 @app.command()
 def tracker(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A `_track` model.")] = "sbt_light_track",
     targets: Annotated[str, typer.Option(metavar="N,...", help="Targets that share a frame.")] = "1,2,4,8",
     runtimes: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Of `track --runtime`; by default all but compile.")
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Of `track --runtime`, with -triton for the kernels; by default all but compile.",
+        ),
     ] = None,
     dtype: Dtypes = "float32",
     weights: Weights = None,
@@ -308,7 +376,7 @@ def _print_table(
 ) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for i, heading in enumerate(headings):
-        left = i == 0 or heading in ("dtype", "template", "runtime")
+        left = i == 0 or heading in ("dtype", "template", "runtime", "shapes", "form")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row))
