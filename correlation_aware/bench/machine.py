@@ -13,7 +13,7 @@ from correlation_aware.bench.timing import milliseconds
 
 __all__ = ["Ceilings", "Machine", "describe", "measure_ceilings"]
 
-LIBRARIES = ("torch", "triton", "timm", "onnxruntime", "openvino")
+LIBRARIES = ("triton", "timm", "onnxruntime", "openvino")
 COPY = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes, far more than any cache holds
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
 
@@ -64,7 +64,11 @@ def describe(device: torch.device) -> Machine:
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         gpu = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-    versions = {"python": platform.python_version(), "correlation_aware": __version__}
+    versions = {
+        "python": platform.python_version(),
+        "correlation_aware": __version__,
+        "torch": torch.__version__,
+    }
     for name in LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from correlation_aware import zoo
 from correlation_aware.bench.contenders import (
-    REFERENCE,
     Contender,
     Skipped,
     first_line,
@@ -42,8 +41,8 @@ class Row:
         template: `cached`: encoded before, as in tracking; `encoded`: with every pair.
         times: Milliseconds a call.
         pairs_per_second: Where nobody waits between calls.
-        speedup: Milliseconds of the contender that all are compared with, over its own; None where that one
-            has no such row.
+        speedup: Milliseconds of the contender that all are compared with, over these. Where that one has only
+            one of the two forms of `template`, that form counts.
         roofline: Milliseconds that the machine needs at least.
         roofline_share: `roofline` over the milliseconds of queued calls.
         difference: Largest difference to the reference in float32, relative to the largest number of that
@@ -56,7 +55,7 @@ class Row:
     template: Template
     times: Times
     pairs_per_second: float
-    speedup: float | None
+    speedup: float
     roofline: float
     roofline_share: float
     difference: float | None
@@ -74,6 +73,7 @@ class Case:
         profile: Parameters and multiply-accumulates of one pair.
         bytes: By dtype, what a call must move at least: weights, pictures and outputs, each once.
         pictures: `drawn`, or the folder of real crops, and how many were compared.
+        against: Whose time is 1x.
         rows: In the order of the contenders.
         skipped: Who could not run, and why.
     """
@@ -84,6 +84,7 @@ class Case:
     profile: Profile
     bytes: dict[str, int]
     pictures: str
+    against: str
     rows: list[Row]
     skipped: list[Skipped]
 
@@ -124,8 +125,7 @@ def bench_model(
     ceilings: Mapping[torch.dtype, Ceilings],
     weights: str | None = None,
     others: Sequence[str] = (),
-    against: str = REFERENCE,
-    against_dtype: torch.dtype | None = None,
+    against: str | None = None,
     sequences: Path | None = None,
     encoded: bool = True,
     seconds: float = 3.0,
@@ -141,11 +141,14 @@ def bench_model(
         ceilings: Of each dtype that occurs.
         weights: See `load`.
         others: See `make_contenders`; an error of theirs is raised.
-        against: Name of the contender that the others are compared with.
-        against_dtype: Its dtype, where it runs in several; the first by default.
+        against: `NAME` or `NAME@DTYPE` of the contender that the others are compared with; by default the
+            first that runs, which is the first of `others` or the reference.
         sequences: Folder of real crops to compare outputs on, at batch 1; see `real_pairs`.
         encoded: Whether to time calls that encode the template as well.
         seconds: For each row.
+
+    Raises:
+        ValueError: See `load` and `make_contenders`; or `against` does not run here.
     """
     model, described = load(name, weights)
     config: Any = model.pretrained_cfg
@@ -169,10 +172,14 @@ def bench_model(
                 skipped.append(Skipped(made.name, made.dtype, first_line(error)))
                 continue
             entries.append(entry)
-        rows = _rows(entries, batch, device, seconds, costs, ceilings, moved, (against, against_dtype))
+        if not entries:
+            raise ValueError(f"No contender can run here: {'; '.join(s.reason for s in skipped)}")
+        rival = entries[0] if against is None else _find(entries, against)
+        rows = _rows(entries, batch, device, seconds, costs, ceilings, moved, rival)
         kind = f"{len(seen) * len(seen[0][0])} {'drawn' if seen is inputs else 'real'}"
         by_name = {_short(dtype): size for dtype, size in moved.items()}
-        yield Case(name, described, batch, costs, by_name, kind, rows, skipped)
+        first = f"{rival.contender.name} {_short(rival.contender.dtype)}"
+        yield Case(name, described, batch, costs, by_name, kind, first, rows, skipped)
 
 
 class _Entry:
@@ -226,7 +233,7 @@ def _rows(
     costs: Profile,
     ceilings: Mapping[torch.dtype, Ceilings],
     moved: Mapping[torch.dtype, int],
-    against: tuple[str, torch.dtype | None],
+    rival: _Entry,
 ) -> list[Row]:
     calls = {(n, template): call for n, e in enumerate(entries) for template, call in e.calls.items()}
     times = take_turns(calls, device, seconds, lambda key: set_backend(entries[key[0]].contender.backend))
@@ -242,7 +249,7 @@ def _rows(
                 template,
                 spent,
                 1e3 * batch / spent.queued,
-                _speedup(spent, template, times, entries, against),
+                _speedup(spent, template, times, entries.index(rival)),
                 roofline,
                 roofline / spent.queued,
                 entries[number].difference,
@@ -252,20 +259,19 @@ def _rows(
     return rows
 
 
-def _speedup(
-    spent: Times,
-    template: str,
-    times: Mapping[Any, Times],
-    entries: Sequence[_Entry],
-    against: tuple[str, torch.dtype | None],
-) -> float | None:
-    """A contender that has no cached form is compared as it is."""
-    name, dtype = against
-    for number, entry in enumerate(entries):
-        if entry.contender.name == name and dtype in (None, entry.contender.dtype):
-            other = times.get((number, template)) or times.get((number, "encoded"))
-            return other.median / spent.median if other else None
-    return None
+def _find(entries: Sequence[_Entry], against: str) -> _Entry:
+    name, _, dtype = against.partition("@")
+    for entry in entries:
+        if entry.contender.name == name and dtype in ("", _short(entry.contender.dtype)):
+            return entry
+    running = ", ".join(f"{e.contender.name}@{_short(e.contender.dtype)}" for e in entries)
+    raise ValueError(f"--against {against!r} does not run here; what runs is {running}.")
+
+
+def _speedup(spent: Times, template: str, times: Mapping[Any, Times], rival: int) -> float:
+    """A rival that has only one of the two forms is compared as it is."""
+    other = next(times[rival, form] for form in (template, "encoded", "cached") if (rival, form) in times)
+    return other.median / spent.median
 
 
 @torch.no_grad()

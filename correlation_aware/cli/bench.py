@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is q
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 Dtypes = Annotated[str, typer.Option("--dtype", metavar="NAME,...", help="float32, bfloat16, float16.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of a CPU; PyTorch's choice by default.")]
@@ -83,7 +83,7 @@ def model(
         str | None,
         typer.Option(
             metavar="NAME[@DTYPE]",
-            help="Whose time is 1x; by default the first --contender, else the reference.",
+            help="Whose time is 1x; by default the first row's.",
         ),
     ] = None,
     sequences: Annotated[
@@ -117,8 +117,6 @@ def model(
     names = contenders.split(",") if contenders else contender_names()
     if contenders is None and run.device.type == "cpu":
         names = [n for n in names if not n.startswith(f"{REFERENCE}-") and not n.endswith("-triton")]
-    first = (contender[0] if contender else REFERENCE) if against is None else against
-    rival, _, rival_dtype = first.partition("@")
     cases = []
     for name in models:
         for case in bench_model(
@@ -130,15 +128,14 @@ def model(
             ceilings=run.ceilings,
             weights=weights,
             others=contender or (),
-            against=rival,
-            against_dtype=_dtype(rival_dtype) if rival_dtype else None,
+            against=against,
             sequences=sequences,
             encoded=encoded,
             seconds=seconds,
         ):
-            _print_case(case, first)
+            _print_case(case)
             cases.append(asdict(case))
-    run.write(as_json, {"against": first, "cases": cases})
+            run.write(as_json, {"cases": cases})
 
 
 @app.command()
@@ -181,7 +178,7 @@ def train(
             found.append(
                 {"model": name, "batch": batch, "dtype": _name(t), "rows": [asdict(r) for r in rows]}
             )
-    run.write(as_json, {"cases": found})
+            run.write(as_json, {"cases": found})
 
 
 @app.command("ops")
@@ -240,7 +237,7 @@ def operations(
         headings = ("", "shapes", "calls", "form", "us", "speed", "roofline", "differs")
         _print_table(title, headings, cells, skipped.values())
         found.append({"model": name, "batch": count, "dtype": _name(t), "rows": [asdict(r) for r in rows]})
-    run.write(as_json, {"backward": backward, "cases": found})
+        run.write(as_json, {"backward": backward, "cases": found})
 
 
 @app.command()
@@ -303,7 +300,7 @@ class _Run:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.part = part
+        self.part, self.written = part, False
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"--device {device} cannot be timed; cpu and cuda can.")
@@ -332,7 +329,9 @@ class _Run:
             **figures,
         }
         write_text(json.dumps(report, indent=2, default=_name) + "\n", path)
-        console.print(f"Wrote {escape(str(path))}")
+        if not self.written:
+            console.print(f"Figures so far are in {escape(str(path))}")
+        self.written = True
 
 
 def _described(found: Any) -> str:
@@ -343,7 +342,7 @@ def _described(found: Any) -> str:
     return f"{found.device}: [bold]{escape(hardware)}[/]\n{escape(versions)}"
 
 
-def _print_case(case: "Case", against: str) -> None:
+def _print_case(case: "Case") -> None:
     weights = next(iter(case.bytes.values()))
     title = (
         f"{case.model}, batch {case.batch}: {case.profile.params / 1e6:.2f} M parameters, "
@@ -353,7 +352,7 @@ def _print_case(case: "Case", against: str) -> None:
     )
     headings = ("", "dtype", "template", "ms", "p99", "pairs/s", "speed", "roofline", "differs", "argmax")
     _print_table(title, headings, [_cells(row) for row in case.rows], case.skipped)
-    console.print(f"1x is {against}", style="dim")
+    console.print(f"1x is {case.against}", style="dim")
 
 
 def _cells(row: "Row") -> Sequence[str]:
@@ -364,7 +363,7 @@ def _cells(row: "Row") -> Sequence[str]:
         _ms(row.times.median),
         _ms(row.times.p99),
         f"{row.pairs_per_second:.1f}",
-        "" if row.speedup is None else f"{row.speedup:.2f}x",
+        f"{row.speedup:.2f}x",
         f"{100 * row.roofline_share:.1f} %",
         "" if row.difference is None else f"{row.difference:.1e}",
         "" if row.argmax_kept is None else f"{100 * row.argmax_kept:.0f} %",

@@ -1,0 +1,273 @@
+"""The benchmarks: turns, ceilings, contenders that are compared before they are timed, and the command."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import correlation_aware as ca
+from correlation_aware.bench import machine, operations, timing
+from correlation_aware.bench.contenders import Skipped, contender_names, make_contenders, outputs
+from correlation_aware.bench.machine import Ceilings, describe, measure_ceilings
+from correlation_aware.bench.models import bench_model, load
+from correlation_aware.bench.operations import bench_operation, calls_of
+from correlation_aware.bench.pictures import drawn_pairs, real_pairs
+from correlation_aware.bench.timing import take_turns
+from correlation_aware.bench.tracking import bench_tracker
+from correlation_aware.bench.training import bench_training
+from correlation_aware.cli import app
+from correlation_aware.ops import get_backend
+from correlation_aware.tracking.clip import draw_clip
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+CEILINGS = {torch.float32: Ceilings(1e10, 1e11), torch.bfloat16: Ceilings(1e10, 1e11)}
+OTHERS = """
+def same(model):
+    return model
+
+def halved(model):
+    return lambda template, search: [t / 2 for t in model(template, search)[1:]]
+
+def silent(model):
+    return lambda template, search: None
+
+def broken(model):
+    return lambda template, search: 1 / 0
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch):
+    """Interpreted kernels would run for minutes here; without it they say that they need a GPU."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture
+def others(tmp_path, monkeypatch):
+    """A module outside of the package with code to compete."""
+    (tmp_path / "others.py").write_text(OTHERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "others", raising=False)
+
+
+@pytest.fixture
+def small_ceilings(monkeypatch):
+    monkeypatch.setattr(machine, "COPY", {"cpu": 1 << 16})
+    monkeypatch.setattr(machine, "SIDE", {"cpu": 64})
+
+
+def bench(*contenders, **arguments):
+    arguments = {
+        "batches": [1],
+        "dtypes": [torch.float32],
+        "seconds": 0.02,
+        "ceilings": CEILINGS,
+        **arguments,
+    }
+    return list(bench_model("sbt_test_track", device=CPU, contenders=contenders, **arguments))
+
+
+def test_turns():
+    seen, order = {"quick": [], "slow": []}, []
+
+    def call(name, seconds):
+        return lambda i: (seen[name].append(i), order.append(name), time.sleep(seconds))
+
+    turns = []
+    times = take_turns({"quick": call("quick", 0.001), "slow": call("slow", 0.004)}, CPU, 0.1, turns.append)
+    assert 1 <= times["quick"].best <= times["quick"].median <= times["quick"].p99  # milliseconds
+    assert times["slow"].median >= 4 and times["slow"].queued >= 4
+    assert turns[2:] == ["quick", "slow"] * timing.ROUNDS and turns[:2] == ["quick", "slow"]
+    assert times["quick"].calls == len(seen["quick"]) - timing.WARM_UP - timing.ROUNDS
+    assert max(seen["quick"]) == times["quick"].calls - 1  # the number goes on from turn to turn
+    spent = [float(i) for i in range(1, 201)]
+    assert timing._times(spent, spent).p99 == 198  # 99 of 100
+
+
+def test_ceilings(small_ceilings):
+    found = measure_ceilings(CPU, torch.bfloat16)
+    assert found.bytes_per_second > 0 and found.flops_per_second > 0
+    ceilings = Ceilings(bytes_per_second=1e9, flops_per_second=4e9)
+    assert ceilings.milliseconds(macs=1e6, moved=1e6) == 1.0  # bytes bind: 2e6 operations take 0.5 ms
+    assert ceilings.milliseconds(macs=4e6, moved=1e6) == 2.0
+    about = describe(CPU)
+    assert about.processor and about.versions["torch"] == torch.__version__ and about.threads == 1
+
+
+def test_a_model_in_turns(others):
+    specs = ["others:same", "others:halved", "others:silent", "others:same@bfloat16"]
+    (case,) = bench("reference", "eager", others=specs, against="others:same@float32")
+    rows = {(r.contender, r.dtype, r.template): r for r in case.rows}
+    assert len(rows) == 2 + 1 + 1 + 2 + 2 + 2  # whoever has no encode_template is timed whole
+    assert rows["others:same", "float32", "cached"].speedup == 1
+    assert rows["others:halved", "float32", "encoded"].difference == pytest.approx(0.5)
+    assert rows["others:halved", "float32", "encoded"].argmax_kept == 1
+    assert rows["others:silent", "float32", "encoded"].difference is None
+    assert rows["eager", "float32", "cached"].difference < 1e-5  # float32 in another order
+    assert 0 < rows["others:same", "bfloat16", "cached"].difference < 0.1
+    for row in case.rows:
+        assert row.roofline_share == pytest.approx(row.roofline / row.times.queued)
+        assert row.pairs_per_second == pytest.approx(1e3 / row.times.queued)
+    assert case.profile.cached_macs < case.profile.macs and case.weights == "random"
+    assert case.bytes["float32"] == 2 * case.bytes["bfloat16"] > 4 * case.profile.params
+    assert get_backend() == "auto"
+
+
+def test_batches_and_what_cannot_run():
+    first, second = bench("eager", "eager-triton", batches=[1, 3])
+    assert [(r.contender, r.template) for r in first.rows] == [("eager", "cached"), ("eager", "encoded")]
+    assert [(r.contender, r.template) for r in second.rows] == [("eager", "cached")]
+    assert second.against == "eager float32" and second.rows[0].speedup == 1
+    (left,) = second.skipped
+    assert left.name == "eager-triton" and "on device=cpu" in left.reason
+    assert second.pictures == "12 drawn"
+
+
+def test_mistakes_of_a_user(others):
+    with pytest.raises(ValueError, match="no contender 'tensorrt'; there are reference, "):
+        bench("tensorrt")
+    with pytest.raises(ValueError, match="is not module:function"):
+        bench("eager", others=["others"])
+    with pytest.raises(ValueError, match="has no function nothing"):
+        bench("eager", others=["others:nothing"])
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        bench("eager", others=["no_such_module:f"])
+    with pytest.raises(ZeroDivisionError):  # a named contender's own error is shown, not skipped
+        bench("eager", others=["others:broken"])
+    with pytest.raises(ValueError, match="has one input"):
+        load("sbt_test_cls")
+    with pytest.raises(ValueError, match="no prediction head; take sbt_test_track"):
+        list(bench_tracker("sbt_test", [1], CPU, [("eager", torch.float32)]))
+    with pytest.raises(ValueError, match="no contender onnx; there are reference"):
+        bench_training("sbt_test", 1, CPU, torch.float32, ["onnx"])
+
+
+def test_names():
+    names = contender_names()
+    assert {"reference", "reference-max-autotune", "eager", "onnx", "openvino", "eager-triton"} <= set(names)
+    assert "onnx-triton" not in names
+
+
+@pytest.mark.slow  # an export; OpenVINO would have to run last, see conftest.py
+def test_an_exported_runtime_competes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
+    model, _ = load("sbt_test")
+    made = list(make_contenders(model, CPU, [torch.float32], ["onnx", "reference*"]))
+    for contender in made:
+        if not isinstance(contender, Skipped) and contender.name == "onnx":
+            ((template, search),) = drawn_pairs(model, 1, 1)
+            found = outputs(contender.pair(template, search))
+            with torch.no_grad():
+                assert torch.allclose(found[0], model(template, search), atol=1e-4)  # another order of sums
+    assert [c.name for c in made][:3] == ["reference", "reference-compile", "reference-max-autotune"]
+
+
+def test_real_crops(tmp_path):
+    pytest.importorskip("got10k")
+    folder = tmp_path / "val" / "one"
+    folder.mkdir(parents=True)
+    (tmp_path / "val" / "list.txt").write_text("one\n")
+    boxes = []
+    for i, (frame, box) in enumerate(draw_clip(6, (96, 128))):
+        cv2.imwrite(str(folder / f"{i + 1:08d}.jpg"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        boxes.append(box)
+    np.savetxt(folder / "groundtruth.txt", boxes, delimiter=",")
+    np.savetxt(folder / "absence.label", np.zeros(6), fmt="%d")
+    np.savetxt(folder / "cover.label", np.full(6, 8), fmt="%d")
+    np.savetxt(folder / "cut_by_image.label", np.zeros(6), fmt="%d")
+    (folder / "meta_info.ini").write_text("[METAINFO]\nurl: none\n")
+    model, _ = load("sbt_test_track")
+    pairs = real_pairs(model, tmp_path)
+    assert [(z.shape, x.shape) for z, x in pairs] == [((1, 3, 64, 64), (1, 3, 128, 128))] * 3
+    assert pairs[0][0].std() > 0.1 and not torch.equal(pairs[0][1], pairs[1][1])
+    (case,) = bench("eager", sequences=tmp_path)
+    assert case.pictures == "3 real" and case.rows[0].argmax_kept == 1
+
+
+def test_operations_have_the_shapes_of_the_model():
+    calls = calls_of("sbt_test", batch=2)
+    depth = sum(ca.create_model("sbt_test", device="meta").config.depths)
+    totals = dict.fromkeys(operations.OPERATIONS, 0)
+    for operands, count in calls.items():
+        totals[operands.name] += count
+    assert totals["eoc_attention"] == totals["dwconv_gelu"] == totals["gather_patches"] == depth
+    first = next(o for o in calls if o.name == "dwconv_gelu")
+    assert str(first) == "2048x64"  # two search pictures of 32 x 32 tokens
+    rows, skipped = bench_operation(
+        first, calls[first], CPU, torch.bfloat16, CEILINGS[torch.bfloat16], ("reference", "triton"), seconds=0
+    )
+    (row,) = rows
+    assert row.form == "reference" and row.speedup == 1 and row.roofline_share > 0
+    assert 0 < row.difference < 0.02  # bfloat16 against float64
+    assert [s.name for s in skipped] == ["dwconv_gelu triton"]
+    for operands in calls:  # gradients of every operation can be asked for
+        (row,), _ = bench_operation(
+            operands, 1, CPU, torch.float32, CEILINGS[torch.float32], ("reference",), True, 0
+        )
+        assert row.roofline_share is None and row.difference < 1e-5  # float32 against float64
+
+
+def test_training_and_tracker():
+    rows, skipped = bench_training("sbt_test_track", 2, CPU, torch.float32, ("eager", "eager-triton"), 0)
+    assert [r.contender for r in rows] == ["reference", "eager"] and rows[0].speedup == 1
+    assert rows[1].difference < 1e-5  # the same operations, perhaps in another order
+    assert [s.name for s in skipped] == ["eager-triton"]
+    wanted = [("eager", torch.float32), ("eager", torch.bfloat16), ("eager-triton", torch.float32)]
+    found = list(bench_tracker("sbt_test_track", [1, 2], CPU, wanted, size=(96, 128)))
+    assert isinstance(found[0], Skipped) and found[0].name == "eager-triton"
+    assert [[(r.targets, r.dtype) for r in rows] for rows in found[1:]] == [
+        [(n, "float32"), (n, "bfloat16")] for n in (1, 2)
+    ]
+    row = found[2][0]
+    assert min(row.crop, row.model, row.post) > 0
+    assert row.targets_per_second == pytest.approx(2 * row.frames_per_second)
+
+
+def test_the_command(tmp_path, small_ceilings):
+    def run(*words):
+        return CliRunner().invoke(app, ["bench", *words])
+
+    report = tmp_path / "out.json"
+    common = ["--device", "cpu", "--seconds", "0.01", "--json", str(report)]
+    words = ["sbt_test", "--contenders", "reference,eager", "--dtype", "float32,bfloat16", "--batch", "1,2"]
+    result = run("model", *words, *common)
+    assert result.exit_code == 0, result.output
+    assert "p99" in result.output and "1x is reference float32" in result.output
+    written = json.loads(report.read_text())
+    assert written["machine"]["versions"]["torch"] == torch.__version__
+    assert set(written["ceilings"]) == {"float32", "bfloat16"}
+    assert [case["batch"] for case in written["cases"]] == [1, 2]
+    assert written["cases"][0]["rows"][0]["times"]["median"] > 0
+    result = run("ops", "sbt_test", "--forms", "reference", *common)
+    assert result.exit_code == 0 and "eoc_attention" in result.output, result.output
+    result = run("train", "sbt_test", "--batch", "2", "--dtype", "float32", *common)
+    assert result.exit_code == 0 and "gradients differ" in result.output, result.output
+    result = run("machine", "--device", "cpu", "--json", str(report))
+    assert result.exit_code == 0 and json.loads(report.read_text())["benchmark"] == "machine"
+    for wrong, message in (
+        (["--dtype", "int8"], "'int8' is not one of float32"),
+        (["--batch", "0"], "is not N,N,..."),
+        (["--device", "meta"], "cannot be timed"),
+        (["--against", "onnx"], "'onnx' does not run here"),
+    ):
+        result = run("model", "sbt_test", "--contenders", "eager", "--device", "cpu", *wrong)
+        assert isinstance(result.exception, ValueError) and message in str(result.exception)
+
+
+def test_python_m():
+    done = subprocess.run(
+        [sys.executable, "-m", "correlation_aware", "bench", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "ceilings" in done.stdout, done.stderr
