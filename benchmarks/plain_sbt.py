@@ -103,3 +103,11 @@ class PlainSBT(nn.Module):
                 for t, size in ((z, z_size), (x, x_size))
             )
         return x
+
+
+def plain(model: nn.Module) -> PlainSBT:
+    """For `--contender plain_sbt:plain` of `correlation-aware bench model`, with a bare `sbt_*` network."""
+    parameter = next(model.parameters())
+    net = PlainSBT(model.config)
+    net.load_ours(model.state_dict())
+    return net.to(parameter.device, parameter.dtype).eval()

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# All that has to be shown on a CUDA GPU, in one call of at most nine minutes, from a checkout, without a network:
+#
+#     benchmarks/run_gpu.sh [PART...]        # tests ops models train tracker sanitizer; all by default
+#
+# Logs and figures go to $OUT (runs/gpu), the table of targets is printed last. What a part has measured when its
+# time is over is kept. Variables:
+#     OUT        folder of the results
+#     LIMIT      seconds for everything, 520
+#     CONTENDER  module:function of the code to be compared with at batch 1; its folder belongs on PYTHONPATH
+#     DEVICE     cuda; with cpu the script itself can be tried, on tiny models
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+OUT=${OUT:-runs/gpu} LIMIT=${LIMIT:-520} DEVICE=${DEVICE:-cuda} CONTENDER=${CONTENDER:-}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+unset TRITON_INTERPRET
+mkdir -p "$OUT"
+OUT=$(realpath "$OUT")
+parts=("$@")
+[ $# -gt 0 ] || parts=(tests ops models train tracker sanitizer)
+
+python3 - "$DEVICE" <<'PYTHON' || exit 1
+import importlib.util
+import sys
+
+names = ("torch", "triton", "timm", "numpy", "cv2", "einops", "safetensors", "huggingface_hub", "typer", "rich", "pytest")
+if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+    sys.exit(f"missing here: {', '.join(missing)}. Install them, or carry their wheels.")
+import torch
+
+if sys.argv[1] == "cuda" and not torch.cuda.is_available():
+    sys.exit("PyTorch sees no CUDA GPU; DEVICE=cpu tries the script without one.")
+PYTHON
+
+# limit NAME SECONDS COMMAND...: runs it with a log, for so long, or until all time is over
+limit() {
+    local name=$1 seconds=$2 left=$((LIMIT - SECONDS)) status
+    shift 2
+    if [ "$left" -lt 10 ]; then
+        echo "== $name: no time left"
+        return
+    fi
+    echo "== $name: $*"
+    timeout --signal=INT --kill-after=10 "$((seconds < left ? seconds : left))" "$@" 2>&1 | tee "$OUT/$name.log"
+    status=${PIPESTATUS[0]}
+    echo "== $name: exit code $status, $SECONDS s since the start"
+    echo "$status" > "$OUT/$name.status"
+}
+bench() { python3 -m correlation_aware bench "$@" --device "$DEVICE"; }
+export -f bench
+export DEVICE
+
+if [ "$DEVICE" = cuda ]; then
+    nvidia-smi > "$OUT/nvidia-smi.txt" 2>&1 || true
+    light=sbt_light_track base=sbt_base_track few=1 many=64 seconds=2 train="$light $base"
+    forms=reference,reference-compile,triton tests=tests/test_ops.py steps=reference,eager-triton,compile-triton
+    contenders='reference,reference-max-autotune,eager,eager-triton,cudagraph*'
+    runtimes='eager,cudagraph*'
+else
+    light=sbt_test_track base=sbt_test_track few=1 many=2 seconds=0.05 train=$light
+    forms=reference tests="tests/test_bench.py -k turns" steps=reference,eager contenders=reference,eager runtimes=eager
+fi
+against=()
+[ -z "$CONTENDER" ] || against=(--contender "$CONTENDER" --against reference)
+
+for part in "${parts[@]}"; do
+    case $part in
+    tests)
+        limit tests 120 python3 -m pytest -q -x -m "not slow" $tests ;;
+    ops)
+        limit ops_light 60 bash -c "bench ops $light --batch $few --dtype bfloat16 --forms $forms --json '$OUT/ops_light.json'"
+        limit ops_base 90 bash -c "bench ops $base --batch $many --dtype bfloat16 --forms $forms --json '$OUT/ops_base.json'" ;;
+    models)
+        for model in $light $base; do
+            limit "model_$model" 130 bash -c "bench model $model --batch $few,$many --dtype bfloat16 --no-encoded \
+                --contenders '$contenders' --weights random --seconds $seconds --json '$OUT/model_$model.json' ${against[*]}"
+        done ;;
+    train)
+        for model in $train; do
+            limit "train_$model" 45 bash -c "bench train $model --batch $many --dtype bfloat16 --contenders $steps \
+                --seconds $seconds --json '$OUT/train_$model.json'"
+        done ;;
+    tracker)
+        limit tracker 40 bash -c "bench tracker $light --targets 1,2,4,8 --dtype bfloat16 --runtimes '$runtimes' \
+            --json '$OUT/tracker.json'" ;;
+    sanitizer)
+        if command -v compute-sanitizer > /dev/null; then
+            limit sanitizer 150 compute-sanitizer --tool memcheck --error-exitcode 9 \
+                python3 benchmarks/touch_kernels.py
+        else
+            echo "== sanitizer: there is no compute-sanitizer here"
+        fi ;;
+    *)
+        echo "There is no part $part; there are tests, ops, models, train, tracker, sanitizer."
+        exit 2 ;;
+    esac
+done
+echo
+python3 benchmarks/gpu_targets.py "$OUT"

@@ -1,0 +1,42 @@
+"""Runs every kernel once, forward and backward, at shapes that no block divides: food for compute-sanitizer.
+
+compute-sanitizer --tool memcheck python benchmarks/touch_kernels.py
+"""
+
+import torch
+
+from correlation_aware import ops
+
+SHAPES = [(2, 7, 5), (2, 13, 11)]  # batch, height, width of template and search
+DIM, HEADS, RATIO = 64, 2, 2
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    count = sum(b * h * w for b, h, w in SHAPES)
+    key_shapes = [(b, h // RATIO, w // RATIO) for b, h, w in SHAPES]
+    keys = sum(b * h * w for b, h, w in key_shapes)
+    ops.set_backend("triton")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+
+        def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
+
+        tokens, branch, weight, bias = draw(count, DIM), draw(count, DIM), draw(DIM), draw(DIM)
+        found = [
+            *ops.add_layer_norm(tokens, branch, weight, bias, 1e-6),
+            ops.dwconv_gelu(tokens, draw(DIM, 1, 3, 3), bias, SHAPES),
+            ops.gather_patches(tokens, SHAPES, RATIO)[0],
+            *(
+                ops.eoc_attention(tokens, draw(keys, 2 * DIM), HEADS, SHAPES, key_shapes, cross)
+                for cross in (False, True)
+            ),
+        ]
+        sum(t.float().square().sum() for t in found).backward()
+        torch.cuda.synchronize()
+        assert torch.isfinite(tokens.grad).all()
+        print(f"{dtype}: every kernel ran, forward and backward")
+
+
+if __name__ == "__main__":
+    main()
