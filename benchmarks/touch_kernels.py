@@ -1,6 +1,8 @@
 """Runs every kernel once, forward and backward, at shapes that no block divides: food for compute-sanitizer.
 
-compute-sanitizer --tool memcheck python benchmarks/touch_kernels.py
+    compute-sanitizer --tool memcheck python benchmarks/touch_kernels.py
+
+Without a GPU, `TRITON_INTERPRET=1 python benchmarks/touch_kernels.py` goes through the same calls.
 """
 
 import torch
@@ -8,6 +10,7 @@ import torch
 from correlation_aware import ops
 
 SHAPES = [(2, 7, 5), (2, 13, 11)]  # batch, height, width of template and search
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DIM, HEADS, RATIO = 64, 2, 2
 
 
@@ -20,7 +23,7 @@ def main() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-            return torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
+            return torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True)
 
         tokens, branch, weight, bias = draw(count, DIM), draw(count, DIM), draw(DIM), draw(DIM)
         found = [
@@ -33,7 +36,8 @@ def main() -> None:
             ),
         ]
         sum(t.float().square().sum() for t in found).backward()
-        torch.cuda.synchronize()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         assert torch.isfinite(tokens.grad).all()
         print(f"{dtype}: every kernel ran, forward and backward")
 
