@@ -157,7 +157,7 @@ def test_names():
     assert "onnx-triton" not in names
 
 
-@pytest.mark.slow  # an export; OpenVINO would have to run last, see conftest.py
+@pytest.mark.slow  # an export
 def test_an_exported_runtime_competes(tmp_path, monkeypatch):
     monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
     model, _ = load("sbt_test")
@@ -261,6 +261,36 @@ def test_the_command(tmp_path, small_ceilings):
     ):
         result = run("model", "sbt_test", "--contenders", "eager", "--device", "cpu", *wrong)
         assert isinstance(result.exception, ValueError) and message in str(result.exception)
+
+
+def test_targets_of_a_gpu(tmp_path):
+    def row(contender, median, dtype="bfloat16", share=0.5):
+        times = {"median": median}
+        return {
+            "contender": contender,
+            "dtype": dtype,
+            "template": "cached",
+            "times": times,
+            "speedup": 2.0,
+            "roofline_share": share,
+        }
+
+    rows = [row("reference-max-autotune", 0.5), row("cudagraph-triton", 0.25), row("x:y", 2.5, "float32")]
+    about = {"gpu": "a GPU", "versions": {}}
+    model = {"machine": about, "cases": [{"model": "sbt_light_track", "batch": 1, "rows": rows}]}
+    train = {"machine": about, "cases": [{"model": "sbt_light_track", "dtype": "bfloat16", "rows": rows}]}
+    (tmp_path / "model_light.json").write_text(json.dumps(model))
+    (tmp_path / "train_light.json").write_text(json.dumps(train))
+    (tmp_path / "tests.status").write_text("1")
+    script = ROOT / "benchmarks" / "gpu_targets.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "sbt_light_track: batch 1, template cached, ms <= 0.3 0.25 reached" in lines, done.stderr
+    assert "sbt_light_track: batch 1 against the other's code, float32 >= 12 10.00 MISSED" in lines
+    assert "sbt_light_track: batch 1 against max-autotune >= 1.1 2.00 reached" in lines
+    assert "sbt_light_track: training step against the reference >= 1.8 2.00 reached" in lines
+    assert "sbt_base_track: batch 1, template cached, ms <= 0.6 -" in lines
+    assert lines[-1].startswith("tests ended with exit code 1")
 
 
 def test_python_m():
