@@ -163,6 +163,8 @@ def test_half_precision(dtype, tolerance):
     x = net.to(dtype)(template.to(dtype), search.to(dtype))
     assert x.dtype == dtype
     assert (x.float() - expected).abs().max() < tolerance
+    found = ca.create_model("sbt_test_track").eval().to(dtype)(template.to(dtype), search.to(dtype))
+    assert found.scores.dtype == found.boxes.dtype == torch.float32  # to be compared between cells
 
 
 @torch.inference_mode()

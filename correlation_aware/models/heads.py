@@ -27,7 +27,8 @@ class TrackOutput(NamedTuple):
 
     Attributes:
         logits: (B, 2, H, W); class 0 is the target, class 1 the background.
-        scores: (B, H, W), the target's probability.
+        scores: (B, H, W), the target's probability; always float32, since in bfloat16 several cells would
+            share the best score.
         boxes: (B, 4, H, W), cxcywh in 0..1 of the search picture; always float32, since bfloat16 would round
             them to 1/256 of the picture.
     """
@@ -95,7 +96,7 @@ class MixerHead(nn.Module):
         x = features.flatten(2)
         logits = self.cls(x).unflatten(2, size)
         boxes = self.box(x).float().sigmoid().unflatten(2, size)
-        return TrackOutput(logits, torch.softmax(logits, dim=1)[:, 0], boxes)
+        return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 
 
 class CellHead(nn.Module):
@@ -133,7 +134,7 @@ class CellHead(nn.Module):
         cell_x = (torch.arange(width, device=x.device)[None, :] + 0.5) / width
         cx, cy = cell_x + (right - left) / 2, cell_y + (bottom - top) / 2
         boxes = torch.stack([cx, cy, left + right, top + bottom], dim=1)
-        return TrackOutput(logits, torch.softmax(logits, dim=1)[:, 0], boxes)
+        return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 
 
 @torch.no_grad()
