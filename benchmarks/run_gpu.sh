@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that has to be shown on a CUDA GPU, in one call of at most nine minutes, from a checkout, without a network:
 #
-#     benchmarks/run_gpu.sh [PART...]        # tests ops models train tracker sanitizer; all by default
+#     benchmarks/run_gpu.sh [PART...]        # tests models train ops tracker sanitizer; all by default
 #
 # Logs and figures go to $OUT (runs/gpu), the table of targets is printed last. What a part has measured when its
 # time is over is kept. Variables:
@@ -18,7 +18,7 @@ unset TRITON_INTERPRET
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 parts=("$@")
-[ $# -gt 0 ] || parts=(tests ops models train tracker sanitizer)
+[ $# -gt 0 ] || parts=(tests models train ops tracker sanitizer)
 
 python3 - "$DEVICE" <<'PYTHON' || exit 1
 import importlib.util
@@ -54,12 +54,13 @@ export DEVICE
 if [ "$DEVICE" = cuda ]; then
     nvidia-smi > "$OUT/nvidia-smi.txt" 2>&1 || true
     light=sbt_light_track base=sbt_base_track few=1 many=64 seconds=2 train="$light $base"
-    forms=reference,reference-compile,triton tests=tests/test_ops.py steps=reference,eager-triton,compile-triton
+    forms=reference,reference-compile,triton steps="eager-triton compile-triton"
+    tests=$(ls tests/test_ops*.py tests/test_*cuda*.py 2> /dev/null)
     contenders='reference,reference-max-autotune,eager,eager-triton,cudagraph*'
     runtimes='eager,cudagraph*'
 else
     light=sbt_test_track base=sbt_test_track few=1 many=2 seconds=0.05 train=$light
-    forms=reference tests="tests/test_bench.py -k turns" steps=reference,eager contenders=reference,eager runtimes=eager
+    forms=reference tests="tests/test_bench.py -k turns" steps=eager contenders=reference,eager runtimes=eager
 fi
 against=()
 [ -z "$CONTENDER" ] || against=(--contender "$CONTENDER" --against reference)
@@ -73,13 +74,15 @@ for part in "${parts[@]}"; do
         limit ops_base 90 bash -c "bench ops $base --batch $many --dtype bfloat16 --forms $forms --json '$OUT/ops_base.json'" ;;
     models)
         for model in $light $base; do
-            limit "model_$model" 130 bash -c "bench model $model --batch $few,$many --dtype bfloat16 --no-encoded \
+            limit "model_$model" 140 bash -c "bench model $model --batch $few,$many --dtype bfloat16 --no-encoded \
                 --contenders '$contenders' --weights random --seconds $seconds --json '$OUT/model_$model.json' ${against[*]}"
         done ;;
     train)
-        for model in $train; do
-            limit "train_$model" 45 bash -c "bench train $model --batch $many --dtype bfloat16 --contenders $steps \
-                --seconds $seconds --json '$OUT/train_$model.json'"
+        for step in $steps; do
+            for model in $train; do
+                limit "train_${model}_$step" 60 bash -c "bench train $model --batch $many --dtype bfloat16 \
+                    --contenders $step --seconds $seconds --json '$OUT/train_${model}_$step.json'"
+            done
         done ;;
     tracker)
         limit tracker 40 bash -c "bench tracker $light --targets 1,2,4,8 --dtype bfloat16 --runtimes '$runtimes' \
@@ -92,7 +95,7 @@ for part in "${parts[@]}"; do
             echo "== sanitizer: there is no compute-sanitizer here"
         fi ;;
     *)
-        echo "There is no part $part; there are tests, ops, models, train, tracker, sanitizer."
+        echo "There is no part $part; there are tests, models, train, ops, tracker, sanitizer."
         exit 2 ;;
     esac
 done

@@ -158,7 +158,8 @@ def bench_operation(
             ((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, wanted)
         )
         calls[name] = call
-    times = _times(calls, device, seconds)
+    times, uncaptured = _times(calls, device, seconds)
+    skipped += [Skipped(f"{operands.name} {name}", dtype, reason) for name, reason in uncaptured.items()]
     floor = None if backward else _roofline(function, operands, ceilings, dtype)
     rows = [
         OperationRow(
@@ -176,19 +177,25 @@ def bench_operation(
     return rows, skipped
 
 
-def _times(calls: dict[str, Call], device: torch.device, seconds: float) -> dict[str, float]:
+def _times(
+    calls: dict[str, Call], device: torch.device, seconds: float
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Milliseconds, and why some cannot be captured."""
     if device.type == "cpu":
         turns = take_turns(calls, device, seconds, lambda name: set_backend(FORMS[name][0]))
-        return {name: spent.median for name, spent in turns.items()}
-    captured = {}
+        return {name: spent.median for name, spent in turns.items()}, {}
+    captured, refused = {}, {}
     for name, call in calls.items():
-        with set_backend(FORMS[name][0]):
-            captured[name] = Captured(call, CAPTURED)
+        try:
+            with set_backend(FORMS[name][0]):
+                captured[name] = Captured(call, CAPTURED)
+        except RuntimeError as error:
+            refused[name] = first_line(error)
     spent: dict[str, list[float]] = {name: [] for name in captured}
     for _ in range(REPLAYS):
         for name, graph in captured.items():
             spent[name].append(graph.milliseconds())
-    return {name: statistics.median(times) for name, times in spent.items()}
+    return {name: statistics.median(times) for name, times in spent.items()}, refused
 
 
 def _forward_call(run: Callable[..., Any], inputs: Sequence[list[Any]]) -> Call:
