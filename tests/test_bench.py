@@ -129,7 +129,9 @@ def test_batches_and_what_cannot_run():
     assert second.against == "eager float32" and second.rows[0].speedup == 1
     (left,) = second.skipped
     assert left.name == "eager-triton" and "on device=cpu" in left.reason
-    assert second.pictures == "12 drawn"
+    assert second.pictures == "12 drawn" and second.search_size == 128
+    (larger,) = bench("eager", search_size=192)
+    assert larger.search_size == 192 and larger.profile.macs > 2 * first.profile.macs  # 2.25 times the area
 
 
 def test_mistakes_of_a_user(others):
@@ -236,7 +238,7 @@ def test_the_command(tmp_path, small_ceilings):
     def run(*words):
         return CliRunner().invoke(app, ["bench", *words])
 
-    report = tmp_path / "out.json"
+    report = tmp_path / "results" / "out.json"
     common = ["--device", "cpu", "--seconds", "0.01", "--json", str(report)]
     words = ["sbt_test", "--contenders", "reference,eager", "--dtype", "float32,bfloat16", "--batch", "1,2"]
     result = run("model", *words, *common)

@@ -69,6 +69,7 @@ class Case:
     Attributes:
         model: Its name.
         weights: What they are: `random`, or their tag.
+        search_size: Side of the search picture in pixels.
         batch: Pairs a call.
         profile: Parameters and multiply-accumulates of one pair.
         bytes: By dtype, what a call must move at least: weights, pictures and outputs, each once.
@@ -80,6 +81,7 @@ class Case:
 
     model: str
     weights: str
+    search_size: int
     batch: int
     profile: Profile
     bytes: dict[str, int]
@@ -89,12 +91,13 @@ class Case:
     skipped: list[Skipped]
 
 
-def load(name: str, weights: str | None = None) -> tuple[TwoInput, str]:
+def load(name: str, weights: str | None = None, search_size: int | None = None) -> tuple[TwoInput, str]:
     """A model in float32 on the CPU, and what its weights are.
 
     Args:
         name: Of the zoo, with template and search picture.
         weights: Tag or file, or `random`; by default those that the package brings, else random ones.
+        search_size: Side of the search picture in pixels; by default the model's.
 
     Raises:
         ValueError: A classifier, or an unknown name.
@@ -102,11 +105,12 @@ def load(name: str, weights: str | None = None) -> tuple[TwoInput, str]:
     bundled = any(
         e.model == name.partition(".")[0] and e.source == "bundled" for e in load_manifest().values()
     )
+    sizes: dict[str, Any] = {} if search_size is None else {"search_size": search_size}
     torch.manual_seed(0)
     if weights == "random" or (weights is None and not bundled):
-        model, described = zoo.create_model(name), "random"
+        model, described = zoo.create_model(name, **sizes), "random"
     else:
-        model = zoo.create_model(name, weights or True)
+        model = zoo.create_model(name, weights or True, **sizes)
         described = weights or str(model.pretrained_cfg["tag"])  # type: ignore[index]
     if not hasattr(model, "encode_template"):
         raise ValueError(
@@ -124,6 +128,7 @@ def bench_model(
     *,
     ceilings: Mapping[torch.dtype, Ceilings],
     weights: str | None = None,
+    search_size: int | None = None,
     others: Sequence[str] = (),
     against: str | None = None,
     sequences: Path | None = None,
@@ -140,6 +145,7 @@ def bench_model(
         contenders: See `make_contenders`; these are skipped where they cannot run.
         ceilings: Of each dtype that occurs.
         weights: See `load`.
+        search_size: See `load`.
         others: See `make_contenders`; an error of theirs is raised.
         against: `NAME` or `NAME@DTYPE` of the contender that the others are compared with; by default the
             first that runs, which is the first of `others` or the reference.
@@ -150,7 +156,7 @@ def bench_model(
     Raises:
         ValueError: See `load` and `make_contenders`; or `against` does not run here.
     """
-    model, described = load(name, weights)
+    model, described = load(name, weights, search_size)
     config: Any = model.pretrained_cfg
     costs = profile(model, config["template_size"][-1], config["input_size"][-1])
     for position, batch in enumerate(batches):
@@ -179,7 +185,8 @@ def bench_model(
         kind = f"{len(seen) * len(seen[0][0])} {'drawn' if seen is inputs else 'real'}"
         by_name = {_short(dtype): size for dtype, size in moved.items()}
         first = f"{rival.contender.name} {_short(rival.contender.dtype)}"
-        yield Case(name, described, batch, costs, by_name, kind, first, rows, skipped)
+        side = config["input_size"][-1]
+        yield Case(name, described, side, batch, costs, by_name, kind, first, rows, skipped)
 
 
 class _Entry:

@@ -93,6 +93,10 @@ def model(
     encoded: Annotated[
         bool, typer.Option(help="At the first batch size, also time calls that encode the template.")
     ] = True,
+    search_size: Annotated[
+        str | None,
+        typer.Option(metavar="PX,...", help="Sides of the search picture; by default the model's."),
+    ] = None,
     weights: Weights = None,
     seconds: Seconds = 3.0,
     device: Device = None,
@@ -118,7 +122,8 @@ def model(
     if contenders is None and run.device.type == "cpu":
         names = [n for n in names if not n.startswith(f"{REFERENCE}-") and not n.endswith("-triton")]
     cases = []
-    for name in models:
+    sizes = [None] if search_size is None else _counts("--search-size", search_size)
+    for name, size in itertools.product(models, sizes):
         for case in bench_model(
             name,
             _counts("--batch", batch),
@@ -127,6 +132,7 @@ def model(
             names,
             ceilings=run.ceilings,
             weights=weights,
+            search_size=size,
             others=contender or (),
             against=against,
             sequences=sequences,
@@ -328,6 +334,7 @@ class _Run:
             "ceilings": {_name(t): asdict(found) for t, found in self.ceilings.items()},
             **figures,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(json.dumps(report, indent=2, default=_name) + "\n", path)
         if not self.written:
             console.print(f"Figures so far are in {escape(str(path))}")
@@ -345,7 +352,8 @@ def _described(found: Any) -> str:
 def _print_case(case: "Case") -> None:
     weights = next(iter(case.bytes.values()))
     title = (
-        f"{case.model}, batch {case.batch}: {case.profile.params / 1e6:.2f} M parameters, "
+        f"{case.model}, batch {case.batch}, {case.search_size} px: "
+        f"{case.profile.params / 1e6:.2f} M parameters, "
         f"{case.profile.macs / 1e9:.2f} GMACs a pair, {case.profile.cached_macs / 1e9:.2f} cached, "
         f"{weights / 1e6:.1f} MB a call ({next(iter(case.bytes))}); weights {case.weights}; "
         f"outputs compared on {case.pictures} pictures"
