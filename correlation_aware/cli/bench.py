@@ -1,25 +1,18 @@
 """`correlation-aware bench`: how fast it is here, against what, and against what the machine could do."""
 
 import itertools
-import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from correlation_aware.cli.bench_report import Run, as_ms, dtype_name, parse_counts, print_table
 from correlation_aware.cli.track import Device, console
 
 if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
-    import torch
-
     from correlation_aware.bench.contenders import Skipped
-    from correlation_aware.bench.machine import Ceilings
     from correlation_aware.bench.models import Case, Row
     from correlation_aware.bench.operations import OperationRow
 
@@ -57,7 +50,7 @@ def machine(
     device: Device = None, dtype: Dtypes = "float32,bfloat16", threads: Threads = None, as_json: Json = None
 ) -> None:
     """Hardware, versions, bandwidth of a copy and rate of a matrix product."""
-    _Run("machine", device, dtype, threads).write(as_json, {})
+    Run("machine", device, dtype, threads).write(as_json, {})
 
 
 @app.command()
@@ -117,16 +110,16 @@ def model(
     from correlation_aware.bench.contenders import REFERENCE, contender_names
     from correlation_aware.bench.models import bench_model
 
-    run = _Run("model", device, dtype, threads, [spec.partition("@")[2] for spec in contender or ()])
+    run = Run("model", device, dtype, threads, [spec.partition("@")[2] for spec in contender or ()])
     names = contenders.split(",") if contenders else contender_names()
     if contenders is None and run.device.type == "cpu":
         names = [n for n in names if not n.startswith(f"{REFERENCE}-") and not n.endswith("-triton")]
     cases = []
-    sizes = [None] if search_size is None else _counts("--search-size", search_size)
+    sizes = [None] if search_size is None else parse_counts("--search-size", search_size)
     for name, size in itertools.product(models, sizes):
         for case in bench_model(
             name,
-            _counts("--batch", batch),
+            parse_counts("--batch", batch),
             run.device,
             run.dtypes,
             names,
@@ -163,26 +156,26 @@ def train(
     """A training step: forward and backward, weights in float32, products in --dtype."""
     from correlation_aware.bench.training import bench_training
 
-    run = _Run("train", device, dtype, threads)
+    run = Run("train", device, dtype, threads)
     found = []
     for name in models:
         for t in run.dtypes:
             rows, skipped = bench_training(name, batch, run.device, t, contenders.split(","), seconds)
-            title = f"{name}, forward and backward of {batch} pairs, {_name(t)}"
+            title = f"{name}, forward and backward of {batch} pairs, {dtype_name(t)}"
             cells = [
                 (
                     row.contender,
-                    _ms(row.times.median),
-                    _ms(row.times.p99),
+                    as_ms(row.times.median),
+                    as_ms(row.times.p99),
                     f"{row.pairs_per_second:.1f}",
                     f"{row.speedup:.2f}x",
                     f"{row.difference:.1e}",
                 )
                 for row in rows
             ]
-            _print_table(title, ("", "ms", "p99", "pairs/s", "speed", "gradients differ"), cells, skipped)
+            print_table(title, ("", "ms", "p99", "pairs/s", "speed", "gradients differ"), cells, skipped)
             found.append(
-                {"model": name, "batch": batch, "dtype": _name(t), "rows": [asdict(r) for r in rows]}
+                {"model": name, "batch": batch, "dtype": dtype_name(t), "rows": [asdict(r) for r in rows]}
             )
             run.write(as_json, {"cases": found})
 
@@ -211,9 +204,9 @@ def operations(
     chosen = forms.split(",")
     if unknown := set(chosen) - set(FORMS):
         raise ValueError(f"--forms {', '.join(sorted(unknown))} is not among {', '.join(FORMS)}.")
-    run = _Run("ops", device, dtype, threads)
+    run = Run("ops", device, dtype, threads)
     found = []
-    for name, count, t in itertools.product(models, _counts("--batch", batch), run.dtypes):
+    for name, count, t in itertools.product(models, parse_counts("--batch", batch), run.dtypes):
         rows: list[OperationRow] = []
         skipped: dict[tuple[str, str], Skipped] = {}
         for operands, calls in calls_of(name, count).items():
@@ -239,10 +232,12 @@ def operations(
         cells += [
             ("all", "", "", form, f"{1e3 * spent:.1f}", "", "", "") for form, spent in totals.items() if spent
         ]
-        title = f"{name}, batch {count}, {_name(t)}, {'forward and backward' if backward else 'forward'}"
+        title = f"{name}, batch {count}, {dtype_name(t)}, {'forward and backward' if backward else 'forward'}"
         headings = ("", "shapes", "calls", "form", "us", "speed", "roofline", "differs")
-        _print_table(title, headings, cells, skipped.values())
-        found.append({"model": name, "batch": count, "dtype": _name(t), "rows": [asdict(r) for r in rows]})
+        print_table(title, headings, cells, skipped.values())
+        found.append(
+            {"model": name, "batch": count, "dtype": dtype_name(t), "rows": [asdict(r) for r in rows]}
+        )
         run.write(as_json, {"backward": backward, "cases": found})
 
 
@@ -268,12 +263,12 @@ def tracker(
     from correlation_aware.bench.tracking import bench_tracker
     from correlation_aware.runtime.session import RUNTIMES
 
-    run = _Run("tracker", device, dtype, threads)
+    run = Run("tracker", device, dtype, threads)
     chosen = runtimes.split(",") if runtimes else [r for r in RUNTIMES if r not in ("auto", "compile")]
     pairs = [(runtime, t) for runtime in chosen for t in run.dtypes]
     rows: list[Any] = []
     skipped: list[Skipped] = []
-    for found in bench_tracker(model, _counts("--targets", targets), run.device, pairs, weights):
+    for found in bench_tracker(model, parse_counts("--targets", targets), run.device, pairs, weights):
         if isinstance(found, Skipped):
             skipped.append(found)
         else:
@@ -283,70 +278,15 @@ def tracker(
             str(row.targets),
             row.runtime,
             row.dtype,
-            *(_ms(part) for part in (row.crop, row.model, row.post)),
+            *(as_ms(part) for part in (row.crop, row.model, row.post)),
             f"{row.frames_per_second:.1f}",
             f"{row.targets_per_second:.1f}",
         )
         for row in rows
     ]
     headings = ("targets", "runtime", "dtype", "crop ms", "model ms", "post ms", "frames/s", "targets/s")
-    _print_table(f"{model}, ms a frame of 1280 x 720 px", headings, cells, skipped)
+    print_table(f"{model}, ms a frame of 1280 x 720 px", headings, cells, skipped)
     run.write(as_json, {"model": model, "rows": [asdict(row) for row in rows]})
-
-
-class _Run:
-    """What all commands begin and end with."""
-
-    def __init__(
-        self, part: str, device: str | None, dtypes: str, threads: int | None, more: Iterable[str] = ()
-    ) -> None:
-        import torch
-
-        from correlation_aware.bench.machine import describe, measure_ceilings
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.part, self.written = part, False
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"--device {device} cannot be timed; cpu and cuda can.")
-        self.dtypes = [_dtype(name) for name in dtypes.split(",")]
-        self.machine = describe(self.device)
-        console.print(_described(self.machine))
-        needed = dict.fromkeys([*self.dtypes, *(_dtype(name or "float32") for name in more)])
-        self.ceilings: dict[torch.dtype, Ceilings] = {t: measure_ceilings(self.device, t) for t in needed}
-        for t, found in self.ceilings.items():
-            console.print(
-                f"{_name(t)}: copies {found.bytes_per_second / 1e9:.1f} GB/s, "
-                f"multiplies {found.flops_per_second / 1e9:.0f} GFLOP/s"
-            )
-
-    def write(self, path: Path | None, figures: dict[str, Any]) -> None:
-        """Writes the report, whole or not at all."""
-        if path is None:
-            return
-        from correlation_aware.weights import write_text
-
-        report = {
-            "benchmark": self.part,
-            "command": ["correlation-aware", *sys.argv[1:]],
-            "machine": asdict(self.machine),
-            "ceilings": {_name(t): asdict(found) for t, found in self.ceilings.items()},
-            **figures,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(json.dumps(report, indent=2, default=_name) + "\n", path)
-        if not self.written:
-            console.print(f"Figures so far are in {escape(str(path))}")
-        self.written = True
-
-
-def _described(found: Any) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    hardware = (
-        found.gpu or f"{found.processor}, {found.cores} cores, {found.threads} threads, load {found.load:.1f}"
-    )
-    return f"{found.device}: [bold]{escape(hardware)}[/]\n{escape(versions)}"
 
 
 def _print_case(case: "Case") -> None:
@@ -359,7 +299,7 @@ def _print_case(case: "Case") -> None:
         f"outputs compared on {case.pictures} pictures"
     )
     headings = ("", "dtype", "template", "ms", "p99", "pairs/s", "speed", "roofline", "differs", "argmax")
-    _print_table(title, headings, [_cells(row) for row in case.rows], case.skipped)
+    print_table(title, headings, [_cells(row) for row in case.rows], case.skipped)
     console.print(f"1x is {case.against}", style="dim")
 
 
@@ -368,55 +308,11 @@ def _cells(row: "Row") -> Sequence[str]:
         row.contender,
         row.dtype,
         row.template,
-        _ms(row.times.median),
-        _ms(row.times.p99),
+        as_ms(row.times.median),
+        as_ms(row.times.p99),
         f"{row.pairs_per_second:.1f}",
         f"{row.speedup:.2f}x",
         f"{100 * row.roofline_share:.1f} %",
         "" if row.difference is None else f"{row.difference:.1e}",
         "" if row.argmax_kept is None else f"{100 * row.argmax_kept:.0f} %",
     )
-
-
-def _print_table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], skipped: Iterable["Skipped"]
-) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for i, heading in enumerate(headings):
-        left = i == 0 or heading in ("dtype", "template", "runtime", "shapes", "form")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(f"\n[bold]{escape(title)}[/]")
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
-    for out in skipped:
-        console.print(
-            f"[yellow]without {escape(out.name)} {_name(out.dtype)}:[/] {escape(out.reason)}", style="dim"
-        )
-
-
-def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:.3f}" if milliseconds < 10 else f"{milliseconds:.1f}"
-
-
-def _counts(option: str, text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise ValueError(f"{option} {text!r} is not N,N,... with whole numbers of at least 1.")
-    return counts
-
-
-def _dtype(name: str) -> "torch.dtype":
-    import torch
-
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ValueError(f"--dtype {name!r} is not one of {', '.join(known)}.")
-    return known[name]
-
-
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
