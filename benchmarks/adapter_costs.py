@@ -98,6 +98,8 @@ def rows(name: str, results: list[dict[str, Any]]) -> list[list[str]]:
     for title, r, (params, macs) in zip((name, f"{re.split('[- ]', name)[0]}-CA"), results, PAPER[name]):
         pair = "" if name in ALONE else f"{r['first'] / 1e9:.2f}"
         speed = f"{1 / r['seconds']:.2f}" if r["seconds"] else ""
+        if table and speed:
+            speed += f", {results[0]['seconds'] / r['seconds']:.2f}x"
         cells = [f"{r['params'] / 1e6:.2f}", params, pair, macs, f"{r['later'] / 1e9:.2f}"]
         table.append([title, *cells, f"{r['all'] / 1e9:.2f}", speed])
     return table
