@@ -23,7 +23,7 @@ __all__ = ["TRACKERS", "Contender", "Tracker", "prepare"]
 
 Frame = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
-UNUSED = (
+UNUSED = (  # STARK and OSTrack import these, but nothing that runs here uses them
     "jpeg4py",
     "lmdb",
     "pycocotools.coco",
@@ -69,9 +69,10 @@ class Tracker:
 
 def prepare(tracker: Tracker, checkout: Path) -> None:
     """Makes a checkout importable, where the folder of shims is on the path."""
-    for name in UNUSED:
-        if importlib.util.find_spec(name.split(".")[0]) is None:
-            importlib.import_module("stubs").stub(name)
+    if tracker.shim == "shim_stark":
+        for name in UNUSED:
+            if importlib.util.find_spec(name.split(".")[0]) is None:
+                importlib.import_module("stubs").stub(name)
     if tracker.shim:
         importlib.import_module(tracker.shim)
     os.chdir(checkout)
