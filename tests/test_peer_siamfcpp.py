@@ -189,4 +189,4 @@ def test_an_import_that_comes_too_late_is_said(run):
 def test_the_example_runs_on_it(run):
     example = ROOT / "examples" / "ca_siamfcpp.py"
     printed = run(f"import runpy; runpy.run_path('{example}', run_name='__main__')", "")
-    assert printed.count("scores (1, 225, 1) boxes (1, 225, 4)") == 2
+    assert printed.count("scores (1, 289, 1) boxes (1, 289, 4)") == 2
