@@ -13,23 +13,23 @@ kept as long as the tracker keeps that picture, so that it is encoded once.
 """
 
 import functools
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from correlation_aware.adapters.lib_trackers import import_lib, load_stock
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from correlation_aware import weights
 from correlation_aware.models.sbt import SBT, TemplateState
 from correlation_aware.zoo import create_model
 
 __all__ = ["SBTBackbone", "build_ostrack", "install", "load_stock"]
 
 DEFAULT_NAME = "sbt_base"
+_ostrack = functools.partial(import_lib, tracker="OSTrack", address="https://github.com/botaoye/OSTrack")
 STRIDES = {16: (4, 2, 2), 8: (4, 2, 1)}
 
 
@@ -169,22 +169,6 @@ def install(pretrained: bool | str | Path = False) -> None:
             _ostrack(name).build_ostrack = build
 
 
-def load_stock(network: nn.Module, checkpoint: Mapping[str, Any]) -> weights.LoadReport:
-    """Starts an OSTrack with our backbone from a checkpoint of OSTrack with its own.
-
-    Args:
-        network: What `build_ostrack` returned.
-        checkpoint: What `torch.load` returned, or its `net`.
-
-    Returns:
-        What was taken (the head, but for its first layers), left (the ViT) and fresh (our backbone).
-
-    Raises:
-        ValueError: Nothing fits.
-    """
-    return weights.load_state_dict(network, checkpoint.get("net", checkpoint), partial=True)
-
-
 def _build_either(cfg: Any, training: bool = True, pretrained: bool | str | Path = False) -> nn.Module:
     if cfg.MODEL.BACKBONE.TYPE.lower().startswith("sbt"):
         return build_ostrack(cfg, training, pretrained)
@@ -200,19 +184,6 @@ def _weights(cfg: Any) -> str:
             "of the zoo such as 'in1k'; `load_stock` takes what fits of an OSTrack's checkpoint."
         )
     return file
-
-
-def _ostrack(module: str) -> Any:
-    try:
-        return importlib.import_module(f"lib.{module}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "lib":
-            raise  # a dependency of OSTrack
-        raise ModuleNotFoundError(
-            f"OSTrack's lib.{module} is not importable ({error}). Get https://github.com/botaoye/OSTrack and "
-            "put the checkout first on PYTHONPATH, or run from its root.",
-            name=error.name,
-        ) from error
 
 
 def _check(image: Tensor, name: str, sizes: Sequence[int]) -> None:

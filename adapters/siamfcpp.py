@@ -116,6 +116,19 @@ class SBTBackbone(ModuleBase):
         super().__init__()
         self._template: TemplateState | None = None
 
+    def set_hps(self, hps: Mapping[str, Any]) -> None:
+        """Sets hyper-parameters.
+
+        Raises:
+            ValueError: One that does not exist.
+        """
+        for key in hps:
+            if key not in self._hyper_params:
+                raise ValueError(
+                    f"SBTBackbone has no option {key!r}; there are {', '.join(self._hyper_params)}."
+                )
+        super().set_hps(hps)
+
     def update_params(self) -> None:
         """Builds the network from the hyper-parameters and loads its weights.
 

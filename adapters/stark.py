@@ -16,7 +16,6 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Table 6 - http
 """
 
 import functools
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from correlation_aware.adapters.lib_trackers import import_lib, load_stock
 from torch import Tensor, nn
 
-from correlation_aware import weights
 from correlation_aware.models.sbt import SBT, TemplateState
 from correlation_aware.zoo import create_model
 
@@ -36,6 +35,7 @@ Role = Literal["template", "search"]
 # the paper says "modified SBT"; this one gives its figures, see docs/adapters_stark.md
 PAPER_NAME = "sbt_small_pvtv2"
 PAPER_DEPTHS, PAPER_CROSS_BLOCKS = (2, 2, 4), ((), (), (1, 3))
+_stark = functools.partial(import_lib, tracker="STARK", address="https://github.com/researchmm/Stark")
 TRACKERS = {"STARK_S_CA": ("stark_s", "STARK_S"), "STARK_ST_CA": ("stark_st", "STARK_ST")}
 
 
@@ -221,40 +221,11 @@ def install(pretrained: bool | str | Path = False) -> None:
         tester.get_tracker_class = functools.partial(_own_templates, getattr(tester, name))
 
 
-def load_stock(network: nn.Module, checkpoint: Mapping[str, Any]) -> weights.LoadReport:
-    """Starts a STARK with our backbone from a checkpoint of STARK with its own.
-
-    Args:
-        network: What `build_starks` or `build_starkst` returned.
-        checkpoint: What `torch.load` returned, or its `net`.
-
-    Returns:
-        What was taken (transformer, heads, query), left (ResNet) and fresh (our backbone, the bottleneck).
-
-    Raises:
-        ValueError: Nothing fits.
-    """
-    return weights.load_state_dict(network, checkpoint.get("net", checkpoint), partial=True)
-
-
 def _build_either(cfg: Any, pretrained: bool | str | Path) -> nn.Module:
     if cfg.MODEL.BACKBONE.TYPE.lower().startswith("sbt"):
         return build_backbone(cfg, pretrained)
     stock: nn.Module = _stark("models.stark.backbone").build_backbone(cfg)
     return stock
-
-
-def _stark(module: str) -> Any:
-    try:
-        return importlib.import_module(f"lib.{module}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "lib":
-            raise  # a dependency of STARK
-        raise ModuleNotFoundError(
-            f"STARK's lib.{module} is not importable ({error}). Get https://github.com/researchmm/Stark and "
-            "put the checkout first on PYTHONPATH, or run from its root.",
-            name=error.name,
-        ) from error
 
 
 def _sizes(cfg: Any, part: str) -> list[int]:

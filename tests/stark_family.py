@@ -115,8 +115,8 @@ def track(checkout: Path, folder: Path, script: str, name: str, file: str) -> di
 def train(checkout: Path, folder: Path, script: str, name: str) -> dict:
     """Ten steps of the tracker's own actor and optimizer on four samples of the sequence.
 
-    Of STARK's loss the L1 term is looked at: its actor leaves the other out, and the sum jumps, where a
-    corner head with random weights has the corners swapped.
+    `losses` are of the whole loss, `giou` of that term. STARK's actor leaves it out where a corner head has
+    corners swapped, as one with random weights may have: steps before it first comes in are not counted.
     """
     cfg = config(folder, script, name)
     data = samples(cfg, sequence(folder))
@@ -124,42 +124,21 @@ def train(checkout: Path, folder: Path, script: str, name: str) -> dict:
     net = build(script, cfg).train()
     optimizer, _ = functions.get_optimizer_scheduler(net, cfg)
     actor = make_actor(script, net, cfg, data)
-    losses = []
-    for _ in range(10):
+    losses: list[float] = []
+    giou: list[float] = []
+    for _ in range(15):
         torch.manual_seed(0)  # dropout alike in every step, so that steps compare
         optimizer.zero_grad()
         loss, parts = actor(data)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.TRAIN.GRAD_CLIP_NORM)
-        losses.append(loss.item() if script == "ostrack" else parts["Loss/l1"])
+        if losses or parts["Loss/giou"] > 0:
+            losses.append(loss.item())
+            giou.append(parts["Loss/giou"])
         missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
         optimizer.step()
     rates = [[group["lr"], len(group["params"])] for group in optimizer.param_groups]
-    return {"losses": losses, "missing": missing, "rates": rates}
-
-
-def cost(checkout: Path, folder: Path, script: str, name: str) -> dict:
-    """Parameters and multiply-accumulates as thop counts them: without `nn.MultiheadAttention`'s."""
-    cfg = config(folder, script, name)
-    net = build(script, cfg).eval()
-    attention = [m for m in net.modules() if isinstance(m, torch.nn.MultiheadAttention)]
-    inside = {id(m) for a in attention for m in a.modules()}
-    macs = [0]
-
-    def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
-        if id(module) not in inside:
-            macs[-1] += output.numel() * module.weight[0].numel()  # type: ignore[union-attr, operator]
-
-    for module in net.modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        for call in calls(script, net, cfg):
-            call()
-            macs.append(0)
-    params = sum(p.numel() for p in net.parameters())
-    counted = params - sum(p.numel() for m in attention for p in m.parameters())
-    return {"params": params, "counted": counted, "macs": macs[:-1]}
+    return {"losses": losses[:10], "giou": giou[:10], "missing": missing, "rates": rates}
 
 
 def example(checkout: Path, folder: Path, file: str) -> dict:
@@ -180,25 +159,6 @@ def build(script: str, cfg: Any) -> Any:
         return importlib.import_module("lib.models.ostrack").build_ostrack(cfg, training=False)
     models = importlib.import_module("lib.models.stark")
     return models.build_starks(cfg) if script == "stark_s" else models.build_starkst(cfg)
-
-
-def calls(script: str, net: Any, cfg: Any) -> list:
-    """What the tracker does for a template, for a search picture, and behind both."""
-    nested = importlib.import_module("lib.utils.misc").NestedTensor
-    merge = importlib.import_module("lib.utils.merge").merge_template_search
-    pictures = [
-        nested(torch.zeros(1, 3, side, side), torch.zeros(1, side, side, dtype=torch.bool))
-        for side in (cfg.DATA.TEMPLATE.SIZE, cfg.DATA.SEARCH.SIZE)
-    ]
-    if script == "ostrack":
-        template, search = (p.tensors for p in pictures)
-        return [lambda: net(template=template, search=search)] * 2
-    parts: list = []
-    return [
-        lambda: parts.append(net.forward_backbone(pictures[0])),
-        lambda: parts.append(net.forward_backbone(pictures[1])),
-        lambda: net.forward_transformer(merge(parts)),
-    ]
 
 
 def samples(cfg: Any, folder: Path) -> dict[str, Any]:
@@ -268,6 +228,6 @@ if __name__ == "__main__":
     _adapter = _options.pop("adapter", None)
     if _adapter is not None:
         importlib.import_module(f"correlation_aware.adapters.{_adapter}").install()
-    _jobs = {f.__name__: f for f in (track, train, cost, example)}
+    _jobs = {f.__name__: f for f in (track, train, example)}
     _result = _jobs[_job](Path(_checkout), Path(_folder), **_options)
     sys.stdout.write("\n" + json.dumps(_result) + "\n")

@@ -42,7 +42,10 @@ class ModuleBase(nn.Module):
         return self._hyper_params
 
     def set_hps(self, hps):
-        self._hyper_params.update(hps)
+        for key in hps:
+            if key not in self._hyper_params:
+                raise KeyError
+            self._hyper_params[key] = hps[key]
 
     def update_params(self):
         if self._hyper_params["pretrain_model_path"]:
@@ -359,6 +362,10 @@ def test_mistakes_say_how_to_mend_them(tracker):
         backbone.correlate(backbone.encode_template(pair()["im_z"]), torch.zeros(2, 3, 94, 94))
     with pytest.raises(ValueError, match="Near: sbt_test"):
         build_backbone(tracker, model="sbt_tset")
+    with pytest.raises(ValueError, match="no option 'dephts'; there are pretrain_model_path, model, depths"):
+        build_backbone(tracker, dephts=[1])
+    with pytest.raises(FileNotFoundError, match="no weights file 'models/alexnet/alexnet-nopad"):
+        build_backbone(tracker, pretrain_model_path="models/alexnet/alexnet-nopad-bn-md5.pkl")
     with pytest.raises(ValueError, match="without _track or _cls"):
         build_backbone(tracker, model="sbt_test_track")
     with pytest.raises(ValueError, match=r"not on Stock: set model\.backbone\.name: SBTBackbone"):

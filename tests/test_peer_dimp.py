@@ -150,37 +150,6 @@ one, two = (t.template.features for t in tracker.trackers.values())
 shared = len({id(t.params.net) for t in tracker.trackers.values()})
 print("RESULT", json.dumps({"boxes": found, "differ": not torch.equal(one, two), "networks": shared}))
 """
-COSTS = """
-from correlation_aware.adapters.dimp import dimpnet_sbt
-from ltr.models.tracking.dimpnet import dimpnet50
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
-
-def macs(function):
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops() / 2e9
-
-
-def params(module):
-    return sum(p.numel() for p in module.parameters()) / 1e6
-
-
-stock = dimpnet50(filter_size=4, backbone_pretrained=False).eval()
-unused = params(stock.feature_extractor.layer4) + params(stock.feature_extractor.fc)
-ours = dimpnet_sbt(filter_size=4, backbone_pretrained=False).eval()
-image, template = torch.zeros(1, 3, 288, 288), torch.zeros(1, 3, 128, 128)
-with torch.no_grad():
-    state = ours.feature_extractor.encode_template(template)
-print("RESULT", json.dumps({
-    "stock": [params(stock) - unused, params(stock.feature_extractor) - unused,
-              macs(lambda: stock.extract_backbone_features(image))],
-    "ours": [params(ours), params(ours.feature_extractor),
-             macs(lambda: ours.extract_backbone_features(image, template=template)),
-             macs(lambda: ours.extract_backbone_features(image, template=state))],
-}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -266,11 +235,7 @@ def test_its_actor_and_losses_train_ours_and_its_command_tracks(run, folder):
     check_boxes(printed, folder, "dimp_ca")
 
 
-def test_costs_are_those_of_the_documentation_and_the_example_runs(run):
-    example = f"runpy.run_path({str(ROOT / 'examples' / 'ca_dimp.py')!r}, run_name='__main__')\n"
-    printed, costs = run(COSTS + example)
+def test_the_example_runs_on_it(run):
+    example = ROOT / "examples" / "ca_dimp.py"
+    printed, *_ = run(f"runpy.run_path({str(example)!r}, run_name='__main__')\n")
     assert "two targets, one network True" in printed
-    rows = dict(re.findall(r"^\| (DiMP-\S+), \w+ \| (.*) \|$", DOCS, re.MULTILINE))
-    for name, row in (("stock", "DiMP-50"), ("ours", "DiMP-CA")):
-        params, _paper, *others = [float(cell) for cell in rows[row].split("|") if cell.strip()]
-        assert [params, *others] == [round(figure, 2) for figure in costs[name]]

@@ -184,3 +184,9 @@ def test_an_import_that_comes_too_late_is_said(run):
     assert "Move the import to the first line" in run(
         "import videoanalyst.config.config\n" + ADAPTER, "", expect=1
     )
+
+
+def test_the_example_runs_on_it(run):
+    example = ROOT / "examples" / "ca_siamfcpp.py"
+    printed = run(f"import runpy; runpy.run_path('{example}', run_name='__main__')", "")
+    assert printed.count("scores (1, 289, 1) boxes (1, 289, 4)") == 2

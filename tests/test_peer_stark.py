@@ -1,4 +1,4 @@
-"""STARK's own unmodified code, stock and with our backbone: its tester, its actor and loss, what it costs."""
+"""STARK's own unmodified code, stock and with our backbone: its tester, its actor and loss."""
 
 import pytest
 import stark_family
@@ -6,13 +6,8 @@ import stark_family
 pytestmark = pytest.mark.peers
 
 STOCK = "    TYPE: resnet50"
-TYPES = {"stock": STOCK, "ours": "    TYPE: sbt_light", "paper": "    TYPE: SBT"}
-# a quarter of the time, and steps that a network with random weights can stand
-SMALL = {
-    "    SIZE: 320": "    SIZE: 160",
-    "    SIZE: 128": "    SIZE: 64",
-    "  LR: 0.0001": "  LR: 0.00001",
-}
+TYPES = {"stock": STOCK, "ours": "    TYPE: sbt_light"}
+SMALL = {"    SIZE: 320": "    SIZE: 160", "    SIZE: 128": "    SIZE: 64"}  # a quarter of the time
 UPDATE = {"  - 200": "  - 2"}  # STARK-ST's template at frames 2, 4 and 6
 
 
@@ -46,23 +41,16 @@ def test_its_tester_tracks(stark, script, file, changes, kind):
 @pytest.mark.parametrize(
     ("script", "kind"), [("stark_s", "stock"), ("stark_s", "ours"), ("stark_st1", "ours")]
 )
-def test_its_actor_trains(stark, script, kind):
+def test_its_whole_loss_falls_over_ten_steps(stark, script, kind):
     done = stark("train", script, kind, SMALL)
     losses = done["losses"]
-    assert len(losses) == 10 and losses[-1] < losses[0]
+    assert len(losses) == 10 and min(done["giou"]) > 0  # no step without that term
+    assert losses[-1] < 0.6 * losses[0], losses
     if kind == "ours":
         # without the score head, which STARK-ST trains in its second stage only
         assert not [n for n in done["missing"] if not n.startswith("cls_head.")]
     (rest, slow) = done["rates"]
     assert slow[0] == pytest.approx(rest[0] / 10) and slow[1] > 0
-
-
-def test_it_costs_what_the_paper_says(stark):
-    stock, ours = (stark("cost", "stark_s", kind) for kind in ("stock", "paper"))
-    # Table 6: 23.3 M and 11.5 G, 23.6 M and 8.7 G, digits cut off; see docs/adapters_stark.md for the 0.1 G
-    assert (stock["counted"], ours["counted"]) == (23_358_530, 23_651_010)
-    assert [round(m / 1e9, 2) for m in stock["macs"]] == [1.09, 6.79, 3.71]
-    assert [round(m / 1e9, 2) for m in ours["macs"]] == [0.70, 4.45, 3.71]
 
 
 def test_the_example_runs_on_it(peer, tmp_path):

@@ -126,3 +126,9 @@ def test_a_loss_falls_over_ten_steps(run):
     result = json.loads(printed.split("RESULT", 1)[1])
     assert not result["unused"]
     assert result["losses"][-1] < 0.8 * result["losses"][0], result["losses"]
+
+
+def test_the_example_runs_on_it(run):
+    example = ROOT / "examples" / "ca_stm.py"
+    printed = run(SETUP + f"import runpy; runpy.run_path('{example}', run_name='__main__')")
+    assert printed.count("segmented (1, 11, 64, 96)") == 2

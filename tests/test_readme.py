@@ -54,6 +54,19 @@ def test_ci_runs_the_two_commands():
     assert "grep '^python3 -m venv' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+@pytest.mark.parametrize("adapter", ["siamfcpp", "dimp", "stark", "stm", "ostrack"])
+def test_the_lines_for_a_tracker_are_those_of_its_page(adapter):
+    page = (ROOT / "docs" / f"adapters_{adapter}.md").read_text().splitlines()
+    sections = re.split(r"^###+ ", README, flags=re.MULTILINE)
+    (section,) = [text for text in sections if f"(docs/adapters_{adapter}.md)" in text]
+    blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", section, re.DOTALL)
+    assert blocks and all(line in page for block in blocks for line in block.splitlines())
+    names = re.findall(rf"from correlation_aware\.adapters\.{adapter} import (\w+)", section)
+    names += re.findall(rf"^{adapter}\.(\w+)\(\)", section, re.MULTILINE)
+    names += re.findall(r"name: (S\w+)", section)
+    assert names and all(f'"{name}"' in (ROOT / "adapters" / f"{adapter}.py").read_text() for name in names)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)[#)]", README))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()

@@ -12,6 +12,7 @@ __all__ = ["BACKENDS", "Backend", "get_backend", "set_backend", "use_triton"]
 Backend = Literal["auto", "reference", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 VARIABLE = "CORRELATION_AWARE_OPS"
+INSTALLED = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -59,7 +60,7 @@ def use_triton(tokens: Tensor) -> bool:
     """
     if _backend != "triton":
         return False
-    if importlib.util.find_spec("triton") is None:
+    if not INSTALLED:
         raise RuntimeError("The backend is 'triton', but triton is not installed: pip install triton.")
     if not tokens.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(

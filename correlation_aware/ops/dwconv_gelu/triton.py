@@ -129,7 +129,11 @@ def _sizes(tokens: Tensor, shapes: Sequence[int]) -> tuple[int, ...]:
     return *tokens.shape, b0 * h0 * w0, h0, w0, h1, w1
 
 
-@torch.library.custom_op("correlation_aware::dwconv_gelu", mutates_args=())
+@torch.library.custom_op(
+    "correlation_aware::dwconv_gelu",
+    mutates_args=(),
+    schema="(Tensor tokens, Tensor weight, Tensor bias, SymInt[] shapes) -> Tensor",
+)
 def dwconv_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[int]) -> Tensor:
     tokens = tokens.contiguous()
     out = torch.empty_like(tokens)
@@ -146,7 +150,12 @@ def _(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[int]) -> Te
     return tokens.new_empty(tokens.shape)
 
 
-@torch.library.custom_op("correlation_aware::dwconv_gelu_backward", mutates_args=())
+@torch.library.custom_op(
+    "correlation_aware::dwconv_gelu_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor tokens, Tensor weight, Tensor bias, SymInt[] shapes)"
+    " -> (Tensor, Tensor, Tensor)",
+)
 def _dwconv_gelu_backward(
     grad: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -187,17 +187,25 @@ def _launch(
         C=q.shape[1],
         HEAD=dim,
         D=max(16, triton.next_power_of_2(dim)),
-        **_blocks(q),
+        **_tile(q),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # of float32 alone; others have one way
     )
 
 
-def _blocks(q: Tensor) -> dict[str, int]:
-    """Queries and keys a block; float32 takes twice the room of the others."""
-    return {"M": 32, "N": 32} if q.dtype == torch.float32 else {"M": 64, "N": 64}
+def _tile(q: Tensor) -> dict[str, int]:
+    """Queries and keys a block, and warps; products of float32 need more registers."""
+    m, n, warps = (32, 32, 8) if q.dtype == torch.float32 else (64, 64, 4)
+    return {"M": m, "N": n, "num_warps": warps}
 
 
-@torch.library.custom_op("correlation_aware::eoc_attention", mutates_args=())
+SHAPES = "int heads, SymInt[] query_shapes, SymInt[] key_shapes, bool cross"  # the end of both schemas
+
+
+@torch.library.custom_op(
+    "correlation_aware::eoc_attention",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor kv, {SHAPES}) -> (Tensor, Tensor)",
+)
 def eoc_attention(
     q: Tensor,
     kv: Tensor,
@@ -212,7 +220,7 @@ def eoc_attention(
     lse = torch.empty(heads, len(q), dtype=torch.float32, device=q.device)
     scale = (q.shape[1] // heads) ** -0.5 * LOG2_E
     pairs = _pairs(query_shapes, key_shapes, cross)
-    _launch(_forward, (q, kv, out, lse), (scale,), q, heads, pairs, "queries", _blocks(q)["M"])
+    _launch(_forward, (q, kv, out, lse), (scale,), q, heads, pairs, "queries", _tile(q)["M"])
     return out, lse
 
 
@@ -228,7 +236,11 @@ def _(
     return q.new_empty(q.shape), q.new_empty(heads, q.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("correlation_aware::eoc_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "correlation_aware::eoc_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor q, Tensor kv, Tensor out, Tensor lse, {SHAPES}) -> (Tensor, Tensor)",
+)
 def _eoc_attention_backward(
     grad: Tensor,
     q: Tensor,
@@ -245,7 +257,7 @@ def _eoc_attention_backward(
     slope = (q.shape[1] // heads) ** -0.5
     scales = (slope * LOG2_E, slope)
     pairs = _pairs(query_shapes, key_shapes, cross)
-    blocks = _blocks(q)
+    tile = _tile(q)
     _launch(
         _backward_queries,
         (grad, q, kv, out, lse, delta, grad_q),
@@ -254,9 +266,9 @@ def _eoc_attention_backward(
         heads,
         pairs,
         "queries",
-        blocks["M"],
+        tile["M"],
     )
-    _launch(_backward_keys, (grad, q, kv, lse, delta, grad_kv), scales, q, heads, pairs, "keys", blocks["N"])
+    _launch(_backward_keys, (grad, q, kv, lse, delta, grad_kv), scales, q, heads, pairs, "keys", tile["N"])
     return grad_q, grad_kv
 
 

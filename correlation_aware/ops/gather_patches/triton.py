@@ -66,7 +66,11 @@ def _patches(shapes: Sequence[int], ratio: int) -> int:
     return sum(b * (h // ratio) * (w // ratio) for b, h, w in streams(shapes))
 
 
-@torch.library.custom_op("correlation_aware::gather_patches", mutates_args=())
+@torch.library.custom_op(
+    "correlation_aware::gather_patches",
+    mutates_args=(),
+    schema="(Tensor tokens, SymInt[] shapes, int ratio) -> Tensor",
+)
 def gather_patches(tokens: Tensor, shapes: Sequence[int], ratio: int) -> Tensor:
     dim = tokens.shape[1]
     target = tokens.new_empty(_patches(shapes, ratio), ratio**2 * dim)
@@ -79,7 +83,11 @@ def _(tokens: Tensor, shapes: Sequence[int], ratio: int) -> Tensor:
     return tokens.new_empty(_patches(shapes, ratio), ratio**2 * tokens.shape[1])
 
 
-@torch.library.custom_op("correlation_aware::gather_patches_backward", mutates_args=())
+@torch.library.custom_op(
+    "correlation_aware::gather_patches_backward",
+    mutates_args=(),
+    schema="(Tensor grad, SymInt[] shapes, int ratio) -> Tensor",
+)
 def _gather_patches_backward(grad: Tensor, shapes: Sequence[int], ratio: int) -> Tensor:
     dim = grad.shape[1] // ratio**2
     target = grad.new_empty(sum(b * h * w for b, h, w in streams(shapes)), dim)

@@ -1,0 +1,39 @@
+"""The table of docs/adapters.md holds what its command counts on the trackers' own checkouts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.peers
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIMS = Path(os.environ.get("PEER_SHIMS", ROOT.parent / "shared" / "peers"))
+CHECKOUTS = {
+    "SiamFC++": "video_analyst",
+    "DiMP-50": "pytracking",
+    "STARK-S50": "Stark",
+    "STM": "STM",
+    "OSTrack ViT-B": "OSTrack",
+}
+
+
+@pytest.mark.parametrize("tracker", CHECKOUTS)
+def test_the_table(peer, tracker):
+    checkout = peer(CHECKOUTS[tracker])
+    if not SHIMS.is_dir():
+        pytest.skip(f"there is no folder {SHIMS}; PEER_SHIMS names it")
+    folders = ["--peers", str(checkout.parent), "--shims", str(SHIMS)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "adapter_costs.py")]
+        + [*folders, "--trackers", tracker, "--rounds", "0"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    page = (ROOT / "docs" / "adapters.md").read_text()
+    rows = [line.rsplit("|", 2)[0] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) == 4  # the head and its rule, stock and ours
+    assert all(f"\n{row}|" in page for row in rows if "---" not in row)
