@@ -21,7 +21,7 @@ from correlation_aware.bench.machine import Ceilings
 from correlation_aware.bench.pictures import drawn_pairs, real_pairs
 from correlation_aware.bench.timing import Call, Times, take_turns
 from correlation_aware.models.profile import Profile, profile
-from correlation_aware.ops import set_backend
+from correlation_aware.ops import get_backend, set_backend
 from correlation_aware.runtime.graphs import TwoInput
 from correlation_aware.weights import load_manifest
 
@@ -163,25 +163,26 @@ def bench_model(
         torch.compiler.reset()  # programs of the case before would count against the limit of programs
         inputs = drawn_pairs(model, batch, SETS)
         seen = real_pairs(model, sequences) if sequences is not None and batch == 1 else inputs
-        wanted = _reference(model, seen, device)
-        moved = {t: _bytes(costs, inputs[0], wanted[0], t) for t in ceilings}
-        entries, skipped = [], []
-        for made in make_contenders(model, device, dtypes, contenders, others):
-            if isinstance(made, Skipped):
-                skipped.append(made)
-                continue
-            try:
-                entry = _Entry(made, seen, wanted, inputs, device, encoded and position == 0)
-            except Exception as error:  # compilers and runtimes raise what they like
-                if ":" in made.name:
-                    raise
-                skipped.append(Skipped(made.name, made.dtype, first_line(error)))
-                continue
-            entries.append(entry)
-        if not entries:
-            raise ValueError(f"No contender can run here: {'; '.join(s.reason for s in skipped)}")
-        rival = entries[0] if against is None else _find(entries, against)
-        rows = _rows(entries, batch, device, seconds, costs, ceilings, moved, rival)
+        with set_backend(get_backend()):  # which contenders change
+            wanted = _reference(model, seen, device)
+            moved = {t: _bytes(costs, inputs[0], wanted[0], t) for t in ceilings}
+            entries, skipped = [], []
+            for made in make_contenders(model, device, dtypes, contenders, others):
+                if isinstance(made, Skipped):
+                    skipped.append(made)
+                    continue
+                try:
+                    entry = _Entry(made, seen, wanted, inputs, device, encoded and position == 0)
+                except Exception as error:  # compilers and runtimes raise what they like
+                    if ":" in made.name:
+                        raise
+                    skipped.append(Skipped(made.name, made.dtype, first_line(error)))
+                    continue
+                entries.append(entry)
+            if not entries:
+                raise ValueError(f"No contender can run here: {'; '.join(s.reason for s in skipped)}")
+            rival = entries[0] if against is None else _find(entries, against)
+            rows = _rows(entries, batch, device, seconds, costs, ceilings, moved, rival)
         kind = f"{len(seen) * len(seen[0][0])} {'drawn' if seen is inputs else 'real'}"
         by_name = {_short(dtype): size for dtype, size in moved.items()}
         first = f"{rival.contender.name} {_short(rival.contender.dtype)}"

@@ -12,7 +12,7 @@ import torch
 from correlation_aware.bench.contenders import Skipped, first_line, split_backend
 from correlation_aware.bench.models import load
 from correlation_aware.models.track import TrackModel
-from correlation_aware.ops import set_backend
+from correlation_aware.ops import get_backend, set_backend
 from correlation_aware.runtime.session import Runtime
 from correlation_aware.tracking.clip import draw_clip
 from correlation_aware.tracking.tracker import Timings, Tracker, create_tracker
@@ -75,28 +75,29 @@ def bench_tracker(
         raise ValueError(f"{name} has no prediction head; take {name.partition('.')[0]}_track.")
     frames = list(draw_clip(LENGTH, size))
     trackers: dict[tuple[str, torch.dtype], Tracker] = {}
-    for runtime, dtype in runtimes:
-        try:
-            plain, backend = split_backend(runtime)
-            set_backend(backend)
-            trackers[runtime, dtype] = create_tracker(
-                copy.deepcopy(model),
-                device=device,
-                dtype=dtype,
-                runtime=cast(Runtime, plain),
-            )
-            _follow(trackers[runtime, dtype], frames[:2], 1)
-        except Exception as error:  # compilers and runtimes raise what they like
-            trackers.pop((runtime, dtype), None)
-            yield Skipped(runtime, dtype, first_line(error))
-    for count in targets:
-        spent: dict[tuple[str, torch.dtype], list[Timings]] = {key: [] for key in trackers}
-        for number in range(PASSES):
-            for key, tracker in trackers.items():
-                set_backend(split_backend(key[0])[1])
-                found = _follow(tracker, frames, count)
-                spent[key] += found if number else []
-        yield [_row(runtime, dtype, count, times) for (runtime, dtype), times in spent.items()]
+    with set_backend(get_backend()):  # which contenders change
+        for runtime, dtype in runtimes:
+            try:
+                plain, backend = split_backend(runtime)
+                set_backend(backend)
+                trackers[runtime, dtype] = create_tracker(
+                    copy.deepcopy(model),
+                    device=device,
+                    dtype=dtype,
+                    runtime=cast(Runtime, plain),
+                )
+                _follow(trackers[runtime, dtype], frames[:2], 1)
+            except Exception as error:  # compilers and runtimes raise what they like
+                trackers.pop((runtime, dtype), None)
+                yield Skipped(runtime, dtype, first_line(error))
+        for count in targets:
+            spent: dict[tuple[str, torch.dtype], list[Timings]] = {key: [] for key in trackers}
+            for number in range(PASSES):
+                for key, tracker in trackers.items():
+                    set_backend(split_backend(key[0])[1])
+                    found = _follow(tracker, frames, count)
+                    spent[key] += found if number else []
+            yield [_row(runtime, dtype, count, times) for (runtime, dtype), times in spent.items()]
 
 
 def _follow(

@@ -14,7 +14,7 @@ from correlation_aware.bench.contenders import REFERENCE, Skipped, first_line, o
 from correlation_aware.bench.models import SETS, load
 from correlation_aware.bench.pictures import drawn_pairs
 from correlation_aware.bench.timing import Call, Times, take_turns
-from correlation_aware.ops import Backend, set_backend
+from correlation_aware.ops import Backend, get_backend, set_backend
 
 __all__ = ["STEPS", "StepRow", "bench_training"]
 
@@ -81,22 +81,23 @@ def bench_training(
     differences: dict[str, float] = {}
     skipped = []
     wanted: list[Tensor] = []
-    for contender, (backend, compiled) in STEPS.items():
-        if contender != REFERENCE and contender not in contenders:
-            continue
-        network = copy.deepcopy(model).to(device).train()
-        step = _step(network, compiled, pairs, device, dtype)
-        set_backend(backend)
-        try:
-            step(0)
-        except Exception as error:  # compilers raise what they like
-            skipped.append(Skipped(contender, dtype, first_line(error)))
-            continue
-        gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-        wanted = wanted or gradients
-        differences[contender] = max(_difference(a, b) for a, b in zip(gradients, wanted, strict=True))
-        calls[contender] = step
-    times = take_turns(calls, device, seconds, lambda key: set_backend(STEPS[key][0]))
+    with set_backend(get_backend()):  # which contenders change
+        for contender, (backend, compiled) in STEPS.items():
+            if contender != REFERENCE and contender not in contenders:
+                continue
+            network = copy.deepcopy(model).to(device).train()
+            step = _step(network, compiled, pairs, device, dtype)
+            set_backend(backend)
+            try:
+                step(0)
+            except Exception as error:  # compilers raise what they like
+                skipped.append(Skipped(contender, dtype, first_line(error)))
+                continue
+            gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+            wanted = wanted or gradients
+            differences[contender] = max(_difference(a, b) for a, b in zip(gradients, wanted, strict=True))
+            calls[contender] = step
+        times = take_turns(calls, device, seconds, lambda key: set_backend(STEPS[key][0]))
     rows = [
         StepRow(
             key,
