@@ -1,5 +1,6 @@
 """Models as files that run without this package, each compared with the model before it counts."""
 
+import functools
 import hashlib
 import importlib
 import json
@@ -136,16 +137,27 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
         names = [item.name for item in session.get_inputs()]
         return lambda *arrays: session.run(None, dict(zip(names, arrays)))
     if path.suffix == ".xml":
-        (ov,) = require("openvino")
         hints = {
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
-        compiled = ov.Core().compile_model(str(path), "CPU", hints)
+        compiled = _openvino_core().compile_model(str(path), "CPU", hints)
         return lambda *arrays: [np.array(value) for value in compiled(arrays).values()]
     program = torch.export.load(path).module()
     return lambda *arrays: [v.detach().numpy() for v in program(*map(torch.from_numpy, arrays))]
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO's core, one for the process, never let go.
+
+    A core gives its thread a stack for signal handlers and, when it goes, puts back the one from before, even
+    if that belonged to a core that is gone: the next signal with a handler, such as Ctrl-C, then ends the
+    process with a segmentation fault (OpenVINO 2026.4.1, Linux).
+    """
+    (ov,) = require("openvino")
+    return ov.Core()
 
 
 def require(*names: str) -> list[Any]:
