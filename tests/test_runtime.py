@@ -1,6 +1,8 @@
 """Exported files and sessions give the numbers of the model they were made from."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -138,6 +140,27 @@ def test_exports_are_kept(cached, tracker_model, monkeypatch):
     monkeypatch.setattr(session_module, "export", lambda *_: pytest.fail("exported again"))
     InferenceSession(tracker_model, runtime="onnx")
     assert len(list(cached.glob("sbt_test_track-*-onnx"))) == 1
+
+
+SIGNAL_AFTER_OPENVINO = """
+import signal, sys
+from correlation_aware.runtime.export import open_graph
+first, second = (open_graph(path) for path in sys.argv[1:])
+del first, second
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals with a stack of their own")
+def test_signals_are_handled_after_openvino_sessions(cached, tracker_model):
+    """Two cores that go in the order they came leave a thread without a stack for signal handlers."""
+    needs("openvino")
+    InferenceSession(tracker_model, runtime="openvino")  # writes the files
+    files = [str(path) for path in cached.glob("*-openvino/*.xml")]
+    program = [sys.executable, "-c", SIGNAL_AFTER_OPENVINO, *files]
+    result = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stdout == "handled\n", result.stderr
 
 
 def test_what_cannot_run_says_so(tracker_model, monkeypatch):
