@@ -119,6 +119,24 @@ def test_sessions_equal_the_model(runtime, tracker_model, cached):
     torch.testing.assert_close(boxes, wanted.boxes, rtol=1e-4, atol=1e-5)
     session.set_template(template[:1])
     assert torch.allclose(session(search)[0], wanted.scores[:1], atol=1e-5)
+    for scores in session(search.expand(2, -1, -1, -1))[0]:  # one template, two pictures
+        assert torch.allclose(scores, wanted.scores[0], atol=1e-5)
+    session.set_template(template)
+    with pytest.raises(ValueError, match="2 search pictures for 3 templates"):
+        session(search.expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_sessions_of_one_model_are_apart(runtime, tracker_model, cached):
+    needs(runtime)
+    first, second = (InferenceSession(tracker_model, runtime=runtime) for _ in range(2))
+    generator = torch.Generator().manual_seed(2)
+    template, search = (torch.randn(n, 3, side, side, generator=generator) for n, side in ((2, 64), (1, 128)))
+    first.set_template(template[:1])
+    alone = first(search)[0]
+    second.set_template(template[1:])
+    assert not torch.allclose(second(search)[0], alone)
+    assert torch.equal(first(search)[0], alone)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES[1:])
@@ -171,6 +189,12 @@ def test_what_cannot_run_says_so(tracker_model, monkeypatch):
         InferenceSession(tracker_model, dtype=torch.float16, runtime="openvino")
     with pytest.raises(ValueError, match="runs on a CPU here, not on device=cuda"):
         InferenceSession(tracker_model, device="cuda", runtime="onnx")
+    with pytest.raises(ValueError, match="runtime='cudagraph' runs on device='cuda', not on device=cpu"):
+        InferenceSession(tracker_model, runtime="cudagraph")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(RuntimeError, match="needs a CUDA GPU, and PyTorch finds none"):
+            ca.create_tracker(tracker_model, runtime="cudagraph")
     with pytest.raises(ValueError, match="is not one of onnx, openvino, torch"):
         export(tracker_model, "nowhere", "tflite")
     with pytest.raises(ValueError, match=r"\['image'\] are not among template, search, pair"):
