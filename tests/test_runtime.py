@@ -15,7 +15,7 @@ import correlation_aware as ca
 from correlation_aware.cli import export as cli_export
 from correlation_aware.runtime import export as export_module
 from correlation_aware.runtime import session as session_module
-from correlation_aware.runtime.export import export, metadata, open_graph
+from correlation_aware.runtime.export import OPSET, export, metadata, open_graph
 from correlation_aware.runtime.graphs import cut
 from correlation_aware.runtime.session import InferenceSession
 from correlation_aware.tracking.clip import draw_clip
@@ -66,7 +66,64 @@ def test_exports_are_compared(name, arguments, format, tmp_path):
     assert [m.graph for m in made] == list(cut(model)) and model.training  # it is put back as it was
     for m in made:
         assert m.path.is_file() and 0 <= m.difference < 1e-5  # float32 in another order
+        if format == "onnx":
+            check_onnx(m.path, masks="attention" in arguments)
     assert not list(tmp_path.glob(".export-*"))
+
+
+KINDS = {
+    "global": ("sbt_test_track", {"attention": "global"}),
+    "pooled": ("sbt_test_track", {"attention": "pooled", "head": "cell"}),
+    "absolute": ("sbt_test_track", {"position": "absolute"}),
+    "no position": ("sbt_test", {"position": "none"}),
+    "patchify": ("sbt_test", {"patch_embed": "patchify"}),
+    "stage norms": ("sbt_test", {"stage_norms": True, "in_chans": 1}),
+    "strides": ("sbt_test", {"strides": (4, 2, 2), "template_size": 128, "search_size": 192}),
+    "early crosses": ("sbt_test", {"cross_blocks": ((0,), (0,), (1, 3))}),
+    "features": (
+        "sbt_test",
+        {"features_only": True, "out_indices": (0, 2), "cross_blocks": ((0,), (), (1,))},
+    ),
+    "classifier": ("sbt_test_cls", {"num_classes": 5, "attention": "pooled", "position": "absolute"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [*((kind, "onnx") for kind in KINDS), *((k, "openvino") for k in ("global", "absolute", "classifier"))]
+    + [(kind, "torch") for kind in ("pooled", "absolute", "strides")],
+)
+def test_every_kind_of_model_exports(kind, format, tmp_path):
+    needs(format)
+    torch.manual_seed(0)
+    name, arguments = KINDS[kind]
+    model = ca.create_model(name, **arguments)
+    made = export(model, tmp_path, format)
+    assert [m.graph for m in made] == list(cut(model))
+    for m in made:
+        assert m.difference < 1e-5  # float32 in another order
+        if format == "onnx":
+            check_onnx(m.path, masks=arguments.get("attention") == "pooled")
+
+
+def check_onnx(path, masks):
+    """Valid, of plain operators of the opset, and without booleans, but for PyTorch's pooling to 7 x 7."""
+    import onnx
+
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)), strict_mode=True)
+    graph = model.graph
+    assert {i.domain: i.version for i in model.opset_import} == {"": OPSET}
+    assert {node.domain for node in graph.node} == {""} and not model.functions
+    values = [v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)]
+    constants = [t.data_type for t in graph.initializer]
+    conditional = {"If", "Loop", "Scan", "Where"} & {node.op_type for node in graph.node}
+    if masks:
+        assert conditional <= {"Where"}
+    else:
+        assert onnx.TensorProto.BOOL not in values + constants and not conditional
+    assert {v.type.tensor_type.shape.dim[0].dim_param for v in graph.output} == {"batch"}
 
 
 def test_a_file_that_differs_is_not_written(tmp_path, tracker_model, monkeypatch):

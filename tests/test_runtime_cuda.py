@@ -97,6 +97,6 @@ def test_a_tracker_waits_once_a_frame(model, runtime, recwarn):
             torch.cuda.set_sync_debug_mode("default")
         assert np.abs(np.subtract(found, wanted)).max() < 0.5  # pixels
         if i:
-            assert len([w for w in recwarn if "synchroniz" in str(w.message)]) == 1  # the result
+            assert len([w for w in recwarn if "called a synchronizing" in str(w.message)]) == 1  # the result
     t = tracker.timings
     assert t.frames == 5 and min(t.crop, t.model, t.post) > 0

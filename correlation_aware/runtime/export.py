@@ -60,6 +60,9 @@ def export(
     Every file is run and compared with the model before the folder gets any of them. Metadata (see
     `metadata`) lie inside the files.
 
+    ONNX files keep to the default operators of opset 18, without boolean tensors; with `attention="pooled"`
+    PyTorch writes its pooling with constant masks.
+
     Args:
         model: A model of the zoo; its weights and sizes are those of the files.
         folder: Where to write; files of the same names are replaced.

@@ -107,7 +107,7 @@ class InferenceSession:
             search: (B, 3, Hx, Wx), normalised; one for each template, one for all, or many for one.
 
         Returns:
-            What `outputs` names, on the session's device and in its dtype, from `onnx` and `openvino` float32.
+            What `outputs` names, on the session's device and in its dtype, or float32 from the CPU runtimes.
             The next call of a `cudagraph` session overwrites them: clone what is to be kept.
 
         Raises:
@@ -157,7 +157,7 @@ class InferenceSession:
         run = open_graph(path, self.dtype)
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-            arrays = (np.ascontiguousarray(t.float().numpy()) for t in inputs)
+            arrays = (np.ascontiguousarray(t.detach().float().cpu().numpy()) for t in inputs)
             return tuple(torch.from_numpy(array) for array in run(*arrays))
 
         return step

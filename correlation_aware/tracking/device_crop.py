@@ -10,7 +10,12 @@ from torch import Tensor
 
 from correlation_aware.tracking.crop import Crop
 
-__all__ = ["cut_all", "upload"]
+__all__ = ["cut_all", "send", "upload"]
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; the copy to a GPU does not wait."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def cut_all(frame: Tensor, crops: Sequence[Crop], size: int) -> Tensor:
@@ -30,9 +35,7 @@ def cut_all(frame: Tensor, crops: Sequence[Crop], size: int) -> Tensor:
     """
     height, width = frame.shape[:2]
     places = torch.tensor([(c.x, c.y, c.side) for c in crops], dtype=torch.float32)
-    if frame.is_cuda:
-        places = places.pin_memory()
-    x, y, side = places.to(frame.device, non_blocking=True).T[..., None]  # N, 1 each
+    x, y, side = send(places, frame.device).T[..., None]  # N, 1 each
     along = (torch.arange(size, device=frame.device) + 0.5) * (side / size)  # N, size; pixel i spans i..i+1
     along = torch.minimum(along.clamp(min=0.5), side - 0.5)
     grid = torch.stack(
@@ -62,10 +65,8 @@ def upload(
     left, right = _span([(c.x, c.x + c.side) for c in crops], width)
     top, bottom = _span([(c.y, c.y + c.side) for c in crops], height)
     part = torch.from_numpy(np.ascontiguousarray(frame[top:bottom, left:right]))
-    if device.type == "cuda":
-        part = part.pin_memory()
     moved = [Crop(c.x - left, c.y - top, c.side) for c in crops]
-    return part.to(device, non_blocking=True), moved
+    return send(part, device), moved
 
 
 def _span(spans: Sequence[tuple[int, int]], length: int) -> tuple[int, int]:

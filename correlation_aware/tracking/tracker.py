@@ -15,7 +15,7 @@ from correlation_aware import zoo
 from correlation_aware.models.track import TrackModel
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
-from correlation_aware.tracking.device_crop import cut_all, upload
+from correlation_aware.tracking.device_crop import cut_all, send, upload
 
 __all__ = ["DEFAULT_MODEL", "Timings", "TrackResult", "Tracker", "TrackerConfig", "create_tracker"]
 
@@ -164,7 +164,7 @@ class Tracker:
         cell_scores, cell_boxes = self.session(pixels)
         marks.append(self._mark())
         sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
-        scores, places = self._best(cell_scores, cell_boxes, torch.from_numpy(sizes).to(self.device))
+        scores, places = self._best(cell_scores, cell_boxes, send(torch.from_numpy(sizes), self.device))
         self._boxes = np.stack(
             [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, places)]
         )
@@ -271,6 +271,7 @@ def create_tracker(
     Raises:
         ValueError: A model without a prediction head, an unknown name, a runtime that cannot be had.
         ModuleNotFoundError: The runtime is not installed.
+        RuntimeError: `cudagraph` without a GPU.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be had or that are damaged.
     """
     if runtime not in RUNTIMES:
