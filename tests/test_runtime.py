@@ -73,16 +73,15 @@ def test_exports_are_compared(name, arguments, format, tmp_path):
 
 KINDS = {
     "global": ("sbt_test_track", {"attention": "global"}),
-    "pooled": ("sbt_test_track", {"attention": "pooled", "head": "cell"}),
-    "absolute": ("sbt_test_track", {"position": "absolute"}),
-    "no position": ("sbt_test", {"position": "none"}),
-    "patchify": ("sbt_test", {"patch_embed": "patchify"}),
-    "stage norms": ("sbt_test", {"stage_norms": True, "in_chans": 1}),
+    "absolute": ("sbt_test_track", {"position": "absolute", "head": "cell"}),
+    "patchify": (
+        "sbt_test",
+        {"patch_embed": "patchify", "position": "none", "stage_norms": True, "in_chans": 1},
+    ),
     "strides": ("sbt_test", {"strides": (4, 2, 2), "template_size": 128, "search_size": 192}),
-    "early crosses": ("sbt_test", {"cross_blocks": ((0,), (0,), (1, 3))}),
     "features": (
         "sbt_test",
-        {"features_only": True, "out_indices": (0, 2), "cross_blocks": ((0,), (), (1,))},
+        {"features_only": True, "out_indices": (0, 2), "cross_blocks": ((0,), (0,), (1, 3))},
     ),
     "classifier": ("sbt_test_cls", {"num_classes": 5, "attention": "pooled", "position": "absolute"}),
 }
@@ -91,20 +90,19 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "format"),
-    [*((kind, "onnx") for kind in KINDS), *((k, "openvino") for k in ("global", "absolute", "classifier"))]
-    + [(kind, "torch") for kind in ("pooled", "absolute", "strides")],
+    [*((kind, "onnx") for kind in KINDS), ("global", "openvino"), ("absolute", "openvino")]
+    + [("absolute", "torch"), ("strides", "torch")],
 )
 def test_every_kind_of_model_exports(kind, format, tmp_path):
+    """The pair's graph, which has all operations of the two others; pooled attention is in the test above."""
     needs(format)
     torch.manual_seed(0)
     name, arguments = KINDS[kind]
     model = ca.create_model(name, **arguments)
-    made = export(model, tmp_path, format)
-    assert [m.graph for m in made] == list(cut(model))
-    for m in made:
-        assert m.difference < 1e-5  # float32 in another order
-        if format == "onnx":
-            check_onnx(m.path, masks=arguments.get("attention") == "pooled")
+    (made,) = export(model, tmp_path, format, [list(cut(model))[-1]])
+    assert made.difference < 1e-5  # float32 in another order
+    if format == "onnx":
+        check_onnx(made.path, masks=arguments.get("attention") == "pooled")
 
 
 def check_onnx(path, masks):
