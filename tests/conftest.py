@@ -24,11 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Other runtimes come last: once OpenVINO has run in a process, PyTorch may crash in training there."""
-    items.sort(key=lambda item: item.path.name == "test_runtime.py")
-
-
 @pytest.fixture
 def peer(request):
     """`peer("Stark")` is the folder of that checkout; without --peers the test is skipped."""

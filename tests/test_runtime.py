@@ -1,6 +1,8 @@
 """Exported files and sessions give the numbers of the model they were made from."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import correlation_aware as ca
 from correlation_aware.cli import export as cli_export
 from correlation_aware.runtime import export as export_module
 from correlation_aware.runtime import session as session_module
-from correlation_aware.runtime.export import export, metadata, open_graph
+from correlation_aware.runtime.export import OPSET, export, metadata, open_graph
 from correlation_aware.runtime.graphs import cut
 from correlation_aware.runtime.session import InferenceSession
 from correlation_aware.tracking.clip import draw_clip
@@ -64,7 +66,62 @@ def test_exports_are_compared(name, arguments, format, tmp_path):
     assert [m.graph for m in made] == list(cut(model)) and model.training  # it is put back as it was
     for m in made:
         assert m.path.is_file() and 0 <= m.difference < 1e-5  # float32 in another order
+        if format == "onnx":
+            check_onnx(m.path, masks="attention" in arguments)
     assert not list(tmp_path.glob(".export-*"))
+
+
+KINDS = {
+    "global": ("sbt_test_track", {"attention": "global"}),
+    "absolute": ("sbt_test_track", {"position": "absolute", "head": "cell"}),
+    "patchify": (
+        "sbt_test",
+        {"patch_embed": "patchify", "position": "none", "stage_norms": True, "in_chans": 1},
+    ),
+    "strides": ("sbt_test", {"strides": (4, 2, 2), "template_size": 128, "search_size": 192}),
+    "features": (
+        "sbt_test",
+        {"features_only": True, "out_indices": (0, 2), "cross_blocks": ((0,), (0,), (1, 3))},
+    ),
+    "classifier": ("sbt_test_cls", {"num_classes": 5, "attention": "pooled", "position": "absolute"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [*((kind, "onnx") for kind in KINDS), ("global", "openvino"), ("absolute", "openvino")]
+    + [("absolute", "torch"), ("strides", "torch")],
+)
+def test_every_kind_of_model_exports(kind, format, tmp_path):
+    """The pair's graph, which has all operations of the two others; pooled attention is in the test above."""
+    needs(format)
+    torch.manual_seed(0)
+    name, arguments = KINDS[kind]
+    model = ca.create_model(name, **arguments)
+    (made,) = export(model, tmp_path, format, [list(cut(model))[-1]])
+    assert made.difference < 1e-5  # float32 in another order
+    if format == "onnx":
+        check_onnx(made.path, masks=arguments.get("attention") == "pooled")
+
+
+def check_onnx(path, masks):
+    """Valid, of plain operators of the opset, and without booleans, but for PyTorch's pooling to 7 x 7."""
+    import onnx
+
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)), strict_mode=True)
+    graph = model.graph
+    assert {i.domain: i.version for i in model.opset_import} == {"": OPSET}
+    assert {node.domain for node in graph.node} == {""} and not model.functions
+    values = [v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)]
+    constants = [t.data_type for t in graph.initializer]
+    conditional = {"If", "Loop", "Scan", "Where"} & {node.op_type for node in graph.node}
+    if masks:
+        assert conditional <= {"Where"}
+    else:
+        assert onnx.TensorProto.BOOL not in values + constants and not conditional
+    assert {v.type.tensor_type.shape.dim[0].dim_param for v in graph.output} == {"batch"}
 
 
 def test_a_file_that_differs_is_not_written(tmp_path, tracker_model, monkeypatch):
@@ -117,6 +174,24 @@ def test_sessions_equal_the_model(runtime, tracker_model, cached):
     torch.testing.assert_close(boxes, wanted.boxes, rtol=1e-4, atol=1e-5)
     session.set_template(template[:1])
     assert torch.allclose(session(search)[0], wanted.scores[:1], atol=1e-5)
+    for scores in session(search.expand(2, -1, -1, -1))[0]:  # one template, two pictures
+        assert torch.allclose(scores, wanted.scores[0], atol=1e-5)
+    session.set_template(template)
+    with pytest.raises(ValueError, match="2 search pictures for 3 templates"):
+        session(search.expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_sessions_of_one_model_are_apart(runtime, tracker_model, cached):
+    needs(runtime)
+    first, second = (InferenceSession(tracker_model, runtime=runtime) for _ in range(2))
+    generator = torch.Generator().manual_seed(2)
+    template, search = (torch.randn(n, 3, side, side, generator=generator) for n, side in ((2, 64), (1, 128)))
+    first.set_template(template[:1])
+    alone = first(search)[0]
+    second.set_template(template[1:])
+    assert not torch.allclose(second(search)[0], alone)
+    assert torch.equal(first(search)[0], alone)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES[1:])
@@ -140,6 +215,27 @@ def test_exports_are_kept(cached, tracker_model, monkeypatch):
     assert len(list(cached.glob("sbt_test_track-*-onnx"))) == 1
 
 
+SIGNAL_AFTER_OPENVINO = """
+import signal, sys
+from correlation_aware.runtime.export import open_graph
+first, second = (open_graph(path) for path in sys.argv[1:])
+del first, second
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals with a stack of their own")
+def test_signals_are_handled_after_openvino_sessions(cached, tracker_model):
+    """Two cores that go in the order they came leave a thread without a stack for signal handlers."""
+    needs("openvino")
+    InferenceSession(tracker_model, runtime="openvino")  # writes the files
+    files = [str(path) for path in cached.glob("*-openvino/*.xml")]
+    program = [sys.executable, "-c", SIGNAL_AFTER_OPENVINO, *files]
+    result = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stdout == "handled\n", result.stderr
+
+
 def test_what_cannot_run_says_so(tracker_model, monkeypatch):
     with pytest.raises(ValueError, match=r"runtime='tensorrt' is not one of auto, eager"):
         InferenceSession(tracker_model, runtime="tensorrt")
@@ -148,6 +244,12 @@ def test_what_cannot_run_says_so(tracker_model, monkeypatch):
         InferenceSession(tracker_model, dtype=torch.float16, runtime="openvino")
     with pytest.raises(ValueError, match="runs on a CPU here, not on device=cuda"):
         InferenceSession(tracker_model, device="cuda", runtime="onnx")
+    with pytest.raises(ValueError, match="runtime='cudagraph' runs on device='cuda', not on device=cpu"):
+        InferenceSession(tracker_model, runtime="cudagraph")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(RuntimeError, match="needs a CUDA GPU, and PyTorch finds none"):
+            ca.create_tracker(tracker_model, runtime="cudagraph")
     with pytest.raises(ValueError, match="is not one of onnx, openvino, torch"):
         export(tracker_model, "nowhere", "tflite")
     with pytest.raises(ValueError, match=r"\['image'\] are not among template, search, pair"):

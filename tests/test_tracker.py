@@ -11,7 +11,9 @@ import torch
 
 import correlation_aware as ca
 from correlation_aware.models.heads import TrackOutput
+from correlation_aware.tracking.clip import draw_clip
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
+from correlation_aware.tracking.device_crop import cut_all, upload
 
 
 def make_tracker(config=None, **overrides):
@@ -72,9 +74,45 @@ def test_crop_side_position_and_padding():
     frame = np.full((100, 100, 3), 200, np.uint8)
     cut = Crop(-20, 70, 40).cut(frame, 40)
     assert (cut[:30, 20:] == 200).all() and not cut[30:].any() and not cut[:, :20].any()
-    assert not Crop(300, 300, 20).cut(frame, 32).any()  # wholly outside
+    for x, y in ((300, 300), (-30, 40), (40, -30), (-60, -60), (40, 100)):
+        assert not Crop(x, y, 20).cut(frame, 32).any()  # wholly outside
     box = (3.5, 7.25, 11.0, 5.5)
     assert crop.to_frame(crop.to_crop(box)) == pytest.approx(box)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_crops_of_a_device_are_those_of_opencv(size):
+    """Crops smaller, larger and as large as `size`, inside, over an edge and wholly outside, of noise."""
+    rng = np.random.default_rng(size)
+    for _ in range(12):
+        height, width = rng.integers(40, 300, 2)
+        frame = noise(height, width, int(rng.integers(1000)))
+        crops = [Crop(*rng.integers(-120, (width, height)), rng.integers(1, 400)) for _ in range(3)]
+        crops += [Crop(10, 10, size), Crop(-5, 3, 2 * size), Crop(12, 30, size // 2)]
+        found = cut_all(*upload(frame, crops, torch.device("cpu")), size)
+        wanted = np.stack([c.cut(frame, size) for c in crops]).transpose(0, 3, 1, 2)
+        assert found.shape == wanted.shape and torch.equal(found, found.round())
+        assert np.abs(found.numpy() - wanted).max() <= 1  # grey level: OpenCV computes in fixed point
+
+
+def test_only_the_needed_part_of_a_frame_is_uploaded():
+    frame = noise(100, 200)
+    part, crops = upload(frame, [Crop(50, 20, 30), Crop(90, -10, 20)], torch.device("cpu"))
+    assert torch.equal(part, torch.from_numpy(frame[0:50, 50:110]))
+    assert crops == [Crop(0, 20, 30), Crop(40, -10, 20)]
+
+
+def test_a_track_with_crops_of_a_device_is_the_same():
+    """With the bundled weights, over the demo's clip: two pixels of a hundred differ by one grey level."""
+    here = ca.create_tracker(device="cpu")
+    there = ca.create_tracker(here.model, device="cpu")
+    there._cuts_on_device = True
+    frames = list(draw_clip(12))
+    for tracker in (here, there):
+        tracker.init(*frames[0])
+    for frame, _ in frames[1:]:
+        a, b = here.update(frame), there.update(frame)
+        assert a.box == pytest.approx(b.box, abs=0.25) and a.score == pytest.approx(b.score, abs=0.01)
 
 
 @pytest.mark.parametrize(

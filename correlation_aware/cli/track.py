@@ -44,7 +44,7 @@ Weights = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")]
 Runtime = Annotated[
-    str, typer.Option(help="eager, compile, onnx or openvino; the last two are quick on a CPU.")
+    str, typer.Option(help="eager, compile, cudagraph, onnx or openvino; the last two are quick on a CPU.")
 ]
 
 console = Console(highlight=False, soft_wrap=True)

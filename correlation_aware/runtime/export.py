@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,6 +60,9 @@ def export(
 
     Every file is run and compared with the model before the folder gets any of them. Metadata (see
     `metadata`) lie inside the files.
+
+    ONNX files keep to the default operators of opset 18, without boolean tensors; with `attention="pooled"`
+    PyTorch writes its pooling with constant masks.
 
     Args:
         model: A model of the zoo; its weights and sizes are those of the files.
@@ -140,13 +143,12 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
         names = [item.name for item in session.get_inputs()]
         return lambda *arrays: session.run(None, dict(zip(names, arrays)))
     if path.suffix == ".xml":
-        (ov,) = require("openvino")
         hints = {
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
-        core = ov.Core()
+        core = _openvino_core()
 
         @lru_cache(maxsize=4)
         def compiled(*shapes: tuple[int, ...]) -> Any:
@@ -158,6 +160,18 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
         return lambda *arrays: [np.array(v) for v in compiled(*(a.shape for a in arrays))(arrays).values()]
     program = torch.export.load(path).module()
     return lambda *arrays: [v.detach().numpy() for v in program(*map(torch.from_numpy, arrays))]
+
+
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO's core, one for the process, never let go.
+
+    A core gives its thread a stack for signal handlers and, when it goes, puts back the one from before, even
+    if that belonged to a core that is gone: the next signal with a handler, such as Ctrl-C, then ends the
+    process with a segmentation fault (OpenVINO 2026.4.1, Linux).
+    """
+    (ov,) = require("openvino")
+    return ov.Core()
 
 
 def require(*names: str) -> list[Any]:

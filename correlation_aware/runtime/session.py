@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph, require
 from correlation_aware.runtime.graphs import TwoInput, cut
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
 
-Runtime = Literal["auto", "eager", "compile", "onnx", "openvino"]
+Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 Step = Callable[..., tuple[Tensor, ...]]
@@ -27,15 +28,17 @@ Step = Callable[..., tuple[Tensor, ...]]
 class InferenceSession:
     """Runs a two-input model on templates that are set once and search pictures that follow.
 
-    Several sessions may share a model; each has its own template.
+    N targets share one call: the batch is not fixed, nor are the sizes, but for `onnx` and `openvino`, which
+    have the model's. Sessions may share a model, and with it the device and dtype; each has its own template.
 
     Args:
         model: Of `create_model`: a tracker or a feature network; it is moved and put into evaluation mode.
         device: Where it runs; by default where the model is.
-        dtype: Of the computation; by default the model's. `openvino` takes float32 and bfloat16, `onnx`
-            float32.
-        runtime: `eager` is plain PyTorch; `compile` is `torch.compile`; `onnx` and `openvino` run the
-            exported graphs on a CPU, which are made at the first use of these weights and kept in
+        dtype: Of the computation; by default the model's. `cudagraph` takes float32, float16 and bfloat16,
+            `openvino` float32 and bfloat16, `onnx` float32.
+        runtime: `eager` is plain PyTorch; `compile` is `torch.compile`; `cudagraph` captures a call on a CUDA
+            GPU at the first use of each shape and replays it, all launches in one; `onnx` and `openvino` run
+            the exported graphs on a CPU, which are made at the first use of these weights and kept in
             `export_cache()`. `auto` takes `eager`.
 
     Attributes:
@@ -43,7 +46,13 @@ class InferenceSession:
 
     Raises:
         ValueError: An unknown runtime, or a device or dtype that it cannot have; the message says which.
+        RuntimeError: `cudagraph` without a GPU.
         ModuleNotFoundError: The runtime is not installed; the message says how to get it.
+
+    Note:
+        `openvino` keeps one OpenVINO core for the process. A program with cores of its own should keep them
+        too: after two cores went in the order they came, the next signal with a handler, such as Ctrl-C, ends
+        the process with a segmentation fault (OpenVINO 2026.4.1, Linux).
 
     Example:
         >>> session = InferenceSession(ca.create_model("sbt_light_track", pretrained=True))
@@ -69,15 +78,19 @@ class InferenceSession:
         self.outputs = graphs["search"].outputs
         self._state: Tensor | None = None
         if self.runtime in ("onnx", "openvino"):
-            self._check_cpu_runtime()
+            self._check_cpu_runtime(self.runtime)
             files = _exported(model, self.runtime)
             self._encode, self._search = (self._from_file(file) for file in files)
             return
+        if self.runtime == "cudagraph":
+            self._check_cudagraph()
         model.to(self.device, self.dtype)
         steps = [graphs[name].module for name in ("template", "search")]
         if self.runtime == "compile":
             steps = [torch.compile(step) for step in steps]  # type: ignore[misc]
         self._encode, self._search = (self._from_module(step) for step in steps)
+        if self.runtime == "cudagraph":
+            self._search = CudaGraphStep(steps[1], self.device, self.dtype)
 
     def set_template(self, template: Tensor) -> None:
         """Takes new targets; forgets the ones before.
@@ -91,26 +104,44 @@ class InferenceSession:
         """Compares search pictures with the templates.
 
         Args:
-            search: (B, 3, Hx, Wx), normalised; one for each template, or one for all.
+            search: (B, 3, Hx, Wx), normalised; one for each template, one for all, or many for one.
 
         Returns:
-            What `outputs` names, on the session's device; floating-point numbers are float32 on the CPU
-            runtimes.
+            What `outputs` names, on the session's device and in its dtype, or float32 from the CPU runtimes.
+            The next call of a `cudagraph` session overwrites them: clone what is to be kept.
 
         Raises:
             RuntimeError: No template is set.
+            ValueError: As many search pictures as templates, or one of either, are needed.
         """
         if self._state is None:
             raise RuntimeError("The session has no template yet: call set_template(template) first.")
-        if len(search) == 1 < len(self._state):
-            search = search.expand(len(self._state), -1, -1, -1)
-        return self._search(self._state, search)
+        state, templates, searches = self._state, len(self._state), len(search)
+        if templates != searches and 1 not in (templates, searches):
+            raise ValueError(
+                f"{searches} search pictures for {templates} templates: give one, or {templates}."
+            )
+        if templates < searches:
+            state = state.expand(searches, -1, -1, -1)
+        elif searches < templates:
+            search = search.expand(templates, -1, -1, -1)
+        return self._search(state, search)
 
-    def _check_cpu_runtime(self) -> None:
-        require("onnxruntime" if self.runtime == "onnx" else "openvino")
+    def _check_cpu_runtime(self, runtime: str) -> None:
+        require("onnxruntime" if runtime == "onnx" else "openvino")
         if self.device.type != "cpu":
-            raise ValueError(f"runtime={self.runtime!r} runs on a CPU here, not on device={self.device}.")
-        possible = (torch.float32, torch.bfloat16) if self.runtime == "openvino" else (torch.float32,)
+            raise ValueError(f"runtime={runtime!r} runs on a CPU here, not on device={self.device}.")
+        bfloat16 = (torch.bfloat16,) if runtime == "openvino" else ()
+        self._check_dtype(torch.float32, *bfloat16)
+
+    def _check_cudagraph(self) -> None:
+        if self.device.type != "cuda":
+            raise ValueError(f"runtime='cudagraph' runs on device='cuda', not on device={self.device}.")
+        if not torch.cuda.is_available():
+            raise RuntimeError("runtime='cudagraph' needs a CUDA GPU, and PyTorch finds none: take 'auto'.")
+        self._check_dtype(torch.float32, torch.float16, torch.bfloat16)
+
+    def _check_dtype(self, *possible: torch.dtype) -> None:
         if self.dtype not in possible:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in possible)
             raise ValueError(f"runtime={self.runtime!r} computes in {names}, not in dtype={self.dtype}.")
@@ -126,7 +157,7 @@ class InferenceSession:
         run = open_graph(path, self.dtype, torch.get_num_threads())
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-            arrays = (np.ascontiguousarray(t.float().numpy()) for t in inputs)
+            arrays = (np.ascontiguousarray(t.detach().float().cpu().numpy()) for t in inputs)
             return tuple(torch.from_numpy(array) for array in run(*arrays))
 
         return step

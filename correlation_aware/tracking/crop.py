@@ -38,8 +38,10 @@ class Crop:
     def cut(self, frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         """The pixels, (size, size, 3), bilinear; what lies outside the frame is black."""
         height, width = frame.shape[:2]
-        left, top = max(0, -self.x), max(0, -self.y)
-        right, bottom = max(0, self.x + self.side - width), max(0, self.y + self.side - height)
+        left, top, right, bottom = (  # how much of the crop lies outside, which may be all of it
+            min(max(0, over), self.side)
+            for over in (-self.x, -self.y, self.x + self.side - width, self.y + self.side - height)
+        )
         inner: Any = frame[
             self.y + top : self.y + self.side - bottom, self.x + left : self.x + self.side - right
         ]

@@ -2,9 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from correlation_aware import zoo
 from correlation_aware.models.track import TrackModel
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
+from correlation_aware.tracking.device_crop import cut_all, send, upload
 
 __all__ = ["DEFAULT_MODEL", "Timings", "TrackResult", "Tracker", "TrackerConfig", "create_tracker"]
 
@@ -68,7 +68,11 @@ class TrackResult:
 
 @dataclass
 class Timings:
-    """Seconds spent since `init`, summed over frames, by part."""
+    """Seconds spent since `init`, summed over frames, by part.
+
+    On a GPU `crop` and `model` are the seconds between events in its queue, and `post`, in which the results
+    come to the host, is the rest: nothing waits for the sake of a timing.
+    """
 
     crop: float = 0.0
     model: float = 0.0
@@ -111,6 +115,7 @@ class Tracker:
         mean, std = (torch.tensor(cfg[key], device=self.device) * 255 for key in ("mean", "std"))
         self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
         self._window = torch.empty(0, device=self.device)
+        self._cuts_on_device = self.device.type != "cpu"
         self._boxes = np.empty((0, 4))
         self._many = False
 
@@ -150,31 +155,39 @@ class Tracker:
             raise RuntimeError("The tracker has no target yet: call init(frame, box) first.")
         frame = as_rgb(frame)
         height, width = frame.shape[:2]
-        with self._timed("crop"):
-            boxes = [clip_box(b, height, width, self.config.margin) for b in self._boxes]
-            crops = [Crop.around(b, self._factors[1]) for b in boxes]
-            pixels = self._pixels(frame, crops, self._sizes[1])
-        with self._timed("model"):
-            cell_scores, cell_boxes = self.session(pixels)
-        with self._timed("post"):
-            sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
-            scores, places = self._best(cell_scores, cell_boxes, torch.from_numpy(sizes).to(self.device))
-            self._boxes = np.stack(
-                [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, places)]
+        began = time.perf_counter()
+        marks = [self._mark()]
+        boxes = [clip_box(b, height, width, self.config.margin) for b in self._boxes]
+        crops = [Crop.around(b, self._factors[1]) for b in boxes]
+        pixels = self._pixels(frame, crops, self._sizes[1])
+        marks.append(self._mark())
+        cell_scores, cell_boxes = self.session(pixels)
+        marks.append(self._mark())
+        sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
+        scores, places = self._best(cell_scores, cell_boxes, send(torch.from_numpy(sizes), self.device))
+        self._boxes = np.stack(
+            [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, places)]
+        )
+        results = [
+            TrackResult(
+                (float(x), float(y), float(w), float(h)), float(s), bool(s < self.config.lost_threshold)
             )
-            results = [
-                TrackResult(
-                    (float(x), float(y), float(w), float(h)), float(s), bool(s < self.config.lost_threshold)
-                )
-                for (x, y, w, h), s in zip(self._boxes, scores)
-            ]
+            for (x, y, w, h), s in zip(self._boxes, scores)
+        ]
+        crop, model = (_seconds(a, b) for a, b in pairwise(marks))
+        self.timings.crop += crop
+        self.timings.model += model
+        self.timings.post += time.perf_counter() - began - crop - model
         self.timings.frames += 1
         return results if self._many else results[0]
 
     def _pixels(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
         """(N, 3, size, size), normalised, on the model's device."""
-        cuts = torch.from_numpy(np.stack([crop.cut(frame, size) for crop in crops])).to(self.device)
-        return (cuts.permute(0, 3, 1, 2) - self._mean) / self._std
+        if self._cuts_on_device:
+            cuts = cut_all(*upload(frame, crops, self.device), size)
+        else:
+            cuts = torch.from_numpy(np.stack([crop.cut(frame, size) for crop in crops])).permute(0, 3, 1, 2)
+        return (cuts - self._mean) / self._std
 
     def _best(
         self, scores: Tensor, boxes: Tensor, sizes: Tensor
@@ -205,13 +218,20 @@ class Tracker:
         found = torch.cat([score, box], dim=1).cpu().numpy()
         return found[:, 0], found[:, 1:]
 
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        setattr(self.timings, part, getattr(self.timings, part) + time.perf_counter() - start)
+    def _mark(self) -> "float | torch.cuda.Event":
+        """A moment: of the clock, or in the queue of the GPU."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+def _seconds(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end) / 1000  # both are past: the results have come to the host
+    assert isinstance(start, float) and isinstance(end, float)
+    return end - start
 
 
 def _change(new: Tensor, old: Tensor) -> Tensor:
@@ -245,18 +265,20 @@ def create_tracker(
             warning, where it has none.
         device: `cpu`, `cuda`, ...; a GPU if there is one, by default.
         dtype: Of the computation, `torch.float32` by default.
-        runtime: `auto`, `eager`, `compile`, `onnx` or `openvino`, see `InferenceSession`.
+        runtime: `auto`, `eager`, `compile`, `cudagraph`, `onnx` or `openvino`, see `InferenceSession`.
         config: How to decide.
 
     Raises:
         ValueError: A model without a prediction head, an unknown name, a runtime that cannot be had.
         ModuleNotFoundError: The runtime is not installed.
+        RuntimeError: `cudagraph` without a GPU.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be had or that are damaged.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}.")
     if device is None:
-        device = "cuda" if torch.cuda.is_available() and runtime not in ("onnx", "openvino") else "cpu"
+        on_gpu = torch.cuda.is_available() and runtime not in ("onnx", "openvino")
+        device = "cuda" if on_gpu or runtime == "cudagraph" else "cpu"
     network: torch.nn.Module
     if isinstance(model, torch.nn.Module):
         network, described = model, "of the given model"
