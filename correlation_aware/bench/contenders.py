@@ -135,7 +135,6 @@ def first_line(error: BaseException) -> str:
 def _make(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
     if name != REFERENCE and name not in COMPILED:
         return _session(name, model, device, dtype)
-    set_backend("reference")
     network = _copy(model, device, dtype)
     run: Any = network
     if name in COMPILED:
@@ -147,10 +146,10 @@ def _make(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) 
 
 def _session(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
     runtime, backend = split_backend(name)
-    set_backend(backend)  # before anything is captured
     in_files = runtime in FILES
     network = _copy(model, device, torch.float32 if in_files else dtype)
-    session = InferenceSession(network, device, dtype, cast(Runtime, runtime))
+    with set_backend(backend):
+        session = InferenceSession(network, device, dtype, cast(Runtime, runtime))
 
     def pair(template: Tensor, search: Tensor) -> tuple[Tensor, ...]:
         session.set_template(template)

@@ -107,8 +107,9 @@ class InferenceSession:
             search: (B, 3, Hx, Wx), normalised; one for each template, one for all, or many for one.
 
         Returns:
-            What `outputs` names, on the session's device and in its dtype, or float32 from the CPU runtimes.
-            The next call of a `cudagraph` session overwrites them: clone what is to be kept.
+            What `outputs` names, on the session's device: scores and boxes in float32, features in its dtype
+            or, from `onnx` and `openvino`, in float32. The next call of a `cudagraph` session overwrites them:
+            clone what is to be kept.
 
         Raises:
             RuntimeError: No template is set.
