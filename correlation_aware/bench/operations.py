@@ -17,7 +17,7 @@ from correlation_aware.bench.contenders import REFERENCE, Skipped, first_line
 from correlation_aware.bench.machine import Ceilings
 from correlation_aware.bench.timing import Call, Captured, take_turns
 from correlation_aware.models import sbt
-from correlation_aware.ops import Backend, set_backend
+from correlation_aware.ops import Backend, get_backend, set_backend
 
 __all__ = ["FORMS", "OPERATIONS", "OperationRow", "bench_operation", "calls_of"]
 
@@ -182,7 +182,8 @@ def _times(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Milliseconds, and why some cannot be captured."""
     if device.type == "cpu":
-        turns = take_turns(calls, device, seconds, lambda name: set_backend(FORMS[name][0]))
+        with set_backend(get_backend()):  # which the forms change
+            turns = take_turns(calls, device, seconds, lambda name: set_backend(FORMS[name][0]))
         return {name: spent.median for name, spent in turns.items()}, {}
     captured, refused = {}, {}
     for name, call in calls.items():

@@ -107,8 +107,8 @@ class InferenceSession:
             search: (B, 3, Hx, Wx), normalised; one for each template, one for all, or many for one.
 
         Returns:
-            What `outputs` names, on the session's device: scores and boxes in float32, features in its dtype
-            or, from `onnx` and `openvino`, in float32. The next call of a `cudagraph` session overwrites them:
+            What `outputs` names, on the session's device: scores and boxes in float32, features in its dtype,
+            but in float32 from `onnx` and `openvino`. The next call of a `cudagraph` session overwrites them:
             clone what is to be kept.
 
         Raises:
