@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import correlation_aware as ca
+from correlation_aware.ops import set_backend
 from correlation_aware.runtime.session import InferenceSession
 from correlation_aware.tracking.clip import draw_clip
 
@@ -40,9 +41,21 @@ def test_replays_equal_eager_calls(model, dtype):
             session.set_template(template)
         for _ in range(2):
             for wanted, found in zip(eager(search), graph(search), strict=True):
-                assert found.dtype == dtype
+                assert found.dtype == wanted.dtype
                 torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
     assert len(graph._search._captured) == 3  # once per shape, whatever the template
+
+
+def test_kernels_are_captured(model):
+    with set_backend("triton"):
+        (graph,) = sessions(model, torch.float32, "cudagraph")
+        graph.set_template(picture(1, 64))
+        scores = graph(picture(1, 128, seed=1))[0].clone()
+        replayed = graph(picture(1, 128, seed=1))[0]
+    (eager,) = sessions(model, torch.float32, "eager")
+    eager.set_template(picture(1, 64))
+    torch.testing.assert_close(replayed, scores, rtol=0, atol=0)
+    torch.testing.assert_close(scores, eager(picture(1, 128, seed=1))[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_replay_neither_allocates_nor_waits(model):
