@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-__all__ = ["TRACKERS", "Contender", "Tracker", "prepare"]
+__all__ = ["TRACKERS", "Contender", "Tracker", "prepare", "stub_unused"]
 
 Frame = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -67,12 +67,17 @@ class Tracker:
     make: Callable[[Path, Path], tuple[Contender, Contender]]
 
 
+def stub_unused() -> None:
+    """Puts stubs where STARK and its forks import what is not installed and not needed."""
+    for name in UNUSED:
+        if importlib.util.find_spec(name.split(".")[0]) is None:
+            importlib.import_module("stubs").stub(name)
+
+
 def prepare(tracker: Tracker, checkout: Path) -> None:
     """Makes a checkout importable, where the folder of shims is on the path."""
     if tracker.shim == "shim_stark":
-        for name in UNUSED:
-            if importlib.util.find_spec(name.split(".")[0]) is None:
-                importlib.import_module("stubs").stub(name)
+        stub_unused()
     if tracker.shim:
         importlib.import_module(tracker.shim)
     os.chdir(checkout)

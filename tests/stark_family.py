@@ -23,16 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIMS = Path(os.environ.get("PEER_SHIMS", ROOT.parent / "shared" / "peers"))
 DATA = Path(os.environ.get("EVAL_DATA", ROOT.parent / "shared" / "data" / "eval"))
 SEQUENCE, FRAMES = "otb-crossing", 7
-OPTIONAL = (
-    "jpeg4py",
-    "lmdb",
-    "pycocotools.coco",
-    "tikzplotlib",
-    "pandas",
-    "visdom.server",
-    "yacs.config",
-    "wandb",
-)
 
 
 def run(checkout: Path, job: str, folder: Path, **options: Any) -> dict[str, Any]:
@@ -49,7 +39,7 @@ def run(checkout: Path, job: str, folder: Path, **options: Any) -> dict[str, Any
     if not DATA.is_dir():
         pytest.skip(f"{DATA} has no sequences: set EVAL_DATA")
     pytest.importorskip("easydict", reason="STARK's configuration is an EasyDict")
-    path = [str(p) for p in (ROOT, SHIMS, checkout)] + [os.environ.get("PYTHONPATH", "")]
+    path = [str(p) for p in (ROOT, ROOT / "benchmarks", SHIMS, checkout)] + [os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, str(checkout), job, str(folder), json.dumps(options)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""},
@@ -200,10 +190,7 @@ def make_actor(script: str, net: Any, cfg: Any, data: dict[str, Any]) -> Any:
 
 def prepare(checkout: Path, folder: Path) -> None:
     """Shim, stubs for what the jobs do not use, and the settings that each user writes for himself."""
-    stubs = importlib.import_module("stubs")
-    for name in OPTIONAL:
-        if importlib.util.find_spec(name.split(".")[0]) is None:
-            stubs.stub(name)
+    importlib.import_module("peer_trackers").stub_unused()
     shim = importlib.import_module("shim_stark")
     if (checkout / "lib" / "models" / "stark").is_dir():
         shim.no_pretrained()

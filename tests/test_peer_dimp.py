@@ -114,7 +114,7 @@ optimizer = torch.optim.Adam(
     lr=2e-4,
 )
 settings = SimpleNamespace(
-    env=SimpleNamespace(workspace_dir="../work"), use_gpu=False, project_path="ltr/dimp/sbt", device=None
+    env=SimpleNamespace(workspace_dir="../workspace"), use_gpu=False, project_path="ltr/dimp/sbt", device=None
 )
 trainer = BaseTrainer(actor, [], optimizer, settings)
 actor.train()
@@ -127,7 +127,7 @@ for step in range(10):
     curve.append(loss.item())
 missing = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
 trainer.save_checkpoint()
-again, _ = load_network("../work/checkpoints/ltr/dimp/sbt", backbone_pretrained=False)
+again, _ = load_network("../workspace/checkpoints/ltr/dimp/sbt", backbone_pretrained=False)
 same = all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values()))
 torch.save({"net": net.state_dict(), "constructor": net.constructor}, "../networks/dimp_sbt.pth.tar")
 print("RESULT", json.dumps({"losses": curve, "missing": missing, "same": same}))

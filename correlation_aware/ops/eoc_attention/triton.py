@@ -6,7 +6,7 @@ backward pass has no atomic adds: one kernel owns the queries' gradients, the ot
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,45 +21,52 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _stream(
-    program, programs0, blocks0, blocks1, queries0, queries1, keys0, keys1,
-    query_start1, key_start0, key_start1,
+def _picture(
+    along0, along1, batch0, queries0, queries1, keys0, keys1, key_start0, key_start1, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """What a program works on: block, number of queries and keys, first row of each in the packs."""
-    second = program >= programs0
-    local = program - tl.where(second, programs0, 0)
-    blocks = tl.where(second, blocks1, blocks0)
+    """What a program works on: block, number of queries and keys, first row of each in the packs.
+
+    Blocks are of queries or of keys: `along0` and `along1` are how many of them a picture of each stream has.
+    """
+    program = tl.program_id(0)
+    blocks0 = tl.cdiv(along0, BLOCK)
+    second = program >= batch0 * blocks0
+    local = program - tl.where(second, batch0 * blocks0, 0)
+    blocks = tl.where(second, tl.cdiv(along1, BLOCK), blocks0)
     queries, keys = tl.where(second, queries1, queries0), tl.where(second, keys1, keys0)
     picture = local // blocks
-    query_row = tl.where(second, query_start1, 0) + picture * queries
+    query_row = tl.where(second, batch0 * queries0, 0) + picture * queries
     key_row = tl.where(second, key_start1, key_start0) + picture * keys
     return local % blocks, queries, keys, query_row.to(tl.int64), key_row.to(tl.int64)
 
 
 @triton.jit
+def _tokens(first, index, count, WIDTH: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr):
+    """Where one head of a picture's tokens lies in a pack, and which of it is there."""
+    d = tl.arange(0, D)
+    at = (first + index)[:, None] * WIDTH + tl.program_id(1) * HEAD + d[None, :]
+    return at, (index < count)[:, None] & (d < HEAD)[None, :]
+
+
+@triton.jit
 def _forward(
     q, kv, out, lse, scale, total,
-    programs0, blocks0, blocks1, queries0, queries1, keys0, keys1, query_start1, key_start0, key_start1,
+    batch0, queries0, queries1, keys0, keys1, key_start0, key_start1,
     C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, queries, keys, query_row, key_row = _stream(
-        tl.program_id(0), programs0, blocks0, blocks1, queries0, queries1, keys0, keys1,
-        query_start1, key_start0, key_start1,
-    )  # fmt: skip
-    head = tl.program_id(1)
-    d = tl.arange(0, D)
+    block, queries, keys, query_row, key_row = _picture(
+        queries0, queries1, batch0, queries0, queries1, keys0, keys1, key_start0, key_start1, M
+    )
     m = block * M + tl.arange(0, M)
-    rows = (m < queries)[:, None] & (d < HEAD)[None, :]
-    at = (query_row + m)[:, None] * C + head * HEAD + d[None, :]
+    at, rows = _tokens(query_row, m, queries, C, HEAD, D)
     qs = tl.load(q + at, rows, 0.0)
     top = tl.full([M], -float("inf"), tl.float32)
     norm = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
     for start in range(0, keys, N):
         n = start + tl.arange(0, N)
-        columns = (n < keys)[:, None] & (d < HEAD)[None, :]
-        key = (key_row + n)[:, None] * (2 * C) + head * HEAD + d[None, :]
+        key, columns = _tokens(key_row, n, keys, 2 * C, HEAD, D)
         k = tl.load(kv + key, columns, 0.0)
         v = tl.load(kv + key + C, columns, 0.0)
         s = tl.dot(qs, tl.trans(k), input_precision=PRECISION) * scale
@@ -71,35 +78,31 @@ def _forward(
         acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         top = new
     tl.store(out + at, (acc / norm[:, None]).to(out.dtype.element_ty), rows)
-    tl.store(lse + head * total + query_row + m, top + tl.log2(norm), m < queries)
+    tl.store(lse + tl.program_id(1) * total + query_row + m, top + tl.log2(norm), m < queries)
 
 
 @triton.jit
 def _backward_queries(
     grad, q, kv, out, lse, delta, grad_q, scale, slope, total,
-    programs0, blocks0, blocks1, queries0, queries1, keys0, keys1, query_start1, key_start0, key_start1,
+    batch0, queries0, queries1, keys0, keys1, key_start0, key_start1,
     C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, queries, keys, query_row, key_row = _stream(
-        tl.program_id(0), programs0, blocks0, blocks1, queries0, queries1, keys0, keys1,
-        query_start1, key_start0, key_start1,
-    )  # fmt: skip
-    head = tl.program_id(1)
-    d = tl.arange(0, D)
+    block, queries, keys, query_row, key_row = _picture(
+        queries0, queries1, batch0, queries0, queries1, keys0, keys1, key_start0, key_start1, M
+    )
     m = block * M + tl.arange(0, M)
-    rows = (m < queries)[:, None] & (d < HEAD)[None, :]
-    at = (query_row + m)[:, None] * C + head * HEAD + d[None, :]
+    at, rows = _tokens(query_row, m, queries, C, HEAD, D)
+    one = tl.program_id(1) * total + query_row + m  # a number per head and query
     qs = tl.load(q + at, rows, 0.0)
     g = tl.load(grad + at, rows, 0.0)
-    norm = tl.load(lse + head * total + query_row + m, m < queries, 0.0)
+    norm = tl.load(lse + one, m < queries, 0.0)
     mean = tl.sum(g.to(tl.float32) * tl.load(out + at, rows, 0.0).to(tl.float32), 1)
-    tl.store(delta + head * total + query_row + m, mean, m < queries)
+    tl.store(delta + one, mean, m < queries)
     acc = tl.zeros([M, D], tl.float32)
     for start in range(0, keys, N):
         n = start + tl.arange(0, N)
-        columns = (n < keys)[:, None] & (d < HEAD)[None, :]
-        key = (key_row + n)[:, None] * (2 * C) + head * HEAD + d[None, :]
+        key, columns = _tokens(key_row, n, keys, 2 * C, HEAD, D)
         k = tl.load(kv + key, columns, 0.0)
         v = tl.load(kv + key + C, columns, 0.0)
         s = tl.dot(qs, tl.trans(k), input_precision=PRECISION) * scale
@@ -112,31 +115,27 @@ def _backward_queries(
 @triton.jit
 def _backward_keys(
     grad, q, kv, lse, delta, grad_kv, scale, slope, total,
-    programs0, blocks0, blocks1, queries0, queries1, keys0, keys1, query_start1, key_start0, key_start1,
+    batch0, queries0, queries1, keys0, keys1, key_start0, key_start1,
     C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, queries, keys, query_row, key_row = _stream(
-        tl.program_id(0), programs0, blocks0, blocks1, queries0, queries1, keys0, keys1,
-        query_start1, key_start0, key_start1,
-    )  # fmt: skip
-    head = tl.program_id(1)
-    d = tl.arange(0, D)
+    block, queries, keys, query_row, key_row = _picture(
+        keys0, keys1, batch0, queries0, queries1, keys0, keys1, key_start0, key_start1, N
+    )
     n = block * N + tl.arange(0, N)
-    columns = (n < keys)[:, None] & (d < HEAD)[None, :]
-    key = (key_row + n)[:, None] * (2 * C) + head * HEAD + d[None, :]
+    key, columns = _tokens(key_row, n, keys, 2 * C, HEAD, D)
     k = tl.load(kv + key, columns, 0.0)
     v = tl.load(kv + key + C, columns, 0.0)
     grad_k = tl.zeros([N, D], tl.float32)
     grad_v = tl.zeros([N, D], tl.float32)
     for start in range(0, queries, M):
         m = start + tl.arange(0, M)
-        rows = (m < queries)[:, None] & (d < HEAD)[None, :]
-        at = (query_row + m)[:, None] * C + head * HEAD + d[None, :]
+        at, rows = _tokens(query_row, m, queries, C, HEAD, D)
+        one = tl.program_id(1) * total + query_row + m
         qs = tl.load(q + at, rows, 0.0)
         g = tl.load(grad + at, rows, 0.0)
-        norm = tl.load(lse + head * total + query_row + m, m < queries, 0.0)
-        mean = tl.load(delta + head * total + query_row + m, m < queries, 0.0)
+        norm = tl.load(lse + one, m < queries, 0.0)
+        mean = tl.load(delta + one, m < queries, 0.0)
         s = tl.dot(k, tl.trans(qs), input_precision=PRECISION) * scale  # N, M
         p = tl.where((m < queries)[None, :], tl.exp2(s - norm[None, :]), 0.0)
         grad_v += tl.dot(p.to(g.dtype), g, input_precision=PRECISION)
@@ -146,56 +145,54 @@ def _backward_keys(
     tl.store(grad_kv + key + C, grad_v.to(grad_kv.dtype.element_ty), columns)
 
 
-def _pairs(query_shapes: Sequence[int], key_shapes: Sequence[int], cross: bool) -> dict[str, int]:
-    """Numbers of queries and keys a picture, and where they start; stream 1 is empty if there is only one."""
-    (b0, h0, w0), (b1, h1, w1) = streams(query_shapes)
-    (c0, i0, j0), (c1, i1, j1) = streams(key_shapes)
-    keys, starts = [i0 * j0, i1 * j1], [0, c0 * i0 * j0]
-    if cross and len(key_shapes) > 3:
-        keys, starts, c0, c1 = keys[::-1], starts[::-1], c1, c0
-    assert (b0, b1) == (c0, c1), "batches of queries and keys that meet are equal"
-    return {
-        "batch0": b0,
-        "batch1": b1,
-        "queries0": h0 * w0,
-        "queries1": h1 * w1,
-        "keys0": keys[0],
-        "keys1": keys[1],
-        "query_start1": b0 * h0 * w0,
-        "key_start0": starts[0],
-        "key_start1": starts[1],
-    }
+class _Pairs(NamedTuple):
+    """Which queries meet which keys: each stream's pictures, queries and keys of one, first row of its keys.
+
+    Where there is one stream the second has no picture.
+    """
+
+    batch: tuple[int, int]
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    key_start: tuple[int, int]
+
+    @classmethod
+    def of(cls, query_shapes: Sequence[int], key_shapes: Sequence[int], cross: bool) -> "_Pairs":
+        (b0, h0, w0), (b1, h1, w1) = streams(query_shapes)
+        (c0, i0, j0), (c1, i1, j1) = streams(key_shapes)
+        batch, keys, start = (c0, c1), (i0 * j0, i1 * j1), (0, c0 * i0 * j0)
+        if cross and len(key_shapes) > 3:
+            batch, keys, start = batch[::-1], keys[::-1], start[::-1]
+        assert (b0, b1) == batch, "batches of queries and keys that meet are equal"
+        return cls(batch, (h0 * w0, h1 * w1), keys, start)
+
+    def programs(self, along: tuple[int, int], block: int) -> int:
+        """Blocks of queries or keys in all pictures."""
+        return sum(batch * triton.cdiv(count, block) for batch, count in zip(self.batch, along))
 
 
-def _launch(
-    kernel: Any, tensors: Sequence[Tensor], scales: Sequence[float], q: Tensor, heads: int,
-    pairs: dict[str, int], along: str, block: int,
-) -> None:  # fmt: skip
-    """Runs a kernel with one program a block of `along` (queries or keys), picture and head."""
+def _numbers(q: Tensor, heads: int, pairs: _Pairs) -> dict[str, Any]:
+    """What all kernels take besides tensors and scales."""
     dim = q.shape[1] // heads
-    counts = {name: value for name, value in pairs.items() if not name.startswith("batch")}
-    blocks = [triton.cdiv(pairs[f"{along}{i}"], block) for i in (0, 1)]
-    programs = [pairs[f"batch{i}"] * blocks[i] for i in (0, 1)]
-    kernel[(sum(programs), heads)](
-        *tensors,
-        *scales,
-        len(q),
-        programs0=programs[0],
-        blocks0=blocks[0],
-        blocks1=blocks[1],
-        **counts,
-        C=q.shape[1],
-        HEAD=dim,
-        D=max(16, triton.next_power_of_2(dim)),
-        **_tile(q),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # of float32 alone; others have one way
-    )
-
-
-def _tile(q: Tensor) -> dict[str, int]:
-    """Queries and keys a block, and warps; products of float32 need more registers."""
+    # queries and keys a block, and warps; products of float32 need more registers
     m, n, warps = (32, 32, 8) if q.dtype == torch.float32 else (64, 64, 4)
-    return {"M": m, "N": n, "num_warps": warps}
+    return {
+        "total": len(q),
+        "batch0": pairs.batch[0],
+        "queries0": pairs.queries[0],
+        "queries1": pairs.queries[1],
+        "keys0": pairs.keys[0],
+        "keys1": pairs.keys[1],
+        "key_start0": pairs.key_start[0],
+        "key_start1": pairs.key_start[1],
+        "C": q.shape[1],
+        "HEAD": dim,
+        "D": max(16, triton.next_power_of_2(dim)),
+        "M": m,
+        "N": n,
+        "num_warps": warps,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",  # of float32 alone; others have one way
+    }
 
 
 SHAPES = "int heads, SymInt[] query_shapes, SymInt[] key_shapes, bool cross"  # the end of both schemas
@@ -219,8 +216,9 @@ def eoc_attention(
     out = torch.empty_like(q)
     lse = torch.empty(heads, len(q), dtype=torch.float32, device=q.device)
     scale = (q.shape[1] // heads) ** -0.5 * LOG2_E
-    pairs = _pairs(query_shapes, key_shapes, cross)
-    _launch(_forward, (q, kv, out, lse), (scale,), q, heads, pairs, "queries", _tile(q)["M"])
+    pairs = _Pairs.of(query_shapes, key_shapes, cross)
+    numbers = _numbers(q, heads, pairs)
+    _forward[pairs.programs(pairs.queries, numbers["M"]), heads](q, kv, out, lse, scale, **numbers)
     return out, lse
 
 
@@ -255,20 +253,13 @@ def _eoc_attention_backward(
     grad, q, kv = grad.contiguous(), q.contiguous(), kv.contiguous()
     grad_q, grad_kv, delta = torch.empty_like(q), torch.empty_like(kv), torch.empty_like(lse)
     slope = (q.shape[1] // heads) ** -0.5
-    scales = (slope * LOG2_E, slope)
-    pairs = _pairs(query_shapes, key_shapes, cross)
-    tile = _tile(q)
-    _launch(
-        _backward_queries,
-        (grad, q, kv, out, lse, delta, grad_q),
-        scales,
-        q,
-        heads,
-        pairs,
-        "queries",
-        tile["M"],
-    )
-    _launch(_backward_keys, (grad, q, kv, lse, delta, grad_kv), scales, q, heads, pairs, "keys", tile["N"])
+    scales = slope * LOG2_E, slope
+    pairs = _Pairs.of(query_shapes, key_shapes, cross)
+    numbers = _numbers(q, heads, pairs)
+    by_queries = pairs.programs(pairs.queries, numbers["M"]), heads
+    _backward_queries[by_queries](grad, q, kv, out, lse, delta, grad_q, *scales, **numbers)
+    by_keys = pairs.programs(pairs.keys, numbers["N"]), heads
+    _backward_keys[by_keys](grad, q, kv, lse, delta, grad_kv, *scales, **numbers)
     return grad_q, grad_kv
 
 
