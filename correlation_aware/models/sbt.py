@@ -30,6 +30,7 @@ from correlation_aware.ops import (
     dwconv_gelu,
     eoc_attention,
     gather_patches,
+    linear,
     pack,
     unpack,
 )
@@ -143,6 +144,13 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
+class Linear(nn.Linear):
+    """A linear layer of packed tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return linear(tokens, self.weight, self.bias)
+
+
 class PatchEmbed(nn.Module):
     """Convolution and LayerNorm that open a stage; the convolution runs per stream, the norm once."""
 
@@ -167,9 +175,9 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int, conv: bool, relu: bool) -> None:
         super().__init__()
         self.relu = relu  # before the convolution; PVTv2 has it beside pooled attention
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if conv else None
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, tokens: Tensor, shapes: Sequence[Shape]) -> Tensor:
         tokens = self.fc1(tokens)  # T, hidden
@@ -189,11 +197,11 @@ class EoCAttention(nn.Module):
         self.heads = heads
         self.kind = kind
         self.sr_ratio = sr_ratio if kind == "spatial_reduction" else 1
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, dim)
         if self.sr_ratio > 1 or kind == "pooled":
-            self.sr = nn.Linear(
+            self.sr = Linear(
                 dim * self.sr_ratio**2, dim
             )  # a convolution with kernel = stride, on gathered patches
             self.norm = nn.LayerNorm(dim, eps=1e-5)

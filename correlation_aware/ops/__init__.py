@@ -2,7 +2,7 @@
 
 An operation is a folder: `reference.py` is its definition and runs everywhere, `triton.py` computes the same
 on a CUDA GPU in one launch for both streams and is imported at its first use. Nothing is compiled at install
-or at import.
+or at import. `linear.py` chooses the library that multiplies on a CPU.
 """
 
 from correlation_aware.ops.add_layer_norm import add_layer_norm
@@ -10,6 +10,7 @@ from correlation_aware.ops.backend import BACKENDS, Backend, get_backend, set_ba
 from correlation_aware.ops.dwconv_gelu import dwconv_gelu
 from correlation_aware.ops.eoc_attention import eoc_attention
 from correlation_aware.ops.gather_patches import gather_patches
+from correlation_aware.ops.linear import linear
 from correlation_aware.ops.packed import Shape, pack, unpack
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "eoc_attention",
     "gather_patches",
     "get_backend",
+    "linear",
     "pack",
     "set_backend",
     "unpack",

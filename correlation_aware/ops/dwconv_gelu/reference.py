@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,4 +16,7 @@ def dwconv_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[S
         F.conv2d(m.permute(0, 3, 1, 2), weight, bias, padding=1, groups=weight.shape[0]).permute(0, 2, 3, 1)
         for m in unpack(tokens, shapes)
     ]
-    return F.gelu(pack(maps)[0])
+    mixed, _ = pack(maps)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.gelu(mixed)
+    return torch.ops.aten.gelu_(mixed)  # fresh memory for the result would cost a CPU as much as the GELU

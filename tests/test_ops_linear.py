@@ -1,0 +1,80 @@
+"""The linear layer, whichever library multiplies."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from correlation_aware import ops
+from correlation_aware.models.sbt import Linear
+from correlation_aware.ops.linear import X86
+
+needs_onednn = pytest.mark.skipif(
+    not (X86 and torch.backends.mkldnn.is_available()), reason="oneDNN is for x86 CPUs"
+)
+
+
+class Called(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **kwargs or {})
+
+
+def operands(rows, inputs, outputs, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(rows)
+    shapes = (rows, inputs), (outputs, inputs), (outputs,)
+    return [torch.randn(*shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def convolves(tokens, weight, bias):
+    with Called() as called:
+        ops.linear(tokens, weight, bias)
+    return "convolution" in called.names
+
+
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 32, 64), (7, 33, 1), (320, 1, 17), (1280, 320, 640)])
+def test_outputs_and_gradients_are_those_of_a_linear_layer(rows, inputs, outputs):
+    leaves = operands(rows, inputs, outputs)
+    upstream = torch.randn(outputs, rows, generator=torch.Generator().manual_seed(1)).T  # not contiguous
+    found = ops.linear(*leaves)
+    assert found.shape == (rows, outputs) and found.is_contiguous()
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    wanted = F.linear(*exact)
+    results = zip(
+        [found, *torch.autograd.grad(found, leaves, upstream)],
+        [wanted, *torch.autograd.grad(wanted, exact, upstream.double())],
+    )
+    for ours, theirs in results:  # float32 sums of up to 1280 products
+        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
+
+
+def test_takes_tokens_that_do_not_lie_close():
+    tokens, weight, bias = operands(40, 24, 16)
+    for view in (tokens[::2], tokens[8:], tokens.T.contiguous().T):
+        torch.testing.assert_close(ops.linear(view, weight, bias), F.linear(view, weight, bias))
+    maps = tokens.view(2, 4, 5, 24)
+    torch.testing.assert_close(ops.linear(maps, weight, None), F.linear(maps, weight))
+
+
+@needs_onednn
+def test_eager_float32_on_a_cpu_goes_through_onednn():
+    assert convolves(*operands(64, 32, 32))
+
+
+def test_everything_else_is_the_reference(monkeypatch):
+    assert not convolves(*operands(64, 32, 32, torch.bfloat16))
+    with ops.set_backend("reference"):
+        assert not convolves(*operands(64, 32, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not convolves(*operands(64, 32, 32))
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert not convolves(*operands(64, 32, 32))
+    monkeypatch.undo()
+    program = torch.export.export(Linear(32, 32), (torch.zeros(64, 32),))
+    assert "linear" in program.graph_module.code and "conv" not in program.graph_module.code
