@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# All that has to be shown on a CUDA GPU, in one call of at most nine minutes, from a checkout, without a network:
+# All that has to be shown on a CUDA GPU, in one call of under eight minutes, from a checkout, without a network:
 #
 #     benchmarks/run_gpu.sh [PART...]        # tests models train ops tracker sanitizer; all by default
 #
 # Logs and figures go to $OUT (runs/gpu), the table of targets is printed last. What a part has measured when its
 # time is over is kept. Variables:
 #     OUT        folder of the results
-#     LIMIT      seconds for everything, 520
+#     LIMIT      seconds for everything, 460
 #     CONTENDER  module:function of the code to be compared with at batch 1; its folder belongs on PYTHONPATH
 #     DEVICE     cuda; with cpu the script itself can be tried, on tiny models
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-OUT=${OUT:-runs/gpu} LIMIT=${LIMIT:-520} DEVICE=${DEVICE:-cuda} CONTENDER=${CONTENDER:-}
+OUT=${OUT:-runs/gpu} LIMIT=${LIMIT:-460} DEVICE=${DEVICE:-cuda} CONTENDER=${CONTENDER:-}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET
 mkdir -p "$OUT"

@@ -38,7 +38,9 @@ def convolves(tokens, weight, bias):
     return "convolution" in called.names
 
 
-@pytest.mark.parametrize("rows, inputs, outputs", [(1, 32, 64), (7, 33, 1), (320, 1, 17), (1280, 320, 640)])
+@pytest.mark.parametrize(
+    "rows, inputs, outputs", [(1, 32, 64), (20481, 1, 7), (641, 33, 1), (1280, 320, 640)]
+)
 def test_outputs_and_gradients_are_those_of_a_linear_layer(rows, inputs, outputs):
     leaves = operands(rows, inputs, outputs)
     upstream = torch.randn(outputs, rows, generator=torch.Generator().manual_seed(1)).T  # not contiguous
@@ -50,31 +52,32 @@ def test_outputs_and_gradients_are_those_of_a_linear_layer(rows, inputs, outputs
         [found, *torch.autograd.grad(found, leaves, upstream)],
         [wanted, *torch.autograd.grad(wanted, exact, upstream.double())],
     )
-    for ours, theirs in results:  # float32 sums of up to 1280 products
-        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
+    for ours, theirs in results:  # float32 sums of up to 20481 numbers; F.linear has up to 4e-6 itself
+        assert (ours - theirs).norm() <= 5e-6 * theirs.norm()
 
 
 def test_takes_tokens_that_do_not_lie_close():
-    tokens, weight, bias = operands(40, 24, 16)
-    for view in (tokens[::2], tokens[8:], tokens.T.contiguous().T):
+    tokens, weight, bias = operands(2000, 24, 16)
+    for view in (tokens[::2], tokens[800:], tokens.T.contiguous().T):
         torch.testing.assert_close(ops.linear(view, weight, bias), F.linear(view, weight, bias))
-    maps = tokens.view(2, 4, 5, 24)
+    maps = tokens.view(2, 25, 40, 24)
     torch.testing.assert_close(ops.linear(maps, weight, None), F.linear(maps, weight))
 
 
 @needs_onednn
 def test_eager_float32_on_a_cpu_goes_through_onednn():
-    assert convolves(*operands(64, 32, 32))
+    assert convolves(*operands(1024, 32, 32))
 
 
 def test_everything_else_is_the_reference(monkeypatch):
-    assert not convolves(*operands(64, 32, 32, torch.bfloat16))
+    assert not convolves(*operands(1024, 32, 32, torch.bfloat16))
+    assert not convolves(*operands(16, 32, 32))
     with ops.set_backend("reference"):
-        assert not convolves(*operands(64, 32, 32))
+        assert not convolves(*operands(1024, 32, 32))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not convolves(*operands(64, 32, 32))
+        assert not convolves(*operands(1024, 32, 32))
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    assert not convolves(*operands(64, 32, 32))
+    assert not convolves(*operands(1024, 32, 32))
     monkeypatch.undo()
-    program = torch.export.export(Linear(32, 32), (torch.zeros(64, 32),))
+    program = torch.export.export(Linear(32, 32), (torch.zeros(1024, 32),))
     assert "linear" in program.graph_module.code and "conv" not in program.graph_module.code

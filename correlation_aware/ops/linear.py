@@ -11,6 +11,7 @@ from correlation_aware.ops.backend import get_backend
 __all__ = ["linear"]
 
 X86 = platform.machine() in ("x86_64", "AMD64")
+FEWEST = 20480  # numbers; PyTorch gives smaller pictures to its own slow convolution
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -29,7 +30,8 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if _through_onednn(tokens):
         pixels = tokens.reshape(1, 1, -1, weight.shape[1]).permute(0, 3, 1, 2)  # 1, C, 1, T, channels-last
-        found = F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+        # a single point cannot dilate, but it is what makes PyTorch take oneDNN with one thread, too
+        found = F.conv2d(pixels, weight[:, :, None, None], bias, dilation=2).permute(0, 2, 3, 1)
         return found.reshape(*tokens.shape[:-1], weight.shape[0])
     return F.linear(tokens, weight, bias)
 
@@ -40,6 +42,7 @@ def _through_onednn(tokens: Tensor) -> bool:
         and tokens.dtype == torch.float32
         and tokens.device.type == "cpu"
         and X86
+        and tokens.numel() > FEWEST
         and get_backend() == "auto"
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled

@@ -139,6 +139,8 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
         (ort,) = require("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        # a thread that waits busily takes a core from the other graph and from the cropping
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [item.name for item in session.get_inputs()]
         return lambda *arrays: session.run(None, dict(zip(names, arrays)))
