@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that has to be shown on a CUDA GPU, in one call of under eight minutes, from a checkout, without a network:
 #
-#     benchmarks/run_gpu.sh [PART...]        # tests models train ops tracker sanitizer; all by default
+#     benchmarks/run_gpu.sh [PART...]        # tests sanitizer models tracker train ops; all by default
 #
 # Logs and figures go to $OUT (runs/gpu), the table of targets is printed last. What a part has measured when its
 # time is over is kept. Variables:
@@ -18,7 +18,7 @@ unset TRITON_INTERPRET
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 parts=("$@")
-[ $# -gt 0 ] || parts=(tests models train ops tracker sanitizer)
+[ $# -gt 0 ] || parts=(tests sanitizer models tracker train ops)
 
 python3 - "$DEVICE" <<'PYTHON' || exit 1
 import importlib.util
@@ -68,34 +68,34 @@ against=()
 for part in "${parts[@]}"; do
     case $part in
     tests)
-        limit tests 120 python3 -m pytest -q -x -m "not slow" $tests ;;
+        limit tests 110 python3 -m pytest -q --maxfail=20 -m "not slow" $tests ;;
     ops)
         limit ops_light 60 bash -c "bench ops $light --batch $few --dtype bfloat16 --forms $forms --json '$OUT/ops_light.json'"
-        limit ops_base 90 bash -c "bench ops $base --batch $many --dtype bfloat16 --forms $forms --json '$OUT/ops_base.json'" ;;
+        limit ops_base 60 bash -c "bench ops $base --batch $many --dtype bfloat16 --forms $forms --json '$OUT/ops_base.json'" ;;
     models)
         for model in $light $base; do
-            limit "model_$model" 140 bash -c "bench model $model --batch $few,$many --dtype bfloat16 --no-encoded \
+            limit "model_$model" 120 bash -c "bench model $model --batch $few,$many --dtype bfloat16 --no-encoded \
                 --contenders '$contenders' --weights random --seconds $seconds --json '$OUT/model_$model.json' ${against[*]}"
         done ;;
     train)
         for step in $steps; do
             for model in $train; do
-                limit "train_${model}_$step" 60 bash -c "bench train $model --batch $many --dtype bfloat16 \
+                limit "train_${model}_$step" 40 bash -c "bench train $model --batch $many --dtype bfloat16 \
                     --contenders $step --seconds $seconds --json '$OUT/train_${model}_$step.json'"
             done
         done ;;
     tracker)
-        limit tracker 40 bash -c "bench tracker $light --targets 1,2,4,8 --dtype bfloat16 --runtimes '$runtimes' \
+        limit tracker 30 bash -c "bench tracker $light --targets 1,2,4,8 --dtype bfloat16 --runtimes '$runtimes' \
             --json '$OUT/tracker.json'" ;;
     sanitizer)
         if command -v compute-sanitizer > /dev/null; then
-            limit sanitizer 150 compute-sanitizer --tool memcheck --error-exitcode 9 \
+            limit sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 \
                 python3 benchmarks/touch_kernels.py
         else
             echo "== sanitizer: there is no compute-sanitizer here"
         fi ;;
     *)
-        echo "There is no part $part; there are tests, models, train, ops, tracker, sanitizer."
+        echo "There is no part $part; there are tests, sanitizer, models, tracker, train, ops."
         exit 2 ;;
     esac
 done

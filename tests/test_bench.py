@@ -19,6 +19,7 @@ from correlation_aware.bench.machine import Ceilings, describe, measure_ceilings
 from correlation_aware.bench.models import bench_model, load
 from correlation_aware.bench.operations import bench_operation, calls_of
 from correlation_aware.bench.pictures import drawn_pairs, real_pairs
+from correlation_aware.bench.plot import plot_reports
 from correlation_aware.bench.timing import take_turns
 from correlation_aware.bench.tracking import bench_tracker
 from correlation_aware.bench.training import bench_training
@@ -232,6 +233,37 @@ def test_training_and_tracker():
     row = found[2][0]
     assert min(row.crop, row.model, row.post) > 0
     assert row.targets_per_second == pytest.approx(2 * row.frames_per_second)
+
+
+def test_reports_become_a_picture(tmp_path, small_ceilings):
+    pytest.importorskip("matplotlib")
+
+    def run(*words):
+        return CliRunner().invoke(app, ["bench", *words])
+
+    plot = ["plot", "--out", str(tmp_path / "plot.png")]
+    timed = ["--device", "cpu", "--contenders", "eager", "--seconds", "0.01", "--no-encoded", "--json"]
+    for name, varied in {
+        "models": ["sbt_test", "sbt_test_track"],
+        "batches": ["sbt_test", "--batch", "1,3"],
+        "pictures": ["sbt_test", "--search-size", "64,96"],
+        "nothing": ["sbt_test"],
+    }.items():
+        result = run("model", *varied, *timed, str(tmp_path / name))
+        assert result.exit_code == 0, result.output
+    tracked = {"runtime": "eager", "dtype": "float32", "frames_per_second": 20.0}
+    rows = [tracked | {"targets": targets} for targets in (1, 2)]
+    (tmp_path / "targets").write_text(json.dumps({"benchmark": "tracker", "command": [], "rows": rows}))
+    result = run(*plot, *(str(tmp_path / name) for name in ("models", "batches", "pictures", "targets")))
+    assert result.exit_code == 0, result.output
+    height, width, _ = cv2.imread(str(tmp_path / "plot.png")).shape
+    assert width == 4 * height  # a square panel each
+
+    with pytest.raises(ValueError, match="Nothing varies"):
+        plot_reports([json.loads((tmp_path / "nothing").read_text())], tmp_path / "no.png")
+    with pytest.raises(ValueError, match="bench ops"):
+        plot_reports([{"benchmark": "ops"}], tmp_path / "no.png")
+    assert not (tmp_path / "no.png").exists()
 
 
 def test_the_command(tmp_path, small_ceilings):

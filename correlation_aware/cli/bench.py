@@ -1,19 +1,19 @@
 """`correlation-aware bench`: how fast it is here, against what, and against what the machine could do."""
 
 import itertools
-from collections.abc import Sequence
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from correlation_aware.cli.bench_report import Run, as_ms, dtype_name, parse_counts, print_table
+from correlation_aware.cli.bench_report import Run, as_ms, dtype_name, parse_counts, print_case, print_table
 from correlation_aware.cli.track import Device, console
 
 if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
     from correlation_aware.bench.contenders import Skipped
-    from correlation_aware.bench.models import Case, Row
     from correlation_aware.bench.operations import OperationRow
 
 __all__ = ["app"]
@@ -132,7 +132,7 @@ def model(
             encoded=encoded,
             seconds=seconds,
         ):
-            _print_case(case)
+            print_case(case)
             cases.append(asdict(case))
             run.write(as_json, {"cases": cases})
 
@@ -289,30 +289,18 @@ def tracker(
     run.write(as_json, {"model": model, "rows": [asdict(row) for row in rows]})
 
 
-def _print_case(case: "Case") -> None:
-    weights = next(iter(case.bytes.values()))
-    title = (
-        f"{case.model}, batch {case.batch}, {case.search_size} px: "
-        f"{case.profile.params / 1e6:.2f} M parameters, "
-        f"{case.profile.macs / 1e9:.2f} GMACs a pair, {case.profile.cached_macs / 1e9:.2f} cached, "
-        f"{weights / 1e6:.1f} MB a call ({next(iter(case.bytes))}); weights {case.weights}; "
-        f"outputs compared on {case.pictures} pictures"
-    )
-    headings = ("", "dtype", "template", "ms", "p99", "pairs/s", "speed", "roofline", "differs", "argmax")
-    print_table(title, headings, [_cells(row) for row in case.rows], case.skipped)
-    console.print(f"1x is {case.against}", style="dim")
+@app.command()
+def plot(
+    reports: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", exists=True, dir_okay=False, help="Of `bench model` and `bench tracker`."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="Picture to write.")],
+) -> None:
+    """Draws reports: a panel for each of models, batch, search size and targets that varies in one."""
+    from correlation_aware.bench.plot import plot_reports
 
-
-def _cells(row: "Row") -> Sequence[str]:
-    return (
-        row.contender,
-        row.dtype,
-        row.template,
-        as_ms(row.times.median),
-        as_ms(row.times.p99),
-        f"{row.pairs_per_second:.1f}",
-        f"{row.speedup:.2f}x",
-        f"{100 * row.roofline_share:.1f} %",
-        "" if row.difference is None else f"{row.difference:.1e}",
-        "" if row.argmax_kept is None else f"{100 * row.argmax_kept:.0f} %",
-    )
+    plot_reports([json.loads(path.read_text(encoding="utf-8")) for path in reports], out)
+    console.print(f"The plot is {escape(str(out))}")

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from correlation_aware.bench.contenders import Skipped
     from correlation_aware.bench.machine import Ceilings
+    from correlation_aware.bench.models import Case, Row
 
-__all__ = ["Run", "as_ms", "dtype_name", "parse_counts", "parse_dtype", "print_table"]
+__all__ = ["Run", "as_ms", "dtype_name", "parse_counts", "parse_dtype", "print_case", "print_table"]
 
 
 class Run:
@@ -105,6 +106,36 @@ def print_table(
             f"[yellow]without {escape(out.name)} {dtype_name(out.dtype)}:[/] {escape(out.reason)}",
             style="dim",
         )
+
+
+def print_case(case: "Case") -> None:
+    """Prints a model at one batch size."""
+    weights = next(iter(case.bytes.values()))
+    title = (
+        f"{case.model}, batch {case.batch}, {case.search_size} px: "
+        f"{case.profile.params / 1e6:.2f} M parameters, "
+        f"{case.profile.macs / 1e9:.2f} GMACs a pair, {case.profile.cached_macs / 1e9:.2f} cached, "
+        f"{weights / 1e6:.1f} MB a call ({next(iter(case.bytes))}); weights {case.weights}; "
+        f"outputs compared on {case.pictures} pictures"
+    )
+    headings = ("", "dtype", "template", "ms", "p99", "pairs/s", "speed", "roofline", "differs", "argmax")
+    print_table(title, headings, [_cells(row) for row in case.rows], case.skipped)
+    console.print(f"1x is {case.against}", style="dim")
+
+
+def _cells(row: "Row") -> Sequence[str]:
+    return (
+        row.contender,
+        row.dtype,
+        row.template,
+        as_ms(row.times.median),
+        as_ms(row.times.p99),
+        f"{row.pairs_per_second:.1f}",
+        f"{row.speedup:.2f}x",
+        f"{100 * row.roofline_share:.1f} %",
+        "" if row.difference is None else f"{row.difference:.1e}",
+        "" if row.argmax_kept is None else f"{100 * row.argmax_kept:.0f} %",
+    )
 
 
 def as_ms(milliseconds: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from correlation_aware.evaluation.one_pass import SequenceResult
+from correlation_aware.runtime.export import require
 
 __all__ = ["HIT", "Reliability", "fit_calibration", "plot_reliability", "reliability", "scored_frames"]
 
@@ -101,11 +102,8 @@ def plot_reliability(found: Reliability, path: str | Path, title: str = "") -> N
     Raises:
         ModuleNotFoundError: matplotlib is not installed; the message says how to get it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("A plot needs matplotlib: pip install correlation_aware[viz]") from error
-    figure = Figure(figsize=(5, 5.5), layout="constrained")
+    (figures,) = require("matplotlib.figure")
+    figure = figures.Figure(figsize=(5, 5.5), layout="constrained")
     curve, frames = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     bins = len(found.count)
     centres = (np.arange(bins) + 0.5) / bins

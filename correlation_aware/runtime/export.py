@@ -32,7 +32,13 @@ TOLERANCE = (
     1e-3  # largest difference, relative to the largest number; float32 in another order gives about 1e-5
 )
 TRIALS = ((0, 1), (1, 2), (2, 3))  # seeds and batches of the comparison
-EXTRAS = {"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "openvino": "openvino"}
+EXTRAS = {
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "openvino": "openvino",
+    "matplotlib": "viz",
+}
 
 Run = Callable[..., Sequence[np.ndarray]]
 

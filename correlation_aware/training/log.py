@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from correlation_aware.runtime.export import require
 from correlation_aware.weights import write_text
 
 __all__ = ["Means", "RunLog", "plot_log", "read_log"]
@@ -91,13 +92,10 @@ def plot_log(records: Sequence[dict[str, Any]], path: str | Path) -> None:
     """
     if not records:
         raise ValueError("The log has no record. Is this the folder of a run that has begun?")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("A plot needs matplotlib: pip install correlation_aware[viz]") from error
+    (figures,) = require("matplotlib.figure")
     names = list(dict.fromkeys(name for r in records for name in r if name not in ("step", "seconds")))
     columns = min(3, len(names))
-    figure = Figure(figsize=(4 * columns, 2.4 * -(-len(names) // columns)), layout="constrained")
+    figure = figures.Figure(figsize=(4 * columns, 2.4 * -(-len(names) // columns)), layout="constrained")
     for number, name in enumerate(names, start=1):
         axes = figure.add_subplot(-(-len(names) // columns), columns, number)
         axes.plot(*zip(*((r["step"], r[name]) for r in records if name in r)), linewidth=1)
