@@ -23,6 +23,7 @@ Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 Step = Callable[..., tuple[Tensor, ...]]
+AT_ONCE = 8  # bytes: two pairs in float32; more do not keep a CPU busier, and their maps leave its caches
 
 
 class InferenceSession:
@@ -147,10 +148,17 @@ class InferenceSession:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in possible)
             raise ValueError(f"runtime={self.runtime!r} computes in {names}, not in dtype={self.dtype}.")
 
-    def _from_module(self, step: Callable[..., tuple[Tensor, ...]]) -> Step:
+    def _from_module(self, step: Step) -> Step:
+        in_parts = self.device.type == "cpu" and self.runtime == "eager"
+        part = AT_ONCE // self.dtype.itemsize
+
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             with torch.inference_mode():
-                return step(*(t.to(self.device, self.dtype) for t in inputs))
+                inputs = tuple(t.to(self.device, self.dtype) for t in inputs)
+                if not in_parts or len(inputs[0]) <= part:
+                    return step(*inputs)
+                found = [step(*some) for some in zip(*(t.split(part) for t in inputs))]
+                return tuple(torch.cat(parts) for parts in zip(*found))
 
         return run
 
