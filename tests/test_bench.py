@@ -261,8 +261,10 @@ def test_reports_become_a_picture(tmp_path, small_ceilings):
 
     with pytest.raises(ValueError, match="Nothing varies"):
         plot_reports([json.loads((tmp_path / "nothing").read_text())], tmp_path / "no.png")
-    with pytest.raises(ValueError, match="bench ops"):
+    with pytest.raises(ValueError, match="benchmark='ops' has no plot"):
         plot_reports([{"benchmark": "ops"}], tmp_path / "no.png")
+    (tmp_path / "broken").write_text("{")
+    assert "broken is not a file of" in str(run("plot", str(tmp_path / "broken"), "-o", "no.png").exception)
     assert not (tmp_path / "no.png").exists()
 
 

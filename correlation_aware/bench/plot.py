@@ -61,16 +61,15 @@ def plot_reports(reports: Sequence[Mapping[str, Any]], path: str | Path) -> None
 
 def _points(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, float]]:
     """Panel, series, x and y of all that varies."""
-    if report["benchmark"] == "tracker":
+    benchmark = report.get("benchmark")
+    if benchmark == "tracker":
         if len({row["targets"] for row in report["rows"]}) > 1:
             for row in report["rows"]:
                 series = f"{row['runtime']} {row['dtype']}"
                 yield "targets", series, row["targets"], 1e3 / row["frames_per_second"]
         return
-    if report["benchmark"] != "model":
-        raise ValueError(
-            f"A report of `bench {report['benchmark']}` has no plot; those of model and tracker do."
-        )
+    if benchmark != "model":
+        raise ValueError(f"A report of benchmark={benchmark!r} has no plot; those of model and tracker do.")
     cases = report["cases"]
     sizes = {
         axis: list(dict.fromkeys(case[axis] for case in cases)) for axis in ("model", "batch", "search_size")

@@ -302,5 +302,11 @@ def plot(
     """Draws reports: a panel for each of models, batch, search size and targets that varies in one."""
     from correlation_aware.bench.plot import plot_reports
 
-    plot_reports([json.loads(path.read_text(encoding="utf-8")) for path in reports], out)
+    found = []
+    for path in reports:
+        try:
+            found.append(dict(json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a file of `bench --json`: {error}") from error
+    plot_reports(found, out)
     console.print(f"The plot is {escape(str(out))}")
