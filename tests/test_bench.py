@@ -241,7 +241,7 @@ def test_reports_become_a_picture(tmp_path, small_ceilings):
     def run(*words):
         return CliRunner().invoke(app, ["bench", *words])
 
-    plot = ["plot", "--out", str(tmp_path / "plot.png")]
+    plot = ["plot", "--out", str(tmp_path / "plots" / "plot.png")]
     timed = ["--device", "cpu", "--contenders", "eager", "--seconds", "0.01", "--no-encoded", "--json"]
     for name, varied in {
         "models": ["sbt_test", "sbt_test_track"],
@@ -256,7 +256,7 @@ def test_reports_become_a_picture(tmp_path, small_ceilings):
     (tmp_path / "targets").write_text(json.dumps({"benchmark": "tracker", "command": [], "rows": rows}))
     result = run(*plot, *(str(tmp_path / name) for name in ("models", "batches", "pictures", "targets")))
     assert result.exit_code == 0, result.output
-    height, width, _ = cv2.imread(str(tmp_path / "plot.png")).shape
+    height, width, _ = cv2.imread(str(tmp_path / "plots" / "plot.png")).shape
     assert width == 4 * height  # a square panel each
 
     with pytest.raises(ValueError, match="Nothing varies"):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from correlation_aware.runtime.export import require
+from correlation_aware.weights import atomic_path
 
 __all__ = ["plot_reports"]
 
@@ -56,7 +57,8 @@ def plot_reports(reports: Sequence[Mapping[str, Any]], path: str | Path) -> None
         axes.grid(alpha=0.3)
     handles = {name: axes.plot([], [], "o-", color=colours[name])[0] for name in names}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8)
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _points(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, float]]:

@@ -308,5 +308,6 @@ def plot(
             found.append(dict(json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a file of `bench --json`: {error}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
     plot_reports(found, out)
     console.print(f"The plot is {escape(str(out))}")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from correlation_aware.evaluation.one_pass import SequenceResult
 from correlation_aware.runtime.export import require
+from correlation_aware.weights import atomic_path
 
 __all__ = ["HIT", "Reliability", "fit_calibration", "plot_reliability", "reliability", "scored_frames"]
 
@@ -114,7 +115,8 @@ def plot_reliability(found: Reliability, path: str | Path, title: str = "") -> N
     curve.set_title(f"{title}\ncalibration error {found.error:.3f}".strip(), fontsize=10)
     frames.bar(centres, found.count, width=0.94 / bins, color="0.6")
     frames.set(xlabel="score", ylabel="frames")
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _loss(logits: Array, wanted: Array) -> float:

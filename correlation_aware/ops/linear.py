@@ -18,7 +18,7 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Applies a linear layer to each token.
 
     Eager float32 on an x86 CPU goes through oneDNN, which PyTorch opens to float32 only as a convolution. On
-    AMD's processors it is more than twice as fast as MKL, which is behind `torch.nn.functional.linear`.
+    an AMD EPYC it is more than twice as fast as MKL, which is behind `torch.nn.functional.linear`.
 
     Args:
         tokens: (..., C).

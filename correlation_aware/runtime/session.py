@@ -23,7 +23,7 @@ Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 Step = Callable[..., tuple[Tensor, ...]]
-AT_ONCE = 8  # bytes: two pairs in float32; more do not keep a CPU busier, and their maps leave its caches
+AT_ONCE = 8  # pairs times bytes of a number; more do not keep a CPU busier, and their maps leave its caches
 
 
 class InferenceSession:

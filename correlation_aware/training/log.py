@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from correlation_aware.runtime.export import require
-from correlation_aware.weights import write_text
+from correlation_aware.weights import atomic_path, write_text
 
 __all__ = ["Means", "RunLog", "plot_log", "read_log"]
 
@@ -102,7 +102,8 @@ def plot_log(records: Sequence[dict[str, Any]], path: str | Path) -> None:
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _open_board(folder: Path, step: int) -> Any:
