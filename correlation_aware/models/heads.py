@@ -1,7 +1,7 @@
-"""Prediction heads: search features to scores and boxes.
+"""Prediction heads: search features to scores and boxes. A new one is a class under `@register_head`.
 
-`MixerHead` is the paper's. `CellHead` is ours: it looks at one cell at a time and says how far the sides of
-the box are from there, so it works at any size.
+`MixerHead` is the paper's. `CellHead` is ours: an anchor-free head that predicts, from the features of each
+location alone, the distances to the four sides of the box, so it works at any size.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Eq. 7 - https://arxiv.org/abs/2203.01666
 Checked against the outputs of the authors' released code
@@ -19,18 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from correlation_aware.models.registry import register_head
+
 __all__ = ["CellHead", "MixerHead", "TrackOutput"]
 
 
 class TrackOutput(NamedTuple):
-    """Predictions for every cell of the search features.
+    """Predictions for every location of the search features.
 
     Attributes:
         logits: (B, 2, H, W); class 0 is the target, class 1 the background.
-        scores: (B, H, W), the target's probability; always float32, since in bfloat16 several cells would
+        scores: (B, H, W), the target's probability; always float32, since in bfloat16 several locations would
             share the best score.
-        boxes: (B, 4, H, W), cxcywh in 0..1 of the search picture; always float32, since bfloat16 would round
-            them to 1/256 of the picture.
+        boxes: (B, 4, H, W), cxcywh in 0..1 of the search image; always float32, since bfloat16 would round
+            them to 1/256 of the image.
     """
 
     logits: Tensor
@@ -57,20 +59,19 @@ class MixMlp(nn.Module):
         return self.channel[1](x).mT
 
 
+@register_head("mixer")
 class MixerHead(nn.Module):
     """Classification and regression, a stack of two Mix-MLP blocks each.
 
     Args:
         dim: Channels of the search features.
         feature_size: Height and width of the search features; linear layers over positions bind the head to
-            it.
-        reduction: Pixels of the search picture per cell, for the error message only.
+            them.
     """
 
-    def __init__(self, dim: int, feature_size: tuple[int, int], reduction: int = 8) -> None:
+    def __init__(self, dim: int, feature_size: tuple[int, int]) -> None:
         super().__init__()
         self.feature_size = feature_size
-        self.reduction = reduction
         positions = feature_size[0] * feature_size[1]
         self.cls = MixMlp(dim, positions, 2)
         self.box = MixMlp(dim, positions, 4)
@@ -80,18 +81,16 @@ class MixerHead(nn.Module):
         _calibrate(cast(nn.Linear, self.cls.channel[1]), scale, shift)
 
     def forward(self, features: Tensor) -> TrackOutput:
-        """(B, C, H, W) -> predictions per cell.
+        """(B, C, H, W) -> predictions per location.
 
         Raises:
             ValueError: Features of another size than the head was built for.
         """
         size = (features.shape[2], features.shape[3])
         if size != self.feature_size:
-            h, w = (side * self.reduction for side in self.feature_size)
             raise ValueError(
                 f"The search features are {size[0]} x {size[1]}; this head needs {self.feature_size[0]} x "
-                f"{self.feature_size[1]}, a search picture of {h} x {w} px. "
-                "Resize it, or create the model with another search_size."
+                f"{self.feature_size[1]}. Resize the search image, or create the model with another search_size."
             )
         x = features.flatten(2)
         logits = self.cls(x).unflatten(2, size)
@@ -99,40 +98,42 @@ class MixerHead(nn.Module):
         return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 
 
+@register_head("cell")
 class CellHead(nn.Module):
-    """Two-layer perceptrons on each cell alone; a box is given by its four sides' distances from the cell.
+    """Two-layer perceptrons on each location; a box is the distances from there to its four sides.
 
     Args:
         dim: Channels of the search features.
+        feature_size: Of no effect: the head works at any size.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, feature_size: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.cls = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 2))
         self.box = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
         for branch in (self.cls, self.box):
             nn.init.xavier_uniform_(cast(Tensor, branch[0].weight))
             nn.init.normal_(cast(Tensor, branch[2].weight), std=0.01)
-        # a target fills a quarter of the search picture's side; at the start every side is an eighth away
+        # a target fills a quarter of the search image's side: initially every side is an eighth away
         nn.init.constant_(cast(Tensor, self.box[2].bias), math.log(1 / 7))
 
     def calibrate(self, scale: float, shift: float) -> None:
-        """Changes the weights so that the target's logit, less the other, becomes scale * that + shift.
+        """Changes the weights so that the difference of the two logits becomes scale * difference + shift.
 
         A positive scale keeps the order of the scores.
         """
         _calibrate(cast(nn.Linear, self.cls[2]), scale, shift)
 
     def forward(self, features: Tensor) -> TrackOutput:
-        """(B, C, H, W) -> predictions per cell, for any H and W."""
+        """(B, C, H, W) -> predictions per location, for any H and W."""
         x = features.permute(0, 2, 3, 1)  # B, H, W, C
         height, width = x.shape[1:3]
         logits = self.cls(x).permute(0, 3, 1, 2)
-        sides = self.box(x).float().sigmoid()  # B, H, W, 4 in 0..1 of the picture
-        left, top, right, bottom = sides.unbind(dim=-1)
-        cell_y = (torch.arange(height, device=x.device)[:, None] + 0.5) / height
-        cell_x = (torch.arange(width, device=x.device)[None, :] + 0.5) / width
-        cx, cy = cell_x + (right - left) / 2, cell_y + (bottom - top) / 2
+        distances = self.box(x).float().sigmoid()  # B, H, W, 4 in 0..1 of the image
+        left, top, right, bottom = distances.unbind(dim=-1)
+        row = (torch.arange(height, device=x.device)[:, None] + 0.5) / height
+        column = (torch.arange(width, device=x.device)[None, :] + 0.5) / width
+        cx, cy = column + (right - left) / 2, row + (bottom - top) / 2
         boxes = torch.stack([cx, cy, left + right, top + bottom], dim=1)
         return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 

@@ -1,22 +1,19 @@
 """SBT, the Single Branch Transformer: a two-input feature network that correlates while it extracts.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv.org/abs/2203.01666
-The blocks are those of `PVT v2: Improved Baselines with Pyramid Vision Transformer` (Wang et al.) -
-https://arxiv.org/abs/2106.13797
 
 Written for this package and checked, number by number, against the outputs of the authors' released code
 (https://github.com/phiphiphi31/SBT, MIT) and of timm's `pvt_v2` (Apache-2.0). Licensed under Apache-2.0.
 
-Layout. Up to the first EoC-CA block each picture goes alone, and the template's part of that is its cached
-state. From there on the two share every weight, so their tokens travel in one packed tensor (see
-`ops/packed.py`), and linear layers and norms run once for both streams whatever their sizes. What is not a
-linear layer is an operation of `ops/`.
+Up to the first EoC-CA block each image is processed alone, and the template's part of that is its cached state.
+From there on the tokens of both travel in one packed tensor through the blocks of `models/eoc.py`.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +21,20 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from correlation_aware.ops import (
-    Shape,
-    add_layer_norm,
-    dwconv_gelu,
-    eoc_attention,
-    gather_patches,
-    linear,
-    pack,
-    unpack,
+from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch
+from correlation_aware.models.eoc import (
+    Attention,
+    EoCBlock,
+    PatchEmbed,
+    add_norm,
+    concat_streams,
+    init_weights,
 )
+from correlation_aware.models.registry import near_names, register_checkpoint_format, register_model
+from correlation_aware.models.tracker import TrackModel
+from correlation_aware.ops import Shape, pack, unpack
 
-__all__ = ["SBT", "SBTClassifier", "SBTConfig", "SBTFeatures", "TemplateState"]
+__all__ = ["SBT", "SBTClassifier", "SBTConfig"]
 
 MIN_SIZE = 32  # pixels; below this the spatial reduction leaves no key
 
@@ -57,12 +56,8 @@ class SBTConfig:
         position: `conv` (3 x 3 depth-wise convolution in the MLP), `absolute` (learned table, resized) or
             `none`.
         patch_embed: `overlap` (7 x 7, then 3 x 3) or `patchify` (kernel = stride).
-        stage_norms: Closing LayerNorm after every stage (PVTv2) instead of after the last one only (SBT).
+        stage_norms: LayerNorm at the end of every stage (PVTv2) instead of the last one only (SBT).
         drop_path_rate: Stochastic depth of the last block; earlier blocks grow linearly from 0.
-        template_size: Side in pixels of the template the network is meant for.
-        search_size: Side in pixels of the search picture the network is meant for.
-        template_factor: Side of the template over sqrt(w * h) of the target that the network is meant for.
-        search_factor: The same for the search picture: 4 in the paper, 5 in the authors' configuration.
     """
 
     dims: tuple[int, ...] = (64, 128, 320)
@@ -72,15 +67,11 @@ class SBTConfig:
     sr_ratios: tuple[int, ...] = (8, 4, 2)
     strides: tuple[int, ...] = (4, 2, 1)
     cross_blocks: tuple[tuple[int, ...], ...] = ((), (), (1, 3, 5, 7, 9))
-    attention: Literal["spatial_reduction", "global", "pooled"] = "spatial_reduction"
+    attention: Attention = "spatial_reduction"
     position: Literal["conv", "absolute", "none"] = "conv"
     patch_embed: Literal["overlap", "patchify"] = "overlap"
     stage_norms: bool = False
     drop_path_rate: float = 0.0
-    template_size: int = 128
-    search_size: int = 256
-    template_factor: float = 2.0
-    search_factor: float = 4.0
 
     def __post_init__(self) -> None:
         stages = len(self.dims)
@@ -97,7 +88,7 @@ class SBTConfig:
         for stage, (blocks, depth) in enumerate(zip(self.cross_blocks, self.depths)):
             if any(not 0 <= block < depth for block in blocks):
                 raise ValueError(
-                    f"cross_blocks[{stage}]={blocks} must lie in 0..{depth - 1}, the blocks of that stage."
+                    f"cross_blocks[{stage}]={blocks} must be in 0..{depth - 1}, the blocks of that stage."
                 )
         for name, options in (
             ("attention", ("spatial_reduction", "global", "pooled")),
@@ -106,191 +97,57 @@ class SBTConfig:
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(options)}.")
-        for name in ("template_factor", "search_factor"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least 1: the crop holds the target."
-                )
 
+    @property
+    def cross_positions(self) -> list[tuple[int, int]]:
+        """(stage, block) of every EoC-CA block, in order."""
+        return sorted((stage, block) for stage, blocks in enumerate(self.cross_blocks) for block in blocks)
 
-class TemplateState(NamedTuple):
-    """What a network remembers of a template: all that does not depend on the search picture.
+    @property
+    def reduction(self) -> int:
+        """Stride of the last stage in pixels."""
+        return math.prod(self.strides)
 
-    Attributes:
-        features: (B, H, W, C) channels-last map that enters the first EoC-CA block.
-    """
-
-    features: Tensor
-
-
-class DropPath(nn.Module):
-    """Stochastic depth on packed tokens: a branch is dropped for a whole sample of a stream, not a token."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, tokens: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return tokens
-        keep = 1.0 - self.rate
-        scale = [
-            tokens.new_empty(b, 1).bernoulli_(keep).div_(keep).expand(b, h * w).reshape(-1, 1)
-            for b, h, w in shapes
+    def levels(self) -> list[dict[str, Any]]:
+        """Channels, stride and module of every stage, for timm's `FeatureInfo`."""
+        return [
+            {"num_chs": dim, "reduction": math.prod(self.strides[: i + 1]), "module": f"stages.{i}"}
+            for i, dim in enumerate(self.dims)
         ]
-        return tokens * torch.cat(scale)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
-
-
-class Linear(nn.Linear):
-    """A linear layer of packed tokens."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return linear(tokens, self.weight, self.bias)
-
-
-class PatchEmbed(nn.Module):
-    """Convolution and LayerNorm that open a stage; the convolution runs per stream, the norm once."""
-
-    def __init__(self, in_chans: int, dim: int, kernel_size: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride, padding)
-        self.norm = nn.LayerNorm(dim, eps=1e-5)
-
-    def forward(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
-        # channels_last in makes channels_last out, so the permute below is free
-        maps = [
-            self.proj(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-            for image in images
-        ]
-        tokens, shapes = pack(maps)
-        return self.norm(tokens), shapes
-
-
-class Mlp(nn.Module):
-    """Linear, 3x3 depth-wise convolution (the position encoding), GELU, linear."""
-
-    def __init__(self, dim: int, hidden: int, conv: bool, relu: bool) -> None:
-        super().__init__()
-        self.relu = relu  # before the convolution; PVTv2 has it beside pooled attention
-        self.fc1 = Linear(dim, hidden)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if conv else None
-        self.fc2 = Linear(hidden, dim)
-
-    def forward(self, tokens: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        tokens = self.fc1(tokens)  # T, hidden
-        if self.relu:
-            tokens = F.relu(tokens)
-        if self.dwconv is None:
-            return self.fc2(F.gelu(tokens))
-        assert self.dwconv.bias is not None
-        return self.fc2(dwconv_gelu(tokens, self.dwconv.weight, self.dwconv.bias, shapes))
-
-
-class EoCAttention(nn.Module):
-    """Extract-or-Correlation attention: queries of a stream, reduced keys of its own or of the other."""
-
-    def __init__(self, dim: int, heads: int, sr_ratio: int, kind: str) -> None:
-        super().__init__()
-        self.heads = heads
-        self.kind = kind
-        self.sr_ratio = sr_ratio if kind == "spatial_reduction" else 1
-        self.q = Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, dim)
-        if self.sr_ratio > 1 or kind == "pooled":
-            self.sr = Linear(
-                dim * self.sr_ratio**2, dim
-            )  # a convolution with kernel = stride, on gathered patches
-            self.norm = nn.LayerNorm(dim, eps=1e-5)
-
-    def reduce(self, tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
-        """Fewer tokens to make keys and values from: (T, C) -> (T', C)."""
-        if self.sr_ratio > 1:
-            patches, shapes = gather_patches(tokens, shapes, self.sr_ratio)
-            return self.norm(self.sr(patches)), shapes
-        if self.kind == "pooled":
-            maps = [
-                F.adaptive_avg_pool2d(m.permute(0, 3, 1, 2), 7).permute(0, 2, 3, 1)
-                for m in unpack(tokens, shapes)
-            ]
-            tokens, shapes = pack(maps)
-            return F.gelu(self.norm(self.sr(tokens))), shapes
-        return tokens, list(shapes)
-
-    def forward(
-        self,
-        queries: Tensor,
-        query_shapes: Sequence[Shape],
-        sources: Tensor,
-        source_shapes: Sequence[Shape],
-        cross: bool,
-    ) -> Tensor:
-        reduced, reduced_shapes = self.reduce(sources, source_shapes)
-        q, kv = self.q(queries), self.kv(reduced)
-        return self.proj(eoc_attention(q, kv, self.heads, query_shapes, reduced_shapes, cross))
-
-
-class EoCBlock(nn.Module):
-    """Extract-or-Correlation block: attention within a picture (EoC-SA) or across (EoC-CA), then the MLP."""
-
-    def __init__(self, cfg: SBTConfig, stage: int, index: int, drop_path: float) -> None:
-        super().__init__()
-        dim = cfg.dims[stage]
-        self.cross = index in cfg.cross_blocks[stage]
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = EoCAttention(dim, cfg.heads[stage], cfg.sr_ratios[stage], cfg.attention)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(
-            dim, int(dim * cfg.mlp_ratios[stage]), cfg.position == "conv", cfg.attention == "pooled"
-        )
-        self.drop_path = DropPath(drop_path)
-
-    def forward(
-        self, tokens: Tensor, branch: Tensor | None, shapes: list[Shape], search_only: bool = False
-    ) -> tuple[Tensor, Tensor, list[Shape]]:
-        """Maps packed tokens to packed tokens; `search_only` leaves out what only the template would use.
-
-        What a block adds to the residual stream comes out as a branch, to be added by the norm that follows.
-        """
-        tokens, queries = _add_norm(self.norm1, tokens, branch)
-        sources, query_shapes, source_shapes = queries, shapes, shapes
-        if search_only:
-            template_len = math.prod(shapes[0])
-            sources, queries, tokens = queries[:template_len], queries[template_len:], tokens[template_len:]
-            source_shapes, query_shapes = shapes[:1], shapes[1:]
-        branch = self.attn(queries, query_shapes, sources, source_shapes, self.cross)
-        tokens, normed = _add_norm(self.norm2, tokens, self.drop_path(branch, query_shapes))
-        return tokens, self.drop_path(self.mlp(normed, query_shapes), query_shapes), query_shapes
-
-
-def _add_norm(norm: nn.LayerNorm, tokens: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The residual stream with a branch added, and its norm."""
-    if branch is None:
-        return tokens, norm(tokens)
-    return add_layer_norm(tokens, branch, norm.weight, norm.bias, norm.eps)
 
 
 class Stage(nn.Module):
-    """Patch embedding, EoC blocks and, where the configuration has one, a closing norm."""
+    """Patch embedding, EoC blocks and, where the configuration has one, a final norm."""
 
-    def __init__(self, cfg: SBTConfig, index: int, in_chans: int, drop_path: Sequence[float]) -> None:
+    def __init__(
+        self, cfg: SBTConfig, index: int, in_chans: int, drop_path: Sequence[float], image_size: int
+    ) -> None:
         super().__init__()
         dim, stride = cfg.dims[index], cfg.strides[index]
         kernel = stride if cfg.patch_embed == "patchify" else (7 if index == 0 else 3)
         padding = 0 if cfg.patch_embed == "patchify" else kernel // 2
         self.embed = PatchEmbed(in_chans, dim, kernel, stride, padding)
         if cfg.position == "absolute":
-            side = cfg.search_size // math.prod(cfg.strides[: index + 1])
+            side = image_size // math.prod(cfg.strides[: index + 1])
             self.pos_embed: nn.Parameter | None = nn.Parameter(torch.zeros(1, dim, side, side))
         else:
             self.pos_embed = None
-        self.blocks = nn.ModuleList(EoCBlock(cfg, index, i, rate) for i, rate in enumerate(drop_path))
+        self.blocks = nn.ModuleList(
+            EoCBlock(
+                dim,
+                cfg.heads[index],
+                cross=block in cfg.cross_blocks[index],
+                mlp_ratio=cfg.mlp_ratios[index],
+                sr_ratio=cfg.sr_ratios[index],
+                attention=cfg.attention,
+                conv=cfg.position == "conv",
+                drop_path=rate,
+            )
+            for block, rate in enumerate(drop_path)
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6) if cfg.stage_norms or index == len(cfg.dims) - 1 else None
 
-    def open(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
+    def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
         """(B, C, H, W) per stream -> packed tokens that enter the first block."""
         tokens, shapes = self.embed(images)
         if self.pos_embed is None:
@@ -301,46 +158,30 @@ class Stage(nn.Module):
         maps = [m + table for m, table in zip(unpack(tokens, shapes), tables)]
         return pack(maps)
 
-    def close(self, tokens: Tensor, branch: Tensor | None) -> Tensor:
-        """What the last block left, added, and normed where the configuration says so."""
+    def finish(self, tokens: Tensor, residual: Tensor | None) -> Tensor:
+        """Adds the last block's residual and, where the configuration has it, the norm: (T, C) -> (T, C)."""
         if self.norm is not None:
-            return _add_norm(self.norm, tokens, branch)[1]
-        return tokens if branch is None else tokens + branch
+            return add_norm(self.norm, tokens, residual)[1]
+        return tokens if residual is None else tokens + residual
 
 
-class Trunk(nn.Module):
-    """The stages and the walk through them; the base of the two-input network and of the classifier."""
+class StagedNetwork(nn.Module):
+    """The stages and the pass through them; shared by the two-input network and the classifier."""
 
-    pretrained_cfg: dict[str, Any]  # set by the zoo, as timm does
-    model_args: dict[str, Any]
-    first_cross: tuple[int, int] | None
-    last_cross: tuple[int, int] | None
+    in_chans: int
+    config: SBTConfig
 
-    def __init__(self, cfg: SBTConfig, in_chans: int) -> None:
-        super().__init__()
+    def build_stages(self, cfg: SBTConfig, in_chans: int, image_size: int) -> None:
         self.config = cfg
-        self.in_chans = in_chans
-        self.num_features = cfg.dims[-1]
         self.grad_checkpointing = False
         rates = torch.linspace(0, cfg.drop_path_rate, sum(cfg.depths), device="cpu").split(list(cfg.depths))
         self.stages = nn.ModuleList(
-            Stage(cfg, i, in_chans if i == 0 else cfg.dims[i - 1], rate.tolist())
+            Stage(cfg, i, in_chans if i == 0 else cfg.dims[i - 1], rate.tolist(), image_size)
             for i, rate in enumerate(rates)
         )
-        self.crosses = sorted(
-            (stage, block) for stage, blocks in enumerate(cfg.cross_blocks) for block in blocks
-        )
-        self.first_cross, self.last_cross = (
-            (self.crosses[0], self.crosses[-1]) if self.crosses else (None, None)
-        )
-        self.feature_info = FeatureInfo(
-            [
-                {"num_chs": dim, "reduction": math.prod(cfg.strides[: i + 1]), "module": f"stages.{i}"}
-                for i, dim in enumerate(cfg.dims)
-            ],
-            out_indices=tuple(range(len(cfg.dims))),
-        )
-        self.apply(_init_weights)
+        crosses = cfg.cross_positions
+        self.first_cross, self.last_cross = (crosses[0], crosses[-1]) if crosses else (None, None)
+        self.apply(init_weights)
 
     def check_size(self, image: Tensor, name: str) -> None:
         if image.ndim != 4 or image.shape[1] != self.in_chans:
@@ -350,16 +191,16 @@ class Trunk(nn.Module):
         if min(image.shape[2:]) < MIN_SIZE:
             raise ValueError(
                 f"{name} is {image.shape[2]} x {image.shape[3]} px; each side must be at least {MIN_SIZE}. "
-                "Resize the picture, or crop a larger region."
+                "Resize the image, or crop a larger region."
             )
 
-    def walk(
+    def forward_stages(
         self,
         image: Tensor,
         template: Tensor | None = None,
         search_only: bool = False,
     ) -> list[list[Tensor]]:
-        """Runs a picture through the stages: to the end, or without a template to the first EoC-CA block.
+        """Runs an image through the stages: to the end, or without a template to the first EoC-CA block.
 
         Args:
             image: (B, C, H, W), template or search.
@@ -367,28 +208,27 @@ class Trunk(nn.Module):
             search_only: Drop the template stream where nothing depends on it any more.
 
         Returns:
-            For each stage that was entered the streams' (B, H, W, C) maps behind it: search, or template
-            and search.
+            One list per stage that ran: [search] or [template, search] maps (B, H, W, C) after the stage.
         """
         outputs: list[list[Tensor]] = []
         images = [image]
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
-            tokens, shapes = stage.open(images)
-            branch = None
+            tokens, shapes = stage.embed_images(images)
+            residual = None
             for j, block in enumerate(stage.blocks):
                 if (i, j) == self.first_cross:
-                    alone = unpack(tokens if branch is None else tokens + branch, shapes)
+                    alone = unpack(tokens if residual is None else tokens + residual, shapes)
                     if template is None:
                         return [*outputs, alone]
-                    (tokens, shapes), branch = _meet(template, *alone), None
+                    (tokens, shapes), residual = concat_streams(template, *alone), None
                 drop_template = search_only and (i, j) == self.last_cross
                 if self.grad_checkpointing and self.training:
-                    arguments = tokens, branch, shapes, drop_template
-                    tokens, branch, shapes = checkpoint(block, *arguments, use_reentrant=False)
+                    arguments = tokens, residual, shapes, drop_template
+                    tokens, residual, shapes = checkpoint(block, *arguments, use_reentrant=False)
                 else:
-                    tokens, branch, shapes = block(tokens, branch, shapes, drop_template)
-            maps = unpack(stage.close(tokens, branch), shapes)
+                    tokens, residual, shapes = block(tokens, residual, shapes, drop_template)
+            maps = unpack(stage.finish(tokens, residual), shapes)
             outputs.append(maps)
             images = [m.permute(0, 3, 1, 2) for m in maps]
         return outputs
@@ -398,10 +238,10 @@ class Trunk(nn.Module):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should leave alone (besides biases and norms)."""
+        """Names of parameters without weight decay, besides biases and norms."""
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, None]]]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning-rate decay, in timm's format."""
         return {
             "stem": r"^stages\.0\.embed",
@@ -409,32 +249,13 @@ class Trunk(nn.Module):
         }
 
 
-def _meet(template: Tensor, search: Tensor) -> tuple[Tensor, list[Shape]]:
-    """Brings template and search into one pack; a batch of 1 is expanded to the other's."""
-    batch = max(template.shape[0], search.shape[0])
-    return pack([m if m.shape[0] == batch else m.expand(batch, -1, -1, -1) for m in (template, search)])
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, EoCAttention) and hasattr(module, "sr"):  # a convolution in disguise: He, fan out
-        nn.init.normal_(module.sr.weight, std=math.sqrt(2.0 / (module.sr_ratio**2 * module.sr.out_features)))
-    elif isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-class SBT(Trunk):
-    """Two-input feature network: search features that already know the template.
+class SBT(StagedNetwork, TwoInputModel):
+    """Two-input feature network: search features that depend on the template.
 
     Args:
         cfg: The variant.
-        in_chans: Channels of both pictures.
+        in_chans: Channels of both images.
+        sizes: Image sizes and crop factors.
 
     Raises:
         ValueError: A configuration without any EoC-CA block.
@@ -445,29 +266,30 @@ class SBT(Trunk):
         >>> x = net(state, search)  # once per frame, same numbers
     """
 
-    def __init__(self, cfg: SBTConfig, in_chans: int = 3) -> None:
-        super().__init__(cfg, in_chans)
-        if self.first_cross is None:
+    def __init__(self, cfg: SBTConfig, in_chans: int = 3, sizes: Sizes | None = None) -> None:
+        TwoInputModel.__init__(self, cfg.levels(), in_chans, sizes)
+        if not cfg.cross_positions:
             raise ValueError(
                 f"cross_blocks={cfg.cross_blocks} names no EoC-CA block: the template would have no effect."
             )
+        self.build_stages(cfg, in_chans, self.sizes.search_size)
 
     def encode_template(self, template: Tensor) -> TemplateState:
-        """Computes all that does not depend on the search picture.
+        """All that does not depend on the search image: one (B, H, W, C) map, which enters the first EoC-CA.
 
         Args:
             template: (B, 3, Hz, Wz), each side at least 32 px.
         """
         self.check_size(template, "template")
-        return TemplateState(self.walk(template)[-1][0])
+        return TemplateState(self.forward_stages(template)[-1])
 
     def forward(self, template: Tensor | TemplateState, search: Tensor) -> Tensor:
         """Search features that depend on the template.
 
         Args:
             template: (B, 3, Hz, Wz), or the state that `encode_template` returned. Its batch may be 1 where
-                the search batch is N (one target, N pictures), and the other way round (N targets in one
-                picture).
+                the search batch is N (one target, N images), and the other way round (N targets in one
+                image).
             search: (B, 3, Hx, Wx).
 
         Returns:
@@ -477,131 +299,112 @@ class SBT(Trunk):
             ValueError: Wrong number of channels, a side under 32 px, batches that do not fit, a state of
                 another network.
         """
-        return _nchw(self._walk_pair(template, search, search_only=True)[-1][-1])
+        return _nchw(self._forward_pair(template, search, search_only=True)[-1][-1])
 
     def forward_features(self, template: Tensor | TemplateState, search: Tensor) -> tuple[Tensor, Tensor]:
         """Features of both, correlated with each other: (B, C, Hz / 8, Wz / 8), (B, C, Hx / 8, Wx / 8)."""
-        z, x = self._walk_pair(template, search)[-1]
+        z, x = self._forward_pair(template, search)[-1]
         return _nchw(z), _nchw(x)
 
-    def forward_template(self, state: TemplateState) -> Tensor:
+    def forward_template(self, template: Tensor, state: TemplateState | None = None) -> Tensor:
         """Features of the template correlated with itself: (B, C, Hz / 8, Wz / 8), contiguous NCHW.
 
-        The numbers of `net(template, template)` at a fraction of the cost, for trackers that need a map of
-        the template before there is a search picture.
+        The values of `net(template, template)` at a fraction of the cost.
         """
-        (first, block), (tokens, shapes) = self.crosses[0], pack([state.features])
+        (features,) = self.encode_template(template) if state is None else state
+        (first, block), (tokens, shapes) = self.config.cross_positions[0], pack([features])
         for i, stage in enumerate(self.stages[first:]):
             assert isinstance(stage, Stage)
             if i > 0:
-                tokens, shapes = stage.open([m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes)])
-            branch = None
+                tokens, shapes = stage.embed_images([m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes)])
+            residual = None
             for eoc in stage.blocks[block if i == 0 else 0 :]:
-                tokens, branch, shapes = eoc(tokens, branch, shapes)
-            tokens = stage.close(tokens, branch)
+                tokens, residual, shapes = eoc(tokens, residual, shapes)
+            tokens = stage.finish(tokens, residual)
         return _nchw(unpack(tokens, shapes)[0])
 
     def forward_intermediates(
         self, template: Tensor | TemplateState, search: Tensor, indices: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Search features behind the stages `indices` (all by default), contiguous NCHW."""
-        outputs = self._walk_pair(template, search, search_only=True)
+        """Search features after the stages `indices` (all by default), contiguous NCHW."""
+        outputs = self._forward_pair(template, search, search_only=True)
         return [_nchw(outputs[i][-1]) for i in (range(len(outputs)) if indices is None else indices)]
 
-    def _walk_pair(
+    def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
+        """Removes the stages after the last of `indices`.
+
+        Raises:
+            ValueError: The last of them comes before the first EoC-CA block.
+        """
+        last, crosses = max(indices), self.config.cross_positions
+        if crosses[0][0] > last:
+            raise ValueError(
+                f"out_indices={tuple(indices)} end before the first EoC-CA block, in stage {crosses[0][0]}."
+            )
+        self.stages = self.stages[: last + 1]
+        self.last_cross = max(cross for cross in crosses if cross[0] <= last)
+        self.num_features = self.config.dims[last]
+
+    def join_templates(self, states: Sequence[TemplateState]) -> TemplateState:
+        """Concatenates the templates' maps along height, so that search tokens attend to all of them."""
+        return TemplateState([torch.cat([features for (features,) in states], dim=1)])
+
+    def _forward_pair(
         self, template: Tensor | TemplateState, search: Tensor, search_only: bool = False
     ) -> list[list[Tensor]]:
         self.check_size(search, "search")
-        state = template if isinstance(template, TemplateState) else self.encode_template(template)
-        batch, channels = state.features.shape[0], state.features.shape[-1]
-        if channels != self._state_dim:
+        state = self.state_of(template)
+        channels = self.config.dims[self.config.cross_positions[0][0]]
+        if len(state) != 1 or state[0].ndim != 4 or state[0].shape[-1] != channels:
             raise ValueError(
-                f"The template state has {channels} channels, this network needs {self._state_dim}: "
-                "it comes from another network. Call encode_template of this one."
+                f"The template state has tensors of shape {', '.join(str(tuple(t.shape)) for t in state)}; this "
+                f"network needs one of (batch, height, width, {channels}): it comes from another network. Call "
+                "encode_template of this one."
             )
-        if batch != search.shape[0] and 1 not in (batch, search.shape[0]):
-            raise ValueError(
-                f"template batch {batch} and search batch {search.shape[0]} must be equal, or one of them 1."
-            )
-        return self.walk(search, state.features, search_only=search_only)
-
-    @property
-    def _state_dim(self) -> int:
-        return self.config.dims[self.crosses[0][0]]
-
-    def get_classifier(self) -> nn.Module:
-        return nn.Identity()
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A feature network has no classifier: only `num_classes=0` is possible."""
-        if num_classes:
-            raise ValueError(
-                f"num_classes={num_classes}: this network has no classifier. Use the model's `_cls` name."
-            )
+        common_batch(state, search)
+        return self.forward_stages(search, state[0], search_only=search_only)
 
 
-class SBTFeatures(nn.Module):
-    """`features_only`: the search features of chosen stages; stages behind the last of them do not exist.
-
-    Args:
-        net: The network to take over; it is pruned.
-        out_indices: Stages, 0-indexed; negative ones count from the end.
-    """
-
-    def __init__(self, net: SBT, out_indices: Sequence[int]) -> None:
-        super().__init__()
-        stages = len(net.stages)
-        if not out_indices or any(not -stages <= i < stages for i in out_indices):
-            raise ValueError(f"out_indices={tuple(out_indices)} must name stages in {-stages}..{stages - 1}.")
-        self.out_indices = tuple(i % stages for i in out_indices)
-        last = max(self.out_indices)
-        first_stage = net.crosses[0][0]
-        if first_stage > last:
-            raise ValueError(
-                f"out_indices={tuple(out_indices)} end before the first EoC-CA block, in stage {first_stage}."
-            )
-        net.stages = net.stages[: last + 1]
-        net.last_cross = max(cross for cross in net.crosses if cross[0] <= last)
-        self.feature_info = net.feature_info.from_other(self.out_indices)
-        self.model = net
-
-    def encode_template(self, template: Tensor) -> TemplateState:
-        """See `SBT.encode_template`."""
-        return self.model.encode_template(template)
-
-    def forward(self, template: Tensor | TemplateState, search: Tensor) -> list[Tensor]:
-        """See `SBT.forward`; one (B, C, H, W) per index."""
-        return self.model.forward_intermediates(template, search, self.out_indices)
-
-
-class SBTClassifier(Trunk):
+class SBTClassifier(StagedNetwork):
     """One-stream classifier for ImageNet pretraining: a fourth stage, mean pooling, a linear layer.
 
     Args:
         cfg: The variant; `cross_blocks` must be empty.
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         num_classes: Classes; 0 returns pooled features.
         drop_rate: Dropout before the classifier.
+
+    Attributes:
+        input_size: Side of the image in pixels that the network is trained at.
     """
+
+    pretrained_cfg: dict[str, Any]
+    model_args: dict[str, Any]
+    weights_name: str = "random"
+    input_size = 224
 
     def __init__(
         self, cfg: SBTConfig, in_chans: int = 3, num_classes: int = 1000, drop_rate: float = 0.0
     ) -> None:
-        super().__init__(cfg, in_chans)
-        if self.first_cross is not None:
+        super().__init__()
+        if cfg.cross_positions:
             raise ValueError(f"cross_blocks={cfg.cross_blocks} must be empty: a classifier has one stream.")
+        self.in_chans = in_chans
+        self.num_features = cfg.dims[-1]
+        self.feature_info = FeatureInfo(cfg.levels(), out_indices=tuple(range(len(cfg.dims))))
+        self.build_stages(cfg, in_chans, self.input_size)
         self.num_classes = num_classes
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._make_head(num_classes)
 
     def _make_head(self, num_classes: int) -> nn.Module:
         head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        return head.apply(_init_weights)
+        return head.apply(init_weights)
 
     def forward_features(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / 32, W / 32)."""
         self.check_size(image, "image")
-        return _nchw(self.walk(image)[-1][0])
+        return _nchw(self.forward_stages(image)[-1][0])
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, num_classes)."""
@@ -622,3 +425,334 @@ class SBTClassifier(Trunk):
 
 def _nchw(m: Tensor) -> Tensor:
     return m.permute(0, 3, 1, 2).contiguous()
+
+
+# checkpoints of others: (pattern, replacement); \d is 1-indexed in the original code of PVTv2 and SBT, 0-indexed
+# in timm and here
+_RENAMES = (
+    (r"patch_embed([1-9])\.", lambda m: f"stages.{int(m[1]) - 1}.embed."),
+    (r"block([1-9])\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+    (r"norm([1-9])\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
+    (r"patch_embed\.", lambda m: "stages.0.embed."),
+    (r"(stages\.\d+)\.downsample\.", lambda m: f"{m[1]}.embed."),
+    (r"box_head\.class_head\.", lambda m: "head.cls."),
+    (r"box_head\.bbox_head\.", lambda m: "head.box."),
+)
+
+
+def _is_sbt(names: Iterable[str]) -> bool:
+    return any(name.startswith(("backbone.patch_embed1.", "backbone.block1.")) for name in names)
+
+
+def _is_pvt_v2(names: Iterable[str]) -> bool:
+    return any(name.startswith(("patch_embed1.", "patch_embed.proj.")) for name in names)
+
+
+@register_checkpoint_format("pvt_v2", matches=_is_pvt_v2)
+@register_checkpoint_format("sbt", matches=_is_sbt)
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames and reshapes the authors' trackers (`backbone.*`, `box_head.*`) and PVTv2 classifiers.
+
+    Args:
+        state_dict: Tensors by the original names, of PVTv2 also by timm's.
+
+    Returns:
+        Tensors by the names of this file. The final norms of the first two stages of the authors' trackers
+        are left out: their forward pass never uses them.
+    """
+    norms = {m[1] for m in (re.match(r"backbone\.norm(\d)\.", name) for name in state_dict) if m}
+    unused = tuple(f"backbone.norm{i}." for i in norms - {max(norms, default="")})
+    return {
+        _rename(name): _as_linear(tensor) if name.endswith("attn.sr.weight") else tensor
+        for name, tensor in state_dict.items()
+        if not name.startswith(unused)
+    }
+
+
+def _rename(name: str) -> str:
+    prefix, rest = ("backbone.", name[9:]) if name.startswith("backbone.") else ("", name)
+    for pattern, replacement in _RENAMES:
+        rest, count = re.subn(f"^{pattern}", replacement, rest)
+        if count:
+            break
+    rest = rest.replace("mlp.dwconv.dwconv.", "mlp.dwconv.")
+    rest = rest.replace("layers_channle.", "channel.").replace("layers_spatial.", "spatial.")
+    return prefix + rest
+
+
+def _as_linear(weight: Tensor) -> Tensor:
+    """(out, in, r, r) of a convolution -> (out, r * r * in) of a linear layer on channels-last patches."""
+    return weight.permute(0, 2, 3, 1).flatten(1).contiguous() if weight.ndim == 4 else weight
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A size of the family.
+
+    Attributes:
+        config: The two-input network.
+        fourth: Channels, heads and depth of the stage that only the classifier has.
+    """
+
+    config: SBTConfig
+    fourth: tuple[int, int, int]
+
+    def classifier_config(self) -> SBTConfig:
+        """The `_cls` network: a fourth stage, strides 4, 2, 2, 2, one stream, a norm after every stage."""
+        c, (dim, heads, depth) = self.config, self.fourth
+        return replace(
+            c,
+            dims=(*c.dims, dim),
+            heads=(*c.heads, heads),
+            depths=(*c.depths, depth),
+            mlp_ratios=(*c.mlp_ratios, 4),
+            sr_ratios=(*c.sr_ratios, 1),
+            strides=(4, 2, 2, 2),
+            cross_blocks=((), (), (), ()),
+            stage_norms=True,
+        )
+
+    def pvt_v2(self, depth: int = 2) -> "Variant":
+        """The same with PVTv2's MLP ratios, and `depth` blocks in the classifier's fourth stage."""
+        return Variant(replace(self.config, mlp_ratios=(8, 8, 4)), (*self.fourth[:2], depth))
+
+
+LIGHT = Variant(SBTConfig((32, 64, 160), depths=(2, 2, 6), cross_blocks=((), (), (1, 3, 5))), (256, 8, 2))
+SMALL = Variant(SBTConfig(depths=(2, 2, 6), cross_blocks=((), (), (1, 3, 5))), (512, 8, 2))
+BASE = Variant(SBTConfig(depths=(3, 4, 10), cross_blocks=((), (), (1, 3, 5, 7, 9))), (512, 8, 2))
+LARGE = Variant(SBTConfig(depths=(3, 4, 18), cross_blocks=((), (), tuple(range(5, 18, 2)))), (512, 8, 2))
+HUGE = Variant(SBTConfig(depths=(3, 8, 27), cross_blocks=((), (), tuple(range(2, 27, 2)))), (512, 8, 3))
+TEST = Variant(  # tiny, for tests
+    SBTConfig((16, 32, 32), (1, 2, 2), (1, 1, 4), cross_blocks=((), (), (1, 3))), (32, 2, 1)
+)
+
+
+def _features(variant: Variant, arguments: Mapping[str, Any]) -> SBT:
+    rest, config = _take(arguments, variant.config)
+    rest, sizes = _take(rest, Sizes())
+    _refuse(rest, SBTConfig, Sizes)
+    return SBT(config, arguments.get("in_chans", 3), sizes)
+
+
+def _tracker(variant: Variant, arguments: Mapping[str, Any], head: str = "mixer") -> TrackModel:
+    rest = {name: value for name, value in arguments.items() if name != "head"}
+    return TrackModel.build(_features(variant, rest), arguments.get("head", head))
+
+
+def _classifier(variant: Variant, arguments: Mapping[str, Any]) -> SBTClassifier:
+    rest, config = _take(arguments, variant.classifier_config())
+    own = {name: rest.pop(name) for name in ("num_classes", "drop_rate") if name in rest}
+    _refuse(rest, SBTConfig)
+    return SBTClassifier(config, arguments.get("in_chans", 3), **own)
+
+
+def _take(arguments: Mapping[str, Any], default: Any) -> tuple[dict[str, Any], Any]:
+    """Arguments that are not fields of the dataclass `default`, and `default` with those that are."""
+    names = {field.name for field in fields(default)}
+    chosen = {name: _as_tuple(value) for name, value in arguments.items() if name in names}
+    return {k: v for k, v in arguments.items() if k not in names}, replace(default, **chosen)
+
+
+def _refuse(arguments: Mapping[str, Any], *known: type) -> None:
+    names = ["in_chans", *(field.name for kind in known for field in fields(kind))]
+    for name in arguments:
+        if name in ("num_classes", "drop_rate"):
+            raise TypeError(f"{name}={arguments[name]!r} is an argument of the classifiers, whose names end in _cls.")
+        if name != "in_chans":
+            raise TypeError(f"Unknown argument {name!r}. Near: {', '.join(near_names(name, names))}.")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+@register_model
+def sbt_light(**kwargs: Any) -> SBT:
+    """SBT-light, three stages."""
+    return _features(LIGHT, kwargs)
+
+
+@register_model
+def sbt_light_track(**kwargs: Any) -> TrackModel:
+    """`sbt_light` with the paper's mixer head."""
+    return _tracker(LIGHT, kwargs)
+
+
+@register_model
+def sbt_light_cell_track(**kwargs: Any) -> TrackModel:
+    """`sbt_light` with the cell head, which predicts every location from its own features."""
+    return _tracker(LIGHT, kwargs, head="cell")
+
+
+@register_model
+def sbt_light_half_track(**kwargs: Any) -> TrackModel:
+    """`sbt_light_cell_track` for images of half the size, at a quarter of the cost."""
+    return _tracker(LIGHT, {"template_size": 64, "search_size": 128, **kwargs}, head="cell")
+
+
+@register_model
+def sbt_light_cls(**kwargs: Any) -> SBTClassifier:
+    """The four-stage classifier of `sbt_light`."""
+    return _classifier(LIGHT, kwargs)
+
+
+@register_model
+def sbt_small(**kwargs: Any) -> SBT:
+    """SBT-small, three stages."""
+    return _features(SMALL, kwargs)
+
+
+@register_model
+def sbt_small_track(**kwargs: Any) -> TrackModel:
+    """`sbt_small` with the paper's mixer head."""
+    return _tracker(SMALL, kwargs)
+
+
+@register_model
+def sbt_small_cls(**kwargs: Any) -> SBTClassifier:
+    """The four-stage classifier of `sbt_small`."""
+    return _classifier(SMALL, kwargs)
+
+
+@register_model
+def sbt_base(**kwargs: Any) -> SBT:
+    """SBT-base, three stages."""
+    return _features(BASE, kwargs)
+
+
+@register_model
+def sbt_base_track(**kwargs: Any) -> TrackModel:
+    """`sbt_base` with the paper's mixer head."""
+    return _tracker(BASE, kwargs)
+
+
+@register_model
+def sbt_base_cls(**kwargs: Any) -> SBTClassifier:
+    """The four-stage classifier of `sbt_base`."""
+    return _classifier(BASE, kwargs)
+
+
+@register_model
+def sbt_large(**kwargs: Any) -> SBT:
+    """SBT-large, three stages."""
+    return _features(LARGE, kwargs)
+
+
+@register_model
+def sbt_large_track(**kwargs: Any) -> TrackModel:
+    """`sbt_large` with the paper's mixer head."""
+    return _tracker(LARGE, kwargs)
+
+
+@register_model
+def sbt_large_cls(**kwargs: Any) -> SBTClassifier:
+    """The four-stage classifier of `sbt_large`."""
+    return _classifier(LARGE, kwargs)
+
+
+@register_model
+def sbt_light_pvtv2(**kwargs: Any) -> SBT:
+    """SBT-light with PVTv2's MLP ratios, three stages."""
+    return _features(LIGHT.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_light_pvtv2_track(**kwargs: Any) -> TrackModel:
+    """`sbt_light_pvtv2` with the paper's mixer head."""
+    return _tracker(LIGHT.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_light_pvtv2_cls(**kwargs: Any) -> SBTClassifier:
+    """The four-stage classifier of `sbt_light_pvtv2`."""
+    return _classifier(LIGHT.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_small_pvtv2(**kwargs: Any) -> SBT:
+    """SBT-small with PVTv2's MLP ratios, three stages."""
+    return _features(SMALL.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_small_pvtv2_track(**kwargs: Any) -> TrackModel:
+    """`sbt_small_pvtv2` with the paper's mixer head."""
+    return _tracker(SMALL.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_small_pvtv2_cls(**kwargs: Any) -> SBTClassifier:
+    """The four-stage classifier of `sbt_small_pvtv2`."""
+    return _classifier(SMALL.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_base_pvtv2(**kwargs: Any) -> SBT:
+    """SBT-base with PVTv2's MLP ratios, three stages."""
+    return _features(BASE.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_base_pvtv2_track(**kwargs: Any) -> TrackModel:
+    """`sbt_base_pvtv2` with the paper's mixer head."""
+    return _tracker(BASE.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_base_pvtv2_cls(**kwargs: Any) -> SBTClassifier:
+    """The four-stage classifier of `sbt_base_pvtv2`."""
+    return _classifier(BASE.pvt_v2(), kwargs)
+
+
+@register_model
+def sbt_large_pvtv2(**kwargs: Any) -> SBT:
+    """SBT-large with PVTv2's MLP ratios, three stages."""
+    return _features(LARGE.pvt_v2(depth=3), kwargs)
+
+
+@register_model
+def sbt_large_pvtv2_track(**kwargs: Any) -> TrackModel:
+    """`sbt_large_pvtv2` with the paper's mixer head."""
+    return _tracker(LARGE.pvt_v2(depth=3), kwargs)
+
+
+@register_model
+def sbt_large_pvtv2_cls(**kwargs: Any) -> SBTClassifier:
+    """PVTv2-B3, layer for layer."""
+    return _classifier(LARGE.pvt_v2(depth=3), kwargs)
+
+
+@register_model
+def sbt_huge_pvtv2(**kwargs: Any) -> SBT:
+    """A larger SBT with the depths of PVTv2-B4, three stages."""
+    return _features(HUGE.pvt_v2(depth=3), kwargs)
+
+
+@register_model
+def sbt_huge_pvtv2_track(**kwargs: Any) -> TrackModel:
+    """`sbt_huge_pvtv2` with the paper's mixer head."""
+    return _tracker(HUGE.pvt_v2(depth=3), kwargs)
+
+
+@register_model
+def sbt_huge_pvtv2_cls(**kwargs: Any) -> SBTClassifier:
+    """PVTv2-B4, layer for layer."""
+    return _classifier(HUGE.pvt_v2(depth=3), kwargs)
+
+
+@register_model
+def sbt_test(**kwargs: Any) -> SBT:
+    """A tiny network for tests, three stages."""
+    return _features(TEST, {"template_size": 64, "search_size": 128, **kwargs})
+
+
+@register_model
+def sbt_test_track(**kwargs: Any) -> TrackModel:
+    """`sbt_test` with the paper's mixer head."""
+    return _tracker(TEST, {"template_size": 64, "search_size": 128, **kwargs})
+
+
+@register_model
+def sbt_test_cls(**kwargs: Any) -> SBTClassifier:
+    """The four-stage classifier of `sbt_test`."""
+    return _classifier(TEST, kwargs)

@@ -1,0 +1,353 @@
+"""The contract of two-input networks: all that the tracker, sessions, export, training and adapters rely on.
+
+A family derives from `TwoInputModel` and implements `encode_template` and `forward_features`; everything else
+has a default that a family may replace by something faster.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["FeatureNet", "Sizes", "TemplateState", "TwoInputModel", "common_batch", "find_first_conv"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Image sizes and crop factors that a network is meant for; the only place where they are kept.
+
+    Attributes:
+        template_size: Side of the template image in pixels.
+        search_size: Side of the search image in pixels.
+        template_factor: Side of the template crop over sqrt(w * h) of the target.
+        search_factor: Side of the search crop over sqrt(w * h): 4 in SBT's paper, 5 in its authors' code.
+    """
+
+    template_size: int = 128
+    search_size: int = 256
+    template_factor: float = 2.0
+    search_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("template_size", "search_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of pixels, at least 1.")
+        for name in ("template_factor", "search_factor"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 1 <= value < float("inf"):
+                raise ValueError(f"{name}={value!r} must be a number of at least 1: the crop holds the target.")
+
+
+class TemplateState(tuple[Tensor, ...]):
+    """All that a network keeps of a template: a tuple of tensors whose first dimension is the batch.
+
+    What the tensors are is the network's own business: one feature map, keys and values of several layers,
+    features of two templates.
+
+    Args:
+        tensors: One or more tensors of equal batch.
+
+    Raises:
+        ValueError: No tensor, or batches that differ.
+
+    Example:
+        >>> state = net.encode_template(templates)  # (B, 3, Hz, Wz)
+        >>> state.index([0, 2])  # targets 0 and 2
+        >>> TemplateState.cat([state, net.encode_template(another)])  # one target more
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, tensors: Iterable[Tensor]) -> "TemplateState":
+        self = super().__new__(cls, tensors)
+        if not self or any(len(tensor) != len(self[0]) for tensor in self[1:]):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self) or "none at all"
+            raise ValueError(f"The tensors of a template state need one batch; their shapes are {shapes}.")
+        return self
+
+    @property
+    def batch(self) -> int:
+        """Number of templates."""
+        return len(self[0])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TemplateState":
+        """The state with `function` applied to every tensor."""
+        return TemplateState(function(tensor) for tensor in self)
+
+    def expand(self, batch: int) -> "TemplateState":
+        """One template for `batch` search images, without a copy.
+
+        Raises:
+            ValueError: There are several templates, and not `batch` of them.
+        """
+        if self.batch not in (1, batch):
+            raise ValueError(f"A state of {self.batch} templates cannot be expanded to {batch}.")
+        return self.map(lambda t: t.expand(batch, *t.shape[1:]))
+
+    def index(self, indices: Sequence[int] | Tensor) -> "TemplateState":  # type: ignore[override]
+        """The templates `indices`, in that order; an index may repeat."""
+        return self.map(lambda t: t[torch.as_tensor(indices, device=t.device)])
+
+    @staticmethod
+    def cat(states: Iterable["TemplateState"]) -> "TemplateState":
+        """The templates of several states of one network, one after the other."""
+        return TemplateState(torch.cat(tensors) for tensors in zip(*states, strict=True))
+
+
+pytree.register_pytree_node(  # so that torch.export takes states as inputs
+    TemplateState,
+    lambda state: (list(state), None),
+    lambda tensors, _: tuple.__new__(TemplateState, tensors),
+    serialized_type_name="correlation_aware.TemplateState",
+    flatten_with_keys_fn=lambda state: ([(pytree.SequenceKey(i), t) for i, t in enumerate(state)], None),
+)
+
+
+def common_batch(state: TemplateState, search: Tensor) -> int:
+    """The batch of templates and search images together: equal, or one of them 1 and expanded to the other.
+
+    Raises:
+        ValueError: Neither is the case.
+    """
+    templates, searches = len(state[0]), len(search)
+    if templates != searches and 1 not in (templates, searches):
+        raise ValueError(
+            f"template batch {templates} and search batch {searches} must be equal, or one of them 1."
+        )
+    return max(templates, searches)
+
+
+class TwoInputModel(nn.Module):
+    """Base class of two-input feature networks: search features that depend on a template.
+
+    A derived class implements `encode_template` and `forward_features`.
+
+    Args:
+        levels: One entry per level of features, from fine to coarse, as in timm: `num_chs` channels,
+            `reduction` stride in pixels, `module` name of the submodule that computes it.
+        in_chans: Channels of the images.
+        sizes: Image sizes and crop factors.
+
+    Attributes:
+        num_features: Channels of the last level, which `forward` returns.
+        feature_info: timm's `FeatureInfo` of the levels.
+        num_classes: 0, as timm has it for networks without a classifier.
+        pretrained_cfg: Description of the network in timm's terms, derived from the rest by the zoo.
+        model_args: Arguments that `create_model` was given.
+        weights_name: Name of the weights for people to read; "random" until some are loaded.
+    """
+
+    num_classes: int = 0
+    pretrained_cfg: dict[str, Any]
+    model_args: dict[str, Any]
+    weights_name: str = "random"
+
+    def __init__(
+        self, levels: Sequence[dict[str, Any]], in_chans: int = 3, sizes: Sizes | None = None
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.sizes = sizes or Sizes()
+        self.feature_info = FeatureInfo(list(levels), out_indices=tuple(range(len(levels))))
+        self.num_features: int = self.feature_info.channels()[-1]
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels that a head works on; timm's name."""
+        return self.num_features
+
+    def encode_template(self, template: Tensor) -> TemplateState:
+        """All that does not depend on the search image.
+
+        Args:
+            template: (B, 3, Hz, Wz) normalized RGB.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement encode_template(template).")
+
+    def forward_features(self, template: Tensor | TemplateState, search: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of template and search image, correlated with each other.
+
+        Args:
+            template: (B, 3, Hz, Wz) normalized RGB, or its state.
+            search: (B, 3, Hx, Wx) normalized RGB.
+
+        Returns:
+            (B, C, Hz / s, Wz / s) and (B, C, Hx / s, Wx / s), contiguous.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement forward_features(template, search).")
+
+    def forward(self, template: Tensor | TemplateState, search: Tensor) -> Tensor:
+        """Search features that depend on the template: (B, C, Hx / s, Wx / s), contiguous.
+
+        Args:
+            template: (B, 3, Hz, Wz) normalized RGB, or the state that `encode_template` returned. Its batch
+                may be 1 where the search batch is N (one target, N images), and the other way round.
+            search: (B, 3, Hx, Wx) normalized RGB.
+
+        Raises:
+            ValueError: Shapes or batches that do not fit.
+        """
+        return self.forward_features(template, search)[1]
+
+    def forward_template(self, template: Tensor, state: TemplateState | None = None) -> Tensor:
+        """Features of a template correlated with itself, the values of `net(template, template)`.
+
+        For trackers that need a map of the template before there is a search image.
+
+        Args:
+            template: (B, 3, Hz, Wz) normalized RGB.
+            state: Its state, where it is there already.
+
+        Returns:
+            (B, C, Hz / s, Wz / s), contiguous.
+        """
+        return self(template if state is None else state, template)
+
+    def forward_intermediates(
+        self, template: Tensor | TemplateState, search: Tensor, indices: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Search features of the levels `indices`, all by default: (B, C_i, Hx / s_i, Wx / s_i) each.
+
+        Raises:
+            ValueError: A level that the network does not give.
+        """
+        last = len(self.feature_info) - 1
+        chosen = range(last + 1) if indices is None else indices
+        if any(i not in (last, -1) for i in chosen):
+            raise ValueError(f"indices={tuple(chosen)}: {type(self).__name__} gives level {last} alone.")
+        return [self(template, search) for _ in chosen]
+
+    def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
+        """Removes what the levels `indices` do not need. By default nothing is removed."""
+
+    def join_templates(self, states: Sequence[TemplateState]) -> TemplateState:
+        """Several templates of one target as one state, for trackers with more than one template.
+
+        Raises:
+            NotImplementedError: The network takes a single template.
+        """
+        if len(states) == 1:
+            return states[0]
+        raise NotImplementedError(f"{type(self).__name__} takes one template, not {len(states)}.")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training.
+
+        Raises:
+            ValueError: The network has no gradient checkpointing.
+        """
+        if enable:
+            raise ValueError(f"{type(self).__name__} has no gradient checkpointing.")
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay, besides biases and norms."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layer groups for layer-wise learning-rate decay, in timm's format: by default a group a level."""
+        modules = [info["module"].replace(".", r"\.") for info in self.feature_info.info]
+        return {"blocks": [(rf"^{module}(\.|$)", (i,)) for i, module in enumerate(modules)]}
+
+    def get_classifier(self) -> nn.Module:
+        """A feature network has none; timm's tools ask for it."""
+        return nn.Identity()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A feature network has no classifier.
+
+        Raises:
+            ValueError: `num_classes` is not 0.
+        """
+        if num_classes:
+            raise ValueError(
+                f"num_classes={num_classes}: {type(self).__name__} has no classifier. Families with one "
+                "register it under a name that ends in _cls."
+            )
+
+    def state_of(self, template: Tensor | TemplateState) -> TemplateState:
+        """A template's state, whether an image or the state is given.
+
+        Raises:
+            ValueError: A template image of the wrong shape.
+        """
+        if isinstance(template, Tensor):
+            return self.encode_template(template)
+        return template if isinstance(template, TemplateState) else TemplateState(template)
+
+
+class FeatureNet(nn.Module):
+    """`features_only`: the search features of chosen levels as a list.
+
+    Args:
+        net: The network; it is pruned to what the levels need.
+        out_indices: Levels, 0-indexed; negative ones count from the end. All by default.
+
+    Attributes:
+        sizes: Image sizes and crop factors of the network.
+        num_features: Channels of the last level of `out_indices`.
+
+    Raises:
+        ValueError: A level that does not exist.
+    """
+
+    num_classes: int = 0
+    pretrained_cfg: dict[str, Any]
+    model_args: dict[str, Any]
+    weights_name: str = "random"
+
+    def __init__(self, net: TwoInputModel, out_indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        levels = len(net.feature_info)
+        chosen = tuple(range(levels)) if out_indices is None else tuple(out_indices)
+        if not chosen or any(not -levels <= i < levels for i in chosen):
+            raise ValueError(f"out_indices={chosen} must be levels in {-levels}..{levels - 1}.")
+        self.out_indices = tuple(i % levels for i in chosen)
+        net.prune_intermediate_layers(self.out_indices)
+        self.feature_info = net.feature_info.from_other(self.out_indices)
+        self.num_features: int = self.feature_info.channels()[-1]
+        self.in_chans = net.in_chans
+        self.sizes = net.sizes
+        self.model = net
+
+    def encode_template(self, template: Tensor) -> TemplateState:
+        """See `TwoInputModel.encode_template`."""
+        return self.model.encode_template(template)
+
+    def forward(self, template: Tensor | TemplateState, search: Tensor) -> list[Tensor]:
+        """See `TwoInputModel.forward_intermediates`; one (B, C_i, Hx / s_i, Wx / s_i) per level."""
+        return self.model.forward_intermediates(template, search, self.out_indices)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """See `TwoInputModel.set_grad_checkpointing`."""
+        self.model.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """See `TwoInputModel.no_weight_decay`."""
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """See `TwoInputModel.group_matcher`."""
+        return prefix_groups(self.model.group_matcher(coarse), "model.")
+
+
+def prefix_groups(groups: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """timm's layer groups of a submodule, for the module that holds it under `prefix`."""
+    start = "^" + prefix.replace(".", r"\.")
+
+    def moved(pattern: str) -> str:
+        return pattern.replace("^", start, 1)
+
+    return {
+        name: moved(patterns) if isinstance(patterns, str) else [(moved(p), *rest) for p, *rest in patterns]
+        for name, patterns in groups.items()
+    }
+
+
+def find_first_conv(model: nn.Module) -> str | None:
+    """Name of the convolution that reads the image, which is the first one of a network; None without one."""
+    return next((name for name, m in model.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))), None)

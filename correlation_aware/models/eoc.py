@@ -1,0 +1,244 @@
+"""Extract-or-Correlation (EoC) blocks and the layers around them, for every family that uses them.
+
+Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv.org/abs/2203.01666
+The blocks are those of `PVT v2: Improved Baselines with Pyramid Vision Transformer` (Wang et al.) -
+https://arxiv.org/abs/2106.13797
+
+Written for this package. Licensed under Apache-2.0.
+
+The two streams share every weight, so their tokens travel in one packed tensor (see `ops/packed.py`), and
+linear layers and norms run once for both streams whatever their sizes. What is not a linear layer is an
+operation of `ops/`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from correlation_aware.ops import (
+    Shape,
+    add_layer_norm,
+    dwconv_gelu,
+    eoc_attention,
+    gather_patches,
+    linear,
+    pack,
+    unpack,
+)
+
+__all__ = [
+    "Attention",
+    "DropPath",
+    "EoCAttention",
+    "EoCBlock",
+    "Mlp",
+    "PatchEmbed",
+    "add_norm",
+    "concat_streams",
+    "init_weights",
+]
+
+Attention = Literal["spatial_reduction", "global", "pooled"]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth on packed tokens: a branch is dropped for a whole sample of a stream, not a token."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, tokens: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return tokens
+        keep = 1.0 - self.rate
+        scale = [
+            tokens.new_empty(b, 1).bernoulli_(keep).div_(keep).expand(b, h * w).reshape(-1, 1)
+            for b, h, w in shapes
+        ]
+        return tokens * torch.cat(scale)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Linear(nn.Linear):
+    """A linear layer of packed tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return linear(tokens, self.weight, self.bias)
+
+
+class PatchEmbed(nn.Module):
+    """Convolution and LayerNorm that open a stage; the convolution runs per stream, the norm once."""
+
+    def __init__(self, in_chans: int, dim: int, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride, padding)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def forward(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
+        # channels_last in makes channels_last out, so the permute below is free
+        maps = [
+            self.proj(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+            for image in images
+        ]
+        tokens, shapes = pack(maps)
+        return self.norm(tokens), shapes
+
+
+class Mlp(nn.Module):
+    """Linear, 3x3 depth-wise convolution (the position encoding), GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int, conv: bool, relu: bool) -> None:
+        super().__init__()
+        self.relu = relu  # before the convolution; PVTv2 has it beside pooled attention
+        self.fc1 = Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if conv else None
+        self.fc2 = Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        tokens = self.fc1(tokens)  # T, hidden
+        if self.relu:
+            tokens = F.relu(tokens)
+        if self.dwconv is None:
+            return self.fc2(F.gelu(tokens))
+        assert self.dwconv.bias is not None
+        return self.fc2(dwconv_gelu(tokens, self.dwconv.weight, self.dwconv.bias, shapes))
+
+
+class EoCAttention(nn.Module):
+    """Extract-or-Correlation attention: queries of a stream, reduced keys of its own or of the other."""
+
+    def __init__(self, dim: int, heads: int, sr_ratio: int, kind: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kind = kind
+        self.sr_ratio = sr_ratio if kind == "spatial_reduction" else 1
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, dim)
+        if self.sr_ratio > 1 or kind == "pooled":
+            self.sr = Linear(
+                dim * self.sr_ratio**2, dim
+            )  # a convolution with kernel = stride, on gathered patches
+            self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def reduce(self, tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
+        """Fewer tokens to make keys and values from: (T, C) -> (T', C)."""
+        if self.sr_ratio > 1:
+            patches, shapes = gather_patches(tokens, shapes, self.sr_ratio)
+            return self.norm(self.sr(patches)), shapes
+        if self.kind == "pooled":
+            maps = [
+                F.adaptive_avg_pool2d(m.permute(0, 3, 1, 2), 7).permute(0, 2, 3, 1)
+                for m in unpack(tokens, shapes)
+            ]
+            tokens, shapes = pack(maps)
+            return F.gelu(self.norm(self.sr(tokens))), shapes
+        return tokens, list(shapes)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_shapes: Sequence[Shape],
+        sources: Tensor,
+        source_shapes: Sequence[Shape],
+        cross: bool,
+    ) -> Tensor:
+        reduced, reduced_shapes = self.reduce(sources, source_shapes)
+        q, kv = self.q(queries), self.kv(reduced)
+        return self.proj(eoc_attention(q, kv, self.heads, query_shapes, reduced_shapes, cross))
+
+
+class EoCBlock(nn.Module):
+    """Extract-or-Correlation block: attention within an image (EoC-SA) or across (EoC-CA), then the MLP.
+
+    Args:
+        dim: Channels.
+        heads: Attention heads.
+        cross: Whether it is an EoC-CA block.
+        mlp_ratio: Hidden width of the MLP over `dim`.
+        sr_ratio: Side of the square of tokens that spatial reduction turns into one key.
+        attention: Form of the attention, see `SBTConfig`.
+        conv: Depth-wise convolution in the MLP, the position encoding.
+        drop_path: Probability that a residual branch is dropped in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        cross: bool,
+        mlp_ratio: float = 4.0,
+        sr_ratio: int = 1,
+        attention: Attention = "spatial_reduction",
+        conv: bool = True,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.cross = cross
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = EoCAttention(dim, heads, sr_ratio, attention)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), conv, relu=attention == "pooled")
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, tokens: Tensor, residual: Tensor | None, shapes: list[Shape], search_only: bool = False
+    ) -> tuple[Tensor, Tensor, list[Shape]]:
+        """Maps packed tokens to packed tokens.
+
+        What a block adds to the residual stream is returned apart, to be added by the norm that follows.
+
+        Args:
+            tokens: (T, C) packed tokens of one stream or of template and search.
+            residual: (T, C) what the block before adds to them, or None.
+            shapes: (batch, height, width) of every stream.
+            search_only: Leave out what only the template would use.
+
+        Returns:
+            Tokens, what is to be added to them, and their shapes.
+        """
+        tokens, queries = add_norm(self.norm1, tokens, residual)
+        sources, query_shapes, source_shapes = queries, shapes, shapes
+        if search_only:
+            template_len = math.prod(shapes[0])
+            sources, queries, tokens = queries[:template_len], queries[template_len:], tokens[template_len:]
+            source_shapes, query_shapes = shapes[:1], shapes[1:]
+        branch = self.attn(queries, query_shapes, sources, source_shapes, self.cross)
+        tokens, normed = add_norm(self.norm2, tokens, self.drop_path(branch, query_shapes))
+        return tokens, self.drop_path(self.mlp(normed, query_shapes), query_shapes), query_shapes
+
+
+def add_norm(norm: nn.LayerNorm, tokens: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The tokens with a residual added, and their norm: (T, C), (T, C) -> (T, C), (T, C)."""
+    if residual is None:
+        return tokens, norm(tokens)
+    return add_layer_norm(tokens, residual, norm.weight, norm.bias, norm.eps)
+
+
+def concat_streams(template: Tensor, search: Tensor) -> tuple[Tensor, list[Shape]]:
+    """Packs two (B, H, W, C) maps; a batch of 1 is expanded to the other's."""
+    batch = max(template.shape[0], search.shape[0])
+    return pack([m if m.shape[0] == batch else m.expand(batch, -1, -1, -1) for m in (template, search)])
+
+
+def init_weights(module: nn.Module) -> None:
+    """PVTv2's initialization; for `nn.Module.apply`."""
+    if isinstance(module, EoCAttention) and hasattr(module, "sr"):
+        # `sr` is a kernel = stride convolution written as a linear layer: Kaiming init, fan_out
+        nn.init.normal_(module.sr.weight, std=math.sqrt(2.0 / (module.sr_ratio**2 * module.sr.out_features)))
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

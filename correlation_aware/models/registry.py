@@ -1,0 +1,158 @@
+"""The tables that families and plug-ins add to: models, heads and checkpoint formats, each by its name."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+__all__ = [
+    "CheckpointFormat",
+    "EntryPoint",
+    "checkpoint_formats",
+    "head_class",
+    "head_names",
+    "near_names",
+    "on_register",
+    "register_checkpoint_format",
+    "register_head",
+    "register_model",
+    "registered_models",
+]
+
+EntryPoint = Callable[..., nn.Module]
+Observer = Callable[[str, EntryPoint], None]
+Function = TypeVar("Function", bound=EntryPoint)
+Head = TypeVar("Head", bound=type[nn.Module])
+
+_MODELS: dict[str, EntryPoint] = {}
+_HEADS: dict[str, type[nn.Module]] = {}
+_FORMATS: dict[str, "CheckpointFormat"] = {}
+_observers: list[Observer] = []
+
+
+def register_model(function: Function) -> Function:
+    """Decorator: makes a function that builds a model known to the zoo and to timm, under its own name.
+
+    The function takes keyword arguments and returns a model with fresh weights: a `TwoInputModel`, a
+    `TrackModel` (its name should end in `_track`) or a one-input classifier (`_cls`). Loading weights is the
+    zoo's part; a parameter `pretrained`, if there is one, is never passed.
+
+    Raises:
+        ValueError: The name is taken.
+
+    Example:
+        >>> @register_model
+        ... def acme_base(**kwargs) -> AcmeNet:
+        ...     return AcmeNet(width=64, **kwargs)
+    """
+    name = function.__name__
+    if name in _MODELS:
+        raise ValueError(f"There is a model {name!r} already, of {_MODELS[name].__module__}.")
+    for observer in _observers:
+        observer(name, function)
+    _MODELS[name] = function
+    return function
+
+
+def register_head(name: str) -> Callable[[Head], Head]:
+    """Decorator: makes a head class known as `create_model(..., head=name)`.
+
+    The class is called with `dim`, the channels of the search features, and `feature_size`, their height and
+    width at the model's search size; it maps (B, dim, H, W) to `TrackOutput`.
+
+    Args:
+        name: Name of the head.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+
+    def add(head: Head) -> Head:
+        if name in _HEADS:
+            raise ValueError(f"There is a head {name!r} already, {_HEADS[name].__qualname__}.")
+        _HEADS[name] = head
+        return head
+
+    return add
+
+
+@dataclass(frozen=True)
+class CheckpointFormat:
+    """Somebody's names and layouts of parameters, and the way from there to ours.
+
+    Attributes:
+        name: As in `weights convert --format`.
+        matches: Whether a checkpoint with these parameter names has this format.
+        convert: Renames and reshapes the tensors.
+    """
+
+    name: str
+    matches: Callable[[Iterable[str]], bool]
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def register_checkpoint_format(
+    name: str, matches: Callable[[Iterable[str]], bool]
+) -> Callable[
+    [Callable[[Mapping[str, Tensor]], dict[str, Tensor]]], Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+]:
+    """Decorator: makes a function that converts a checkpoint known by the name of the format.
+
+    Args:
+        name: Name of the format.
+        matches: Whether a checkpoint with these parameter names has this format.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+
+    def add(
+        convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        if name in _FORMATS:
+            raise ValueError(f"There is a checkpoint format {name!r} already.")
+        _FORMATS[name] = CheckpointFormat(name, matches, convert)
+        return convert
+
+    return add
+
+
+def on_register(observer: Observer) -> None:
+    """Calls `observer(name, function)` for every model, those to come included."""
+    for name, function in _MODELS.items():
+        observer(name, function)
+    _observers.append(observer)
+
+
+def registered_models() -> dict[str, EntryPoint]:
+    """Functions that build models, by name, in the order of registration."""
+    return dict(_MODELS)
+
+
+def checkpoint_formats() -> dict[str, CheckpointFormat]:
+    """Formats of other people's checkpoints, by name."""
+    return dict(_FORMATS)
+
+
+def head_names() -> list[str]:
+    """Names that `create_model(..., head=...)` takes."""
+    return list(_HEADS)
+
+
+def head_class(name: str) -> type[nn.Module]:
+    """The class of a head.
+
+    Raises:
+        ValueError: There is no such head; the message lists all.
+    """
+    if name not in _HEADS:
+        raise ValueError(f"head={name!r} is not one of {', '.join(_HEADS)}.")
+    return _HEADS[name]
+
+
+def near_names(name: str, known: Iterable[str], limit: int = 4) -> list[str]:
+    """Names of `known` that resemble `name`; all of them where none does."""
+    names = list(known)
+    return difflib.get_close_matches(name, names, n=limit, cutoff=0.5) or names

@@ -1,0 +1,97 @@
+"""A feature network with a prediction head: template and search image to scores and boxes."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, prefix_groups
+from correlation_aware.models.heads import TrackOutput
+from correlation_aware.models.registry import head_class
+
+__all__ = ["TrackModel"]
+
+
+class TrackModel(nn.Module):
+    """Backbone and head: all of a tracker that has weights.
+
+    Args:
+        backbone: The two-input feature network.
+        head: Prediction head: (B, C, H, W) search features to `TrackOutput`.
+    """
+
+    num_classes: int = 0
+    pretrained_cfg: dict[str, Any]  # set by the zoo, as timm does
+    model_args: dict[str, Any]
+    weights_name: str = "random"
+
+    def __init__(self, backbone: TwoInputModel, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    @classmethod
+    def build(cls, backbone: TwoInputModel, head: str) -> "TrackModel":
+        """Puts a registered head on a backbone.
+
+        Args:
+            backbone: The two-input feature network.
+            head: Name of a head, such as `mixer` or `cell`.
+
+        Raises:
+            ValueError: There is no such head.
+        """
+        side = -(-backbone.sizes.search_size // backbone.feature_info.reduction()[-1])
+        return cls(backbone, head_class(head)(backbone.num_features, (side, side)))
+
+    @property
+    def sizes(self) -> Sizes:
+        """Image sizes and crop factors of the backbone."""
+        return self.backbone.sizes
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.backbone.in_chans
+
+    @property
+    def feature_info(self) -> Any:
+        """timm's `FeatureInfo` of the backbone."""
+        return self.backbone.feature_info
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the search features."""
+        return self.backbone.num_features
+
+    def encode_template(self, template: Tensor) -> TemplateState:
+        """See `TwoInputModel.encode_template`."""
+        return self.backbone.encode_template(template)
+
+    def forward(self, template: Tensor | TemplateState, search: Tensor) -> TrackOutput:
+        """Scores and boxes for every location of the search features.
+
+        Args:
+            template: (B, 3, Hz, Wz) normalized RGB, or its state.
+            search: (B, 3, Hx, Wx) normalized RGB.
+
+        Raises:
+            ValueError: As in `TwoInputModel.forward`, or a size that the head does not take.
+        """
+        output: TrackOutput = self.head(self.backbone(template, search))
+        return output
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """See `TwoInputModel.set_grad_checkpointing`."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """See `TwoInputModel.no_weight_decay`."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """See `TwoInputModel.group_matcher`; the head is the last group."""
+        return prefix_groups(self.backbone.group_matcher(coarse), "backbone.")
+
+    def get_classifier(self) -> nn.Module:
+        """A tracker has no classifier; timm's tools ask for it."""
+        return nn.Identity()
