@@ -1,88 +1,62 @@
-"""The checkpoint filter: other people's parameter names to ours. The one place where keys are renamed."""
+"""Other people's checkpoints to ours: which format one has, and the conversion its family registered."""
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-__all__ = ["KEY_FORMATS", "convert_state_dict"]
+from correlation_aware.models.registry import checkpoint_formats
 
-KEY_FORMATS = ("auto", "correlation_aware", "sbt", "pvt_v2")
+__all__ = ["AUTO", "OWN", "convert_state_dict", "format_names"]
 
-# (pattern, replacement); \d is 1-indexed in the original code of PVTv2 and SBT, 0-indexed in timm and here
-_ORIGINAL = (
-    (r"patch_embed([1-9])\.", lambda m: f"stages.{int(m[1]) - 1}.embed."),
-    (r"block([1-9])\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
-    (r"norm([1-9])\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
-)
-_TIMM = (
-    (r"patch_embed\.", lambda m: "stages.0.embed."),
-    (r"(stages\.\d+)\.downsample\.", lambda m: f"{m[1]}.embed."),
-)
-_HEADS = (
-    (r"box_head\.class_head\.", lambda m: "head.cls."),
-    (r"box_head\.bbox_head\.", lambda m: "head.box."),
-)
+AUTO, OWN = "auto", "correlation_aware"
 
 
-def convert_state_dict(state_dict: Mapping[str, Tensor], source: str = "auto") -> dict[str, Tensor]:
+def format_names() -> list[str]:
+    """Values of `source` that `convert_state_dict` takes."""
+    return [AUTO, OWN, *checkpoint_formats()]
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor], source: str = AUTO, own_names: Mapping[str, object] | None = None
+) -> dict[str, Tensor]:
     """Renames and reshapes the tensors of a checkpoint to the names and layouts of this package.
 
     Args:
         state_dict: Tensors by name.
-        source: `sbt` for the authors' trackers (`backbone.*`, `box_head.*`), `pvt_v2` for PVTv2 classifiers
-            in the original naming or timm's, `correlation_aware` for our own (returned as they are), `auto`
-            to tell by the names.
+        source: Format of the checkpoint: `sbt` for the authors' trackers (`backbone.*`, `box_head.*`), `pvt_v2`
+            for PVTv2 classifiers in the original naming or timm's, other names of `format_names()`,
+            `correlation_aware` for our own (returned as they are), `auto` to tell by the names.
+        own_names: Names of the model that is to be filled. With `auto`, a checkpoint with no other names than
+            these is our own, whatever format it may resemble.
 
     Returns:
-        Tensors by our names. The closing norms of the authors' first two stages are left out: their forward
-        pass never uses them.
+        Tensors by our names.
 
     Raises:
-        ValueError: An unknown `source`, or names that fit none.
+        ValueError: An unknown `source`, or names that fit no format.
     """
-    if source not in KEY_FORMATS:
-        raise ValueError(f"source={source!r} is not one of {', '.join(KEY_FORMATS)}.")
-    if source == "auto":
-        source = _detect(state_dict)
-    if source == "correlation_aware":
-        return dict(state_dict)
-    if source == "sbt":
-        last = max(
-            (int(m[1]) for m in (re.match(r"backbone\.norm(\d)\.", k) for k in state_dict) if m), default=0
-        )
-        unused = tuple(f"backbone.norm{i}." for i in range(1, last))
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(unused)}
-    out = {_rename(key): tensor for key, tensor in state_dict.items()}
-    return {
-        key: _as_linear(tensor) if key.endswith("attn.sr.weight") else tensor for key, tensor in out.items()
-    }
+    formats = checkpoint_formats()
+    if source not in format_names():
+        raise ValueError(f"source={source!r} is not one of {', '.join(format_names())}.")
+    if source == AUTO and not _is_own(state_dict, own_names):
+        matching = [known for known in formats.values() if known.matches(state_dict)]
+        if matching:
+            return matching[0].convert(state_dict)
+        if own_names is None and not _looks_own(state_dict):
+            raise ValueError(
+                f"The parameter names ({', '.join(list(state_dict)[:3]) or 'none at all'}, ...) belong to no known "
+                f"format. Name it with source={' or '.join(map(repr, formats))} if you know it."
+            )
+    return dict(state_dict) if source in (AUTO, OWN) else formats[source].convert(state_dict)
 
 
-def _detect(state_dict: Mapping[str, Tensor]) -> str:
-    if any(k.startswith(("backbone.patch_embed1.", "backbone.block1.")) for k in state_dict):
-        return "sbt"
-    if any(k.startswith(("patch_embed1.", "patch_embed.proj.")) for k in state_dict):
-        return "pvt_v2"
-    if any(k.startswith(("stages.0.embed.", "backbone.stages.0.embed.")) for k in state_dict):
-        return "correlation_aware"
-    raise ValueError(
-        f"The parameter names ({', '.join(list(state_dict)[:3]) or 'none at all'}, ...) are neither SBT's, "
-        "PVTv2's nor this package's. Name the source with source='sbt' or source='pvt_v2' if you know it."
-    )
+def _is_own(state_dict: Mapping[str, Tensor], own_names: Mapping[str, object] | None) -> bool:
+    """Whether all names are the model's own, with or without the `backbone.` of a tracker."""
+    if not own_names or not state_dict:
+        return False
+    bare = {name.removeprefix("backbone.") for name in own_names}
+    return all(name.removeprefix("backbone.") in bare for name in state_dict)
 
 
-def _rename(key: str) -> str:
-    prefix, rest = ("backbone.", key[9:]) if key.startswith("backbone.") else ("", key)
-    for pattern, replacement in (*_ORIGINAL, *_TIMM, *_HEADS):
-        rest, found = re.subn(f"^{pattern}", replacement, rest)
-        if found:
-            break
-    rest = rest.replace("mlp.dwconv.dwconv.", "mlp.dwconv.")
-    rest = rest.replace("layers_channle.", "channel.").replace("layers_spatial.", "spatial.")
-    return prefix + rest
-
-
-def _as_linear(weight: Tensor) -> Tensor:
-    """(out, in, r, r) of a convolution -> (out, r * r * in) of a linear layer on channels-last patches."""
-    return weight.permute(0, 2, 3, 1).flatten(1).contiguous() if weight.ndim == 4 else weight
+def _looks_own(state_dict: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(("stages.0.embed.", "backbone.stages.0.embed.")) for name in state_dict)

@@ -21,11 +21,10 @@ from correlation_aware._version import __version__
 from correlation_aware.weights.files import atomic_path, git_hash_file, read_json, sha256_file
 from correlation_aware.weights.manifest import WeightsEntry
 
-__all__ = ["fetch", "fetch_repository"]
+__all__ = ["fetch", "fetch_file", "fetch_repository"]
 
 _logger = logging.getLogger(__name__)
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 # The hub client changed its HTTP library (requests, httpx); its error's first base is that library's own.
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 _FAILURES = (OSError, RuntimeError, EntryNotFoundError, TRANSPORT_ERROR)
@@ -55,7 +54,7 @@ def fetch(entry: WeightsEntry, cache_dir: str | Path | None = None) -> Path:
     assert entry.sha256 is not None
     if entry.source == "url":
         return _fetch_from_url(entry, cache_dir)
-    path = _PACKAGE / entry.file
+    path = entry.root / entry.file
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} of {entry.name} should have come with the package. Install the package again."
@@ -97,6 +96,35 @@ def fetch_repository(
     return config, path
 
 
+def fetch_file(
+    hub_file: tuple[str, str, str | None] | None, url: str | None, cache_dir: str | Path | None = None
+) -> Path:
+    """Fetches the file that a timm `pretrained_cfg` names.
+
+    Args:
+        hub_file: (`organisation/name`, file, revision) on the Hub; verified by the Hub's own hash.
+        url: Address of a file instead. If its name ends in a dash and eight or more hexadecimal digits of its
+            sha256, as torch.hub's do, it is verified by them.
+        cache_dir: Where downloads go; by default the Hugging Face cache, and torch.hub's for `url`.
+
+    Raises:
+        FileNotFoundError, ConnectionError, RuntimeError: As `fetch`.
+    """
+    if hub_file is not None:
+        repository, file, revision = hub_file
+        return _fetch_from_hub(repository, file, revision, None, cache_dir)
+    assert url is not None
+    name = url.partition("?")[0].rpartition("/")[2]
+    path = (Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints") / name
+    if not path.is_file():
+        _download(url, path)
+    digits = re.search(r"-([0-9a-f]{8,64})\.", name)
+    if digits and not sha256_file(path).startswith(digits[1]):
+        _remove(path)
+        raise RuntimeError(f"{path} is not the file that its name says; it was removed. Get it again from {url}.")
+    return path
+
+
 def _fetch_from_hub(
     repository: str, file: str, revision: str | None, sha256: str | None, cache_dir: str | Path | None
 ) -> Path:
@@ -124,16 +152,20 @@ def _fetch_from_url(entry: WeightsEntry, cache_dir: str | Path | None) -> Path:
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / f"{entry.name}-{entry.sha256[:8]}{''.join(Path(entry.file).suffixes[-1:])}"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            if constants.HF_HUB_OFFLINE:
-                raise ConnectionError("HF_HUB_OFFLINE is set.")
-            with atomic_path(path) as temporary:
-                torch.hub.download_url_to_file(entry.url, str(temporary))
-        except _FAILURES as error:
-            _explain(error, entry.url, entry.url, f"Or put the file at {path} by hand.")
+        _download(entry.url, path)
     _check(path, entry.sha256, f"The file was removed. Get it again from {entry.url}.")
     return path
+
+
+def _download(url: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set.")
+        with atomic_path(path) as temporary:
+            torch.hub.download_url_to_file(url, str(temporary))
+    except _FAILURES as error:
+        _explain(error, url, url, f"Or put the file at {path} by hand.")
 
 
 def _check(path: Path, expected: str, advice: str, remove: bool = True) -> None:

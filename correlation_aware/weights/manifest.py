@@ -1,20 +1,30 @@
-"""Which weights exist: one typed entry per `model.tag` of `weights_manifest.json`."""
+"""Which weights exist: one typed entry per `model.tag` of `weights_manifest.json` and of the plug-ins' manifests."""
 
 import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-__all__ = ["MANIFEST_PATH", "Measurement", "WeightsEntry", "find_entry", "load_manifest", "parse_results"]
+from correlation_aware._plugins import load_plugins
+
+__all__ = [
+    "MANIFEST_PATH",
+    "Measurement",
+    "WeightsEntry",
+    "find_entry",
+    "known_entries",
+    "load_manifest",
+    "parse_results",
+    "register_weights",
+]
 
 MANIFEST_PATH = Path(__file__).resolve().parents[1] / "weights_manifest.json"
 
 Source = Literal["hub", "bundled", "url"]
-KeyFormat = Literal["correlation_aware", "pvt_v2", "sbt"]
 Role = Literal["starting_point", "model"]
 
 # source -> (fields it needs, fields it must not have)
@@ -51,13 +61,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """Where the weights of one `model.tag` lie, how to know that they are the right ones, and what they are.
+    """Where the weights of one `model.tag` are, how to verify them, and what they are.
 
     Attributes:
-        model: Name in the zoo.
-        tag: What tells apart several weights of one model.
-        source: `hub` (Hugging Face), `bundled` (inside this package) or `url`.
-        file: Path in the repository or in the package; for `url` the name to store it under.
+        model: Architecture name; it fixes layers, head and sizes.
+        tag: Name of these weights among those of the model.
+        source: `hub` (Hugging Face), `bundled` (a file beside the manifest) or `url`.
+        file: Path in the repository or beside the manifest; for `url` the name to store it under.
         license: SPDX identifier, lower case.
         key_format: Parameter names in the file, a `source` of `convert_state_dict`.
         role: `model`: every tensor fits; `starting_point`: some blocks fit, the rest is fresh.
@@ -68,13 +78,13 @@ class WeightsEntry:
         sha256: Of the file. Only a `hub` entry may leave it out; the Hub's own LFS hash is checked then.
         bytes: Size of the file.
         template_size: Side in pixels of the template in training.
-        search_size: Side in pixels of the search picture in training.
-        input_size: Side in pixels of the picture, for one-input training.
-        mean: Of the normalised pixels, per channel.
-        std: Of the normalised pixels, per channel.
-        model_args: What `create_model` is given to build the network that these weights need.
+        search_size: Side in pixels of the search image in training.
+        input_size: Side in pixels of the image, for one-input training.
+        mean: Mean of the pixels in 0..1 that inputs are normalized with, per channel.
+        std: Standard deviation, likewise.
         results: What was measured with these weights.
         notes: Anything else.
+        root: Folder of the manifest, where the files of `bundled` entries are.
     """
 
     model: str
@@ -82,7 +92,7 @@ class WeightsEntry:
     source: Source
     file: str
     license: str
-    key_format: KeyFormat
+    key_format: str
     role: Role
     training: str
     mean: tuple[float, float, float]
@@ -95,9 +105,9 @@ class WeightsEntry:
     template_size: int | None = None
     search_size: int | None = None
     input_size: int | None = None
-    model_args: dict[str, Any] | None = None
     results: tuple[Measurement, ...] = ()
     notes: str = ""
+    root: Path = field(default=MANIFEST_PATH.parent, compare=False)
 
     @property
     def name(self) -> str:
@@ -105,9 +115,9 @@ class WeightsEntry:
         return f"{self.model}.{self.tag}"
 
     def __post_init__(self) -> None:
-        for key in ("model", "tag", "file", "license", "training"):
+        for key in ("model", "tag", "file", "license", "key_format", "training"):
             self._check(key, _is_text(getattr(self, key)), "a text that is not empty")
-        for key, options in (("source", Source), ("key_format", KeyFormat), ("role", Role)):
+        for key, options in (("source", Source), ("role", Role)):
             self._check(
                 key, getattr(self, key) in get_args(options), f"one of {', '.join(get_args(options))}"
             )
@@ -135,8 +145,6 @@ class WeightsEntry:
                 f"{allowed}, or null",
             )
         self._check("notes", isinstance(self.notes, str), "a text")
-        named = self.model_args is None or isinstance(self.model_args, dict)
-        self._check("model_args", named, "an object of arguments, or null")
         relative = not Path(self.file).is_absolute() and ".." not in Path(self.file).parts
         self._check("file", relative, "a relative path that does not climb")
         needed, forbidden = _SOURCE_RULES[self.source]
@@ -157,28 +165,65 @@ class WeightsEntry:
             raise ValueError(f"Weights {self.name}: {key}={getattr(self, key)!r} must be {allowed}.")
 
     def to_json(self) -> dict[str, Any]:
-        """The entry as it stands in the manifest under `name`; what equals its default is left out."""
+        """The entry as the manifest has it under `name`; what equals its default is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "tag", "root")}
         defaults = {f.name: f.default for f in fields(self)}
-        return {k: v for k, v in asdict(self).items() if k not in ("model", "tag") and v != defaults[k]}
+        values["results"] = tuple(vars(result) for result in self.results)
+        return {key: value for key, value in values.items() if value != defaults[key]}
 
 
 def load_manifest(path: Path | None = None) -> dict[str, WeightsEntry]:
     """Reads a manifest.
 
     Args:
-        path: A JSON file; the one that ships with the package by default, which is read once.
+        path: A JSON file; by default the one that ships with the package and those of the plug-ins.
 
     Returns:
-        Entries by `model.tag`, in the order of the file. The first of a model is its default.
+        Entries by `model.tag`, in the order of the files. The first of a model is its default.
 
     Raises:
         ValueError: Not JSON, or a wrong entry; the message names the entry, the key and what is allowed.
     """
-    return dict(_shipped()) if path is None else _read(path)
+    if path is not None:
+        return _read(path)
+    load_plugins()
+    return known_entries()
+
+
+def known_entries() -> dict[str, WeightsEntry]:
+    """The entries that are known so far, without importing plug-ins."""
+    return {**_shipped(), **_registered}
+
+
+def register_weights(path: str | Path) -> list[str]:
+    """Adds a manifest of somebody's package, for its models or for ours.
+
+    Files of its `bundled` entries are relative to the folder of the manifest. Call it before the models are
+    registered, so that timm's lists know of the weights too.
+
+    Args:
+        path: A JSON file in the format of `weights_manifest.json`.
+
+    Returns:
+        Names of the entries, `model.tag`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Not JSON, a wrong entry, or a name that another manifest has.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights manifest {path}.")
+    entries = _read(path)
+    taken = [name for name in entries if name in known_entries() and known_entries()[name].root != path.parent]
+    if taken:
+        raise ValueError(f"{path}: {', '.join(taken)} is in another manifest already. Take another tag.")
+    _registered.update(entries)
+    return list(entries)
 
 
 def find_entry(name: str) -> WeightsEntry:
-    """Looks weights up by `model.tag`, or by `model` alone for the default of that model.
+    """Looks up weights by `model.tag`, or by `model` alone for the default of that model.
 
     Raises:
         ValueError: There are none; the message names the near ones.
@@ -217,6 +262,9 @@ def parse_results(raw: Any, where: str) -> tuple[Measurement, ...]:
         raise ValueError(f"{where}: {error}") from error
 
 
+_registered: dict[str, WeightsEntry] = {}
+
+
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, WeightsEntry]:
     return _read(MANIFEST_PATH)
@@ -229,20 +277,21 @@ def _read(path: Path) -> dict[str, WeightsEntry]:
         raise ValueError(f"{path} is not a weights manifest: {error}.") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} is not a weights manifest: it must be an object of entries by 'model.tag'.")
-    return {name: _parse(name, entry) for name, entry in raw.items()}
+    root = Path(path).resolve().parent
+    return {name: replace(_parse(name, entry), root=root) for name, entry in raw.items()}
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     twice = {key for key in keys if keys.count(key) > 1}
     if twice:
-        raise ValueError(f"{', '.join(sorted(twice))} stands there twice")
+        raise ValueError(f"{', '.join(sorted(twice))} is listed twice")
     return dict(pairs)
 
 
 def _parse(name: str, raw: Any) -> WeightsEntry:
     model, _, tag = name.partition(".")
-    _check_keys(f"Weights {name}", raw, WeightsEntry, given=("model", "tag"))
+    _check_keys(f"Weights {name}", raw, WeightsEntry, given=("model", "tag", "root"))
     values: dict[str, Any] = {
         key: tuple(v) if key in ("mean", "std") and isinstance(v, list) else v for key, v in raw.items()
     }

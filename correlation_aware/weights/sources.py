@@ -1,0 +1,153 @@
+"""What a user may write for weights, and where that leads: the one place that tells tags, files and repositories apart."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from correlation_aware.models.registry import near_names
+from correlation_aware.weights.convert import AUTO
+from correlation_aware.weights.files import SUFFIXES, read_state_dict
+from correlation_aware.weights.hub import fetch, fetch_file, fetch_repository
+from correlation_aware.weights.manifest import WeightsEntry, load_manifest
+
+__all__ = ["RENAMED", "WeightsSource", "current_name", "default_entry", "resolve_weights", "tags_of"]
+
+# names of 0.1 that will go after the next release, and what they are called now
+RENAMED = {
+    "sbt_light_track.stills": "sbt_light_cell_track.stills",
+    "sbt_light_track.half": "sbt_light_half_track.stills",
+    "sbt_light_cell_track.half": "sbt_light_half_track.stills",  # `--weights half` for the default model
+}
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights come from: exactly one of the fields after `name` is set.
+
+    Attributes:
+        name: For people to read: `model.tag`, a path, `hf-hub:organisation/name`.
+        entry: Entry of the manifest.
+        path: Local file.
+        repository: `organisation/name[@revision]` on the Hub.
+        hub_file: (`organisation/name`, file, revision or None) on the Hub, of a timm configuration.
+        url: Address of a file, of a timm configuration.
+        state_dict: The tensors themselves.
+    """
+
+    name: str
+    entry: WeightsEntry | None = None
+    path: Path | None = None
+    repository: str | None = None
+    hub_file: tuple[str, str, str | None] | None = None
+    url: str | None = None
+    state_dict: Mapping[str, Tensor] | None = None
+
+    @property
+    def key_format(self) -> str:
+        """Names of the parameters in the file, see `convert_state_dict`."""
+        return self.entry.key_format if self.entry else AUTO
+
+    @property
+    def is_starting_point(self) -> bool:
+        """Whether the weights fill only a part of the model by design."""
+        return self.entry is not None and self.entry.role == "starting_point"
+
+    def read(self, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
+        """Downloads and verifies where need be, and reads the tensors, by the names in the file.
+
+        Raises:
+            FileNotFoundError, ConnectionError, RuntimeError, ValueError: Weights that cannot be downloaded or read.
+        """
+        if self.state_dict is not None:
+            return dict(self.state_dict)
+        if self.entry is not None:
+            path = fetch(self.entry, cache_dir=cache_dir)
+        elif self.repository is not None:
+            path = fetch_repository(self.repository, cache_dir=cache_dir)[1]
+        elif self.hub_file is not None or self.url is not None:
+            path = fetch_file(self.hub_file, self.url, cache_dir=cache_dir)
+        else:
+            assert self.path is not None
+            path = self.path
+        return read_state_dict(path)
+
+
+def resolve_weights(source: bool | str | Path, model: str | None = None) -> WeightsSource:
+    """Tells what `pretrained=`, `--weights` and `model.pretrained` mean.
+
+    In this order: True for the default weights of the model; a tag of the model; `model.tag`, or a model for
+    its default; `hf-hub:organisation/name[@revision]`; a file, or a folder of `save_pretrained`.
+
+    Args:
+        source: What a user wrote.
+        model: Architecture name that a bare tag and True refer to.
+
+    Raises:
+        ValueError: Nothing of this; the message lists the tags of the model and names that are near.
+        FileNotFoundError: A path to nothing, or a folder without weights.
+    """
+    if source is True:
+        if model is None:
+            raise ValueError("pretrained=True needs the name of a model; name the weights, such as 'model.tag'.")
+        entry = default_entry(model)
+        if entry is None:
+            raise ValueError(f"No weights are known for {model!r}. {_hint(model, model)}")
+        return WeightsSource(entry.name, entry=entry)
+    text = str(source)
+    manifest = load_manifest()
+    for name in (f"{model}.{text}", text):
+        name = current_name(name)
+        if name in manifest:
+            return WeightsSource(name, entry=manifest[name])
+    entry = default_entry(text)
+    if entry is not None:
+        return WeightsSource(entry.name, entry=entry)
+    if text.startswith("hf-hub:"):
+        return WeightsSource(text, repository=text.removeprefix("hf-hub:"))
+    path = Path(text.removeprefix("local-dir:"))
+    if path.is_dir():
+        inside = path / "model.safetensors"
+        if not inside.is_file():
+            raise FileNotFoundError(f"{path} has no model.safetensors; save_pretrained writes such folders.")
+        return WeightsSource(str(path), path=inside)
+    if path.exists():
+        return WeightsSource(str(path), path=path)
+    if "/" in text or path.suffix in SUFFIXES:
+        raise FileNotFoundError(
+            f"There is no weights file {text!r}. For a repository of the Hub write 'hf-hub:{text}'."
+        )
+    raise ValueError(f"No weights are known for {text!r}. {_hint(text, model or text)}")
+
+
+def default_entry(model: str) -> WeightsEntry | None:
+    """The first entry of the manifest for a model; None without one."""
+    return next((entry for entry in load_manifest().values() if entry.model == model), None)
+
+
+def tags_of(model: str) -> list[str]:
+    """Tags of a model's weights in the manifest, the default first."""
+    return [entry.tag for entry in load_manifest().values() if entry.model == model]
+
+
+def current_name(name: str) -> str:
+    """The name that `name` has now; a `DeprecationWarning` where it was renamed."""
+    if name not in RENAMED:
+        return name
+    warnings.warn(
+        f"{name!r} is called {RENAMED[name]!r} now; the old name goes after the next release.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return RENAMED[name]
+
+
+def _hint(text: str, model: str) -> str:
+    tags = tags_of(model.partition(".")[0])
+    if tags:
+        return f"Tags of {model.partition('.')[0]}: {', '.join(tags)}."
+    near = near_names(text, load_manifest())
+    some = f"Near: {', '.join(near[:4])}. " if len(near) <= 4 else ""
+    return f"{some}`correlation-aware weights list` shows them all."
