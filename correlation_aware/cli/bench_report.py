@@ -65,7 +65,7 @@ class Run:
         """Writes the report, whole or not at all."""
         if path is None:
             return
-        from correlation_aware.weights import write_text
+        from correlation_aware._files import write_text
 
         report = {
             "benchmark": self.part,

@@ -96,8 +96,9 @@ def track(
     """
     targets = [_parse_box(text) for text in box]
     _check_paths(source, output, boxes)
+    from correlation_aware._files import atomic_path
     from correlation_aware.tracking.draw import draw_result, target_color
-    from correlation_aware.tracking.video import VideoWriter, atomic_file, open_frames
+    from correlation_aware.tracking.video import VideoWriter, open_frames
 
     clock, lost, interrupted = Clock(), [False] * len(targets), False
     with ExitStack() as stack:
@@ -105,7 +106,7 @@ def track(
         video = stack.enter_context(VideoWriter(output, frames.fps)) if output else None
         rows = None
         if boxes:
-            file = stack.enter_context(atomic_file(boxes))
+            file = stack.enter_context(atomic_path(boxes))
             rows = csv.writer(stack.enter_context(file.open("w", newline="", encoding="utf-8")))
             rows.writerow(COLUMNS)
         tracker = load_tracker(model, weights, device, runtime)

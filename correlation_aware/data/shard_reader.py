@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 from timm.data.readers.reader import Reader
 
-from correlation_aware.data.still_files import IMAGE_SUFFIXES
+from correlation_aware._files import IMAGE_SUFFIXES
 
 __all__ = ["ShardReader"]
 
