@@ -1,8 +1,10 @@
 """The package as users get it: wheel by way of the sdist, bare checkout, public surface, command line."""
 
+import configparser
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import correlation_aware as ca
+from correlation_aware._extras import EXTRAS, require
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,6 +96,21 @@ def test_folders_beside_the_package_are_no_part_of_it(name):
 @pytest.mark.parametrize("name", ["weights_manifest.json", "adapters"])
 def test_the_links_at_the_top_lead_into_the_package(name):
     assert (ROOT / name).is_symlink() and (ROOT / name).resolve() == ROOT / "correlation_aware" / name
+
+
+def test_an_extra_is_named_that_has_what_is_missing(monkeypatch):
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT / "setup.cfg")
+    extras = settings["options.extras_require"]
+    for module, extra in EXTRAS.items():
+        packages = {re.split("[<>=]", line)[0] for line in extras[extra].split()}
+        assert {"yaml": "pyyaml"}.get(module, module) in packages
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ModuleNotFoundError, match=rf"{module} is missing: .*\[{extra}\]"):
+            require("json", module)
+    assert require("json", "re") == [json, re]
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"):
+        require("no_such_module")
 
 
 def test_public_surface_is_documented():

@@ -4,7 +4,6 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from correlation_aware._extras import require
 from correlation_aware.cli.track import Device, Model, Weights, console, load_tracker, track_progress
 
 if TYPE_CHECKING:
@@ -186,11 +186,7 @@ def _begin(run: "TrackTraining | ClassifyTraining", device: str | None) -> None:
 
 
 def _check_installed() -> None:
-    missing = [name for name in ("accelerate", "yaml") if find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"Training needs {', '.join(missing)}: pip install correlation_aware[train]"
-        )
+    require("accelerate", "yaml", message="Training needs {names}")
 
 
 def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> None:

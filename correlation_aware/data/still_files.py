@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from correlation_aware._extras import require
 from correlation_aware._files import IMAGE_SUFFIXES, natural_order
 from correlation_aware.data.faults import Faults
 
@@ -92,10 +93,7 @@ def _shards(urls: str, faults: Faults) -> Iterator[tuple[str, str, bytes, bytes 
 
 
 def _webdataset(urls: str, faults: Faults) -> Iterable[Mapping[str, Any]]:
-    try:
-        import webdataset
-    except ImportError:
-        raise ImportError("Tar shards need webdataset: pip install correlation_aware[train]") from None
+    (webdataset,) = require("webdataset", message="Tar shards need {names}")
 
     def handler(error: Exception) -> bool:
         faults.add(urls, error)

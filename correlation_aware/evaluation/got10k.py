@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from correlation_aware._extras import require
 from correlation_aware._files import natural_order
 from correlation_aware.evaluation.one_pass import Array, Frame, OnePassTracker, SequenceResult, run_sequence
 
@@ -31,13 +32,9 @@ def open_dataset(root: str | Path, subset: Subset = "val") -> Any:
         ModuleNotFoundError: The toolkit is not installed; the message says how to get it.
         FileNotFoundError: There is no such subset.
     """
-    try:
-        from got10k.datasets import GOT10k
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"The evaluation needs the got10k toolkit and {error.name} is missing: "
-            "pip install correlation_aware[eval]"
-        ) from error
+    require("got10k.datasets", message="The evaluation needs the got10k toolkit and {names} is missing")
+    from got10k.datasets import GOT10k
+
     listing = Path(root) / subset / "list.txt"
     if not listing.is_file():
         raise FileNotFoundError(f"There is no {listing}, which names the sequences in GOT-10k's layout.")
