@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from correlation_aware.cli._common import Device, console
 from correlation_aware.cli.bench_report import Run, as_ms, dtype_name, parse_counts, print_case, print_table
-from correlation_aware.cli.track import Device, console
 
 if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
     from correlation_aware.bench.contenders import Skipped

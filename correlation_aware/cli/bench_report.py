@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import console
+from correlation_aware.cli._common import console
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import Clock, Model, console, follow, load_tracker, progress_bar
+from correlation_aware.cli._common import Clock, Model, console, follow, load_tracker, progress_bar
 
 __all__ = ["demo"]
 

@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import Device, Model, Runtime, Weights, console, load_tracker, track_progress
+from correlation_aware.cli._common import (
+    Device,
+    Model,
+    Runtime,
+    Weights,
+    console,
+    load_tracker,
+    track_progress,
+)
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult

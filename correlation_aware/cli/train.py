@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from correlation_aware._extras import require
-from correlation_aware.cli.track import Device, Model, Weights, console, load_tracker, track_progress
+from correlation_aware.cli._common import Device, Model, Weights, console, load_tracker, track_progress
 
 if TYPE_CHECKING:
     from correlation_aware.training.classify import ClassifyTraining
