@@ -11,7 +11,7 @@ from correlation_aware import weights
 from correlation_aware._files import write_text
 from correlation_aware._version import __version__
 from correlation_aware.models.sbt import SBT, SBTClassifier, SBTFeatures
-from correlation_aware.models.track import TrackModel
+from correlation_aware.models.tracker import TrackModel
 
 __all__ = ["load_pretrained", "save_pretrained"]
 

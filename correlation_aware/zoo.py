@@ -17,7 +17,7 @@ from correlation_aware import weights
 from correlation_aware._files import read_json
 from correlation_aware.models.heads import CellHead, MixerHead
 from correlation_aware.models.sbt import SBT, SBTClassifier, SBTConfig, SBTFeatures
-from correlation_aware.models.track import TrackModel
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.pretrained import load_pretrained
 
 __all__ = [

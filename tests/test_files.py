@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from correlation_aware._files import atomic_path, list_images, natural_order, write_text
-from correlation_aware.data.sequences import Folder
-from correlation_aware.data.still_files import read_stills
+from correlation_aware.data.stills.files import read_stills
+from correlation_aware.data.videos.sequences import Folder
 from correlation_aware.tracking.video import open_frames, write_picture
 
 ORDERS = {

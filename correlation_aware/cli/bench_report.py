@@ -16,9 +16,9 @@ from correlation_aware.cli._common import console
 if TYPE_CHECKING:
     import torch
 
+    from correlation_aware.bench.bench_models import Case, Row
     from correlation_aware.bench.contenders import Skipped
     from correlation_aware.bench.machine import Ceilings
-    from correlation_aware.bench.models import Case, Row
 
 __all__ = ["Run", "as_ms", "dtype_name", "parse_counts", "parse_dtype", "print_case", "print_table"]
 

@@ -128,8 +128,8 @@ def clips(
     """
     from correlation_aware._files import write_text
     from correlation_aware.evaluation.calibration import plot_reliability, reliability, scored_frames
-    from correlation_aware.evaluation.clips import evaluate_clip, make_clips
     from correlation_aware.evaluation.one_pass import average
+    from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
     from correlation_aware.tracking.tracker import Tracker, TrackerConfig
 
     choices = _grid(sweep or [], TrackerConfig())

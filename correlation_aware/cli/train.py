@@ -54,7 +54,7 @@ def track(
     one at once.
     """
     _check_installed()
-    from correlation_aware.evaluation.clips import ClipValidation
+    from correlation_aware.evaluation.synthetic import ClipValidation
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_trainer
 
@@ -108,7 +108,7 @@ def calibrate(
     another --seed.
     """
     from correlation_aware.evaluation.calibration import fit_calibration, reliability, scored_frames
-    from correlation_aware.evaluation.clips import evaluate_clip, make_clips
+    from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
     from correlation_aware.pretrained import save_pretrained
 
     tracker = load_tracker(model, weights, device)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from correlation_aware._files import list_images
-from correlation_aware.data.sequences import Folder, SequenceSet, Video, read_boxes, read_flags
+from correlation_aware.data.videos.sequences import Folder, SequenceSet, Video, read_boxes, read_flags
 
 __all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set"]
 
