@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from correlation_aware.demo_clip import draw_clip
 from correlation_aware.models.sbt import Mlp
-from correlation_aware.tracking.clip import draw_clip
 
 SIZE = 480, 864  # of the frames; STM sees them whole
 PAPER = {  # Table 6: parameters in M, G of the first pair, of the stock tracker and of the CA one

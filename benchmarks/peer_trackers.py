@@ -112,11 +112,12 @@ def siamfcpp(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
 
 def dimp(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
     """DiMP-50: 288 px, its `DiMP`, sure of each frame, since that decides how much it computes."""
-    from correlation_aware.adapters.dimp import DiMPCA, dimpnet_sbt
     from ltr.models.tracking.dimpnet import dimpnet50
     from pytracking.features.net_wrappers import NetWithBackbone
     from pytracking.parameter.dimp.dimp50 import parameters
     from pytracking.tracker.dimp.dimp import DiMP
+
+    from correlation_aware.adapters.dimp import DiMPCA, dimpnet_sbt
 
     def make(tracker_class: Any, constructor: Any) -> Contender:
         torch.manual_seed(0)
@@ -216,6 +217,7 @@ def stm(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
     resnet50 = torchvision.models.resnet50
     torchvision.models.resnet50 = lambda pretrained: resnet50(weights=None)
     import model
+
     from correlation_aware.adapters.stm import STM_CA
 
     def make(network: Any) -> Contender:

@@ -15,8 +15,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import correlation_aware as ca
-from correlation_aware.data.pool import read_pool
-from correlation_aware.data.stills import StillPairs
+from correlation_aware.data.stills.pool import read_pool
+from correlation_aware.data.stills.still_pairs import StillPairs
 from correlation_aware.training.config import OptimizerConfig
 from correlation_aware.training.losses import LossConfig, track_loss
 from correlation_aware.training.optimizer import make_optimizer

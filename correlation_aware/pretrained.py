@@ -8,9 +8,10 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from correlation_aware import weights
+from correlation_aware._files import write_text
 from correlation_aware._version import __version__
 from correlation_aware.models.sbt import SBT, SBTClassifier, SBTFeatures
-from correlation_aware.models.track import TrackModel
+from correlation_aware.models.tracker import TrackModel
 
 __all__ = ["load_pretrained", "save_pretrained"]
 
@@ -82,7 +83,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> Path:
         "library": {"name": "correlation_aware", "version": __version__},
     }
     weights.write_state_dict(model.state_dict(), folder / "model.safetensors")
-    weights.write_text(json.dumps(config, indent=2) + "\n", folder / "config.json")
+    write_text(json.dumps(config, indent=2) + "\n", folder / "config.json")
     return folder
 
 

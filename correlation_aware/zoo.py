@@ -14,9 +14,10 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from correlation_aware import weights
+from correlation_aware._files import read_json
 from correlation_aware.models.heads import CellHead, MixerHead
 from correlation_aware.models.sbt import SBT, SBTClassifier, SBTConfig, SBTFeatures
-from correlation_aware.models.track import TrackModel
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.pretrained import load_pretrained
 
 __all__ = [
@@ -169,7 +170,7 @@ def _resolve(name: str, cache_dir: str | Path | None) -> tuple[str, str | None, 
             raise FileNotFoundError(
                 f"{folder} has no config.json; a model's folder is written by save_pretrained."
             )
-        config = weights.read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
     else:
         arch, _, tag = name.partition(".")
         return arch, f"{arch}.{tag}" if tag else None, {}

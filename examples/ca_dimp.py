@@ -5,6 +5,7 @@ own commands train and track; this is what they call.
 """
 
 import torch
+
 from correlation_aware.adapters.dimp import dimpnet_sbt
 
 torch.manual_seed(0)

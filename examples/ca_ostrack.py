@@ -7,6 +7,7 @@ import and `install` go into `tracking/test.py` and `lib/train/run_training.py`,
 from types import SimpleNamespace as Namespace
 
 import torch
+
 from correlation_aware.adapters import ostrack
 
 ostrack.install()

@@ -5,8 +5,9 @@ main/test.py, and write `backbone: {name: SBTBackbone}` and `task_model: {name: 
 """
 
 import torch
-from correlation_aware.adapters import siamfcpp
 from videoanalyst.model.task_head.taskhead_impl.track_head import DenseboxHead
+
+from correlation_aware.adapters import siamfcpp
 
 torch.manual_seed(0)
 backbone = siamfcpp.SBTBackbone()

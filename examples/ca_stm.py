@@ -7,6 +7,7 @@ import functools
 
 import model
 import torch
+
 from correlation_aware.adapters.stm import STM_CA, create_network
 
 torch.manual_seed(0)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import correlation_aware as ca
-from correlation_aware.tracking.clip import draw_clip
+from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.draw import draw_result, target_color
 from correlation_aware.tracking.video import VideoWriter, open_frames
 

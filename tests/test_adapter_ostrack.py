@@ -11,9 +11,9 @@ from types import SimpleNamespace as Namespace
 
 import pytest
 import torch
-from correlation_aware.adapters import ostrack
 
 import correlation_aware as ca
+from correlation_aware.adapters import ostrack
 
 ROOT = Path(__file__).resolve().parent.parent
 T, S = 64, 128  # pixels of template and search picture

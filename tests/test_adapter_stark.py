@@ -9,9 +9,9 @@ from types import SimpleNamespace as Namespace
 
 import pytest
 import torch
-from correlation_aware.adapters import stark
 
 import correlation_aware as ca
+from correlation_aware.adapters import stark
 
 ROOT = Path(__file__).resolve().parent.parent
 T, S = 64, 128  # pixels of template and search picture

@@ -13,19 +13,19 @@ import torch
 from typer.testing import CliRunner
 
 import correlation_aware as ca
-from correlation_aware.bench import machine, operations, timing
+from correlation_aware.bench import machine, timing
+from correlation_aware.bench.bench_models import bench_model, load
+from correlation_aware.bench.bench_operations import bench_operation, calls_of
+from correlation_aware.bench.bench_tracking import bench_tracker
+from correlation_aware.bench.bench_training import bench_training
 from correlation_aware.bench.contenders import Skipped, contender_names, make_contenders, outputs
+from correlation_aware.bench.inputs import drawn_pairs, real_pairs
 from correlation_aware.bench.machine import Ceilings, describe, measure_ceilings
-from correlation_aware.bench.models import bench_model, load
-from correlation_aware.bench.operations import bench_operation, calls_of
-from correlation_aware.bench.pictures import drawn_pairs, real_pairs
 from correlation_aware.bench.plot import plot_reports
 from correlation_aware.bench.timing import take_turns
-from correlation_aware.bench.tracking import bench_tracker
-from correlation_aware.bench.training import bench_training
 from correlation_aware.cli import app
+from correlation_aware.demo_clip import draw_clip
 from correlation_aware.ops import get_backend
-from correlation_aware.tracking.clip import draw_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -199,7 +199,7 @@ def test_real_crops(tmp_path):
 def test_operations_have_the_shapes_of_the_model():
     calls = calls_of("sbt_test", batch=2)
     depth = sum(ca.create_model("sbt_test", device="meta").config.depths)
-    totals = dict.fromkeys(operations.OPERATIONS, 0)
+    totals = dict.fromkeys(bench_operations.OPERATIONS, 0)
     for operands, count in calls.items():
         totals[operands.name] += count
     assert totals["eoc_attention"] == totals["dwconv_gelu"] == totals["gather_patches"] == depth

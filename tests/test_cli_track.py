@@ -12,7 +12,7 @@ import pytest
 
 import correlation_aware
 from correlation_aware.cli import demo, main
-from correlation_aware.tracking.clip import draw_clip
+from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.tracker import Timings, TrackResult
 from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
 

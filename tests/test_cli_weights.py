@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import correlation_aware as ca
 from correlation_aware import weights
+from correlation_aware._files import sha256_file
 from correlation_aware.cli import main
 from correlation_aware.cli.weights import app
 
@@ -39,7 +40,7 @@ def test_list() -> None:
 def test_verify_local_file(folder: Path) -> None:
     output = run("verify", str(folder / "model.safetensors"))
     assert run("verify", str(folder)) == output
-    assert weights.sha256_file(folder / "model.safetensors") in output and "all finite" in output
+    assert sha256_file(folder / "model.safetensors") in output and "all finite" in output
     assert "no entry of the manifest" in output
 
 
@@ -88,7 +89,7 @@ def test_convert(tmp_path: Path) -> None:
     output = run("convert", str(source), str(target))
     numbers = sum(p.numel() for p in theirs.parameters())
     assert f"{len(theirs.state_dict())} tensors, {numbers / 1e6:.3f} M numbers" in output
-    assert weights.sha256_file(target) in output
+    assert sha256_file(target) in output
     report = weights.load_state_dict(
         ca.create_model("sbt_light_pvtv2"), weights.read_state_dict(target), partial=True
     )
@@ -112,7 +113,7 @@ def test_push_shows_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
     manifest.write_text(entry)
     loaded = weights.load_manifest(manifest)["sbt_test.v1"]
-    assert loaded.sha256 == weights.sha256_file(folder / "model.safetensors")
+    assert loaded.sha256 == sha256_file(folder / "model.safetensors")
     assert (loaded.template_size, loaded.search_size, loaded.input_size) == (64, 128, None)
 
     file = str(folder / "model.safetensors")

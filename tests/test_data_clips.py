@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from correlation_aware.data import clips
-from correlation_aware.data.clips import ClipConfig, synthetic_clip
-from correlation_aware.data.pool import ImagePool
-from correlation_aware.data.still_files import Still
+from correlation_aware.data.stills import synthetic_clips
+from correlation_aware.data.stills.files import Still
+from correlation_aware.data.stills.pool import ImagePool
+from correlation_aware.data.stills.synthetic_clips import ClipConfig, synthetic_clip
 
 BARE = ClipConfig(
     length=12, size=(96, 128), noise=0.0, grey=0.0, distractors=0, occluder=0.0, target=(0.2, 0.3)
@@ -31,7 +31,9 @@ def pool():
 
 @pytest.fixture
 def bright_target(monkeypatch):
-    monkeypatch.setattr(clips, "_target", lambda draws, pool, *_: pool.cuts(draws, torch.tensor([2]), 1.0))
+    monkeypatch.setattr(
+        synthetic_clips, "_target", lambda draws, pool, *_: pool.cuts(draws, torch.tensor([2]), 1.0)
+    )
 
 
 def bright_box(frame):

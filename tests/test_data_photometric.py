@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from correlation_aware.data.draws import Draws
-from correlation_aware.data.photometric import PhotometricConfig, alter, recolour
+from correlation_aware.data.stills.photometric import PhotometricConfig, alter, recolour
 
 QUIET = PhotometricConfig(**{field.name: 0.0 for field in fields(PhotometricConfig)})
 

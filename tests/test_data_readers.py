@@ -10,10 +10,10 @@ import torch
 
 from correlation_aware.data.faults import Faults
 from correlation_aware.data.pairs import MixedPairs, denormalize
-from correlation_aware.data.photometric import PhotometricConfig
-from correlation_aware.data.readers import Coco, Got10k, LaSOT, TrackingNet, open_set
-from correlation_aware.data.sequences import Folder, read_boxes, read_flags
-from correlation_aware.data.video_pairs import VideoConfig, VideoPairs
+from correlation_aware.data.stills.photometric import PhotometricConfig
+from correlation_aware.data.videos.readers import Coco, Got10k, LaSOT, TrackingNet, open_set
+from correlation_aware.data.videos.sequences import Folder, read_boxes, read_flags
+from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 
 QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
 BOXES = [(20 + 8 * i, 30 + 4 * i, 24, 16) for i in range(4)]

@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from correlation_aware.data.geometry import Cut, bounds, place, rounded_outline
-from correlation_aware.data.layers import Edges, covered, lay
-from correlation_aware.data.objects import clean_mask, plain_ground_mask, salient_rectangles, tight_outline
-from correlation_aware.data.pool import LEVELS, ImagePool
-from correlation_aware.data.sampling import BLACK, MEAN, REFLECT, sample
-from correlation_aware.data.still_files import Still
+from correlation_aware.data.stills.files import Still
+from correlation_aware.data.stills.geometry import Cut, bounds, place, rounded_outline
+from correlation_aware.data.stills.layers import Edges, covered, lay
+from correlation_aware.data.stills.objects import (
+    clean_mask,
+    plain_ground_mask,
+    salient_rectangles,
+    tight_outline,
+)
+from correlation_aware.data.stills.pool import LEVELS, ImagePool
+from correlation_aware.data.stills.sampling import BLACK, MEAN, REFLECT, sample
 
 
 def extent(picture, threshold=128):

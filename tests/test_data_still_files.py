@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from correlation_aware.data.faults import Faults
-from correlation_aware.data.pool import read_pool
-from correlation_aware.data.still_files import read_stills
+from correlation_aware.data.stills.files import read_stills
+from correlation_aware.data.stills.pool import read_pool
 
 
 def picture_bytes(shape, suffix=".jpg", seed=0):

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from correlation_aware.data.draws import Draws
-from correlation_aware.data.layers import window
 from correlation_aware.data.pairs import PairBatch, denormalize, normalize
-from correlation_aware.data.photometric import PhotometricConfig
-from correlation_aware.data.pool import ImagePool
 from correlation_aware.data.sheet import pair_sheet
-from correlation_aware.data.still_files import Still
-from correlation_aware.data.stills import StillConfig, StillPairs
+from correlation_aware.data.stills.files import Still
+from correlation_aware.data.stills.layers import window
+from correlation_aware.data.stills.photometric import PhotometricConfig
+from correlation_aware.data.stills.pool import ImagePool
+from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
 
 QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from correlation_aware.tracking.clip import draw_clip
+from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.draw import COLORS, contact_sheet, draw_box, draw_result, target_color
 from correlation_aware.tracking.tracker import TrackResult
 

@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 import correlation_aware as ca
 from correlation_aware.cli import eval as cli_eval
 from correlation_aware.cli import train as cli_train
-from correlation_aware.data.clips import Clip
+from correlation_aware.data.stills.synthetic_clips import Clip
 from correlation_aware.evaluation.calibration import (
     fit_calibration,
     plot_reliability,
     reliability,
     scored_frames,
 )
-from correlation_aware.evaluation.clips import ClipValidation, evaluate_clip
 from correlation_aware.evaluation.one_pass import overlap
+from correlation_aware.evaluation.synthetic import ClipValidation, evaluate_clip
 from correlation_aware.tracking.tracker import TrackResult
 
 

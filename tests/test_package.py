@@ -1,7 +1,10 @@
 """The package as users get it: wheel by way of the sdist, bare checkout, public surface, command line."""
 
+import configparser
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import correlation_aware as ca
+from correlation_aware._extras import EXTRAS, require
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,7 +22,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, sys
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", str(f))]
 import correlation_aware, correlation_aware.adapters
-names = [m.name for m in pkgutil.walk_packages(correlation_aware.__path__[:1], "correlation_aware.")]
+names = [m.name for m in pkgutil.walk_packages(correlation_aware.__path__, "correlation_aware.")]
 for name in names:
     try:
         importlib.import_module(name)
@@ -49,7 +53,10 @@ def test_wheel_from_sdist_imports_everything_elsewhere(tmp_path):
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "correlation_aware/weights_manifest.json" in names and "correlation_aware/py.typed" in names
+    package = ROOT / "correlation_aware"
+    data = [*package.glob("checkpoints/*.safetensors"), *package.glob("training/configs/*.yaml")]
+    data += [package / "weights_manifest.json", package / "py.typed"]
+    assert len(data) > 4 and {str(path.relative_to(ROOT)) for path in data} <= set(names)
     assert {n.split("/")[0] for n in names} == {
         "correlation_aware",
         f"correlation_aware-{ca.__version__}.dist-info",
@@ -77,11 +84,33 @@ def test_wheel_from_sdist_imports_everything_elsewhere(tmp_path):
 def test_bare_checkout_imports_everything(tmp_path):
     package, adapters, _ = run_python(IMPORT_ALL, tmp_path, ROOT)
     assert Path(package) == ROOT / "correlation_aware" / "__init__.py"
-    assert Path(adapters) == ROOT / "adapters" / "__init__.py"
+    assert Path(adapters) == ROOT / "correlation_aware" / "adapters" / "__init__.py"
 
 
-def test_the_manifest_at_the_top_is_the_one_that_ships():
-    assert (ROOT / "weights_manifest.json").resolve() == ROOT / "correlation_aware" / "weights_manifest.json"
+@pytest.mark.parametrize("name", ["tests", "benchmarks", "correlation_aware"])
+def test_folders_beside_the_package_are_no_part_of_it(name):
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"correlation_aware.{name}")
+
+
+@pytest.mark.parametrize("name", ["weights_manifest.json", "adapters"])
+def test_the_links_at_the_top_lead_into_the_package(name):
+    assert (ROOT / name).is_symlink() and (ROOT / name).resolve() == ROOT / "correlation_aware" / name
+
+
+def test_an_extra_is_named_that_has_what_is_missing(monkeypatch):
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT / "setup.cfg")
+    extras = settings["options.extras_require"]
+    for module, extra in EXTRAS.items():
+        packages = {re.split("[<>=]", line)[0] for line in extras[extra].split()}
+        assert {"yaml": "pyyaml"}.get(module, module) in packages
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ModuleNotFoundError, match=rf"{module} is missing: .*\[{extra}\]"):
+            require("json", module)
+    assert require("json", "re") == [json, re]
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"):
+        require("no_such_module")
 
 
 def test_public_surface_is_documented():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from correlation_aware.adapters.prroi_pool import PrRoIPool2D, prroi_pool2d
 
 BOXES = {

@@ -64,7 +64,10 @@ def test_the_lines_for_a_tracker_are_those_of_its_page(adapter):
     names = re.findall(rf"from correlation_aware\.adapters\.{adapter} import (\w+)", section)
     names += re.findall(rf"^{adapter}\.(\w+)\(\)", section, re.MULTILINE)
     names += re.findall(r"name: (S\w+)", section)
-    assert names and all(f'"{name}"' in (ROOT / "adapters" / f"{adapter}.py").read_text() for name in names)
+    assert names and all(
+        f'"{name}"' in (ROOT / "correlation_aware" / "adapters" / f"{adapter}.py").read_text()
+        for name in names
+    )
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)[#)]", README))

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 import correlation_aware as ca
 from correlation_aware.cli import export as cli_export
+from correlation_aware.demo_clip import draw_clip
 from correlation_aware.runtime import export as export_module
 from correlation_aware.runtime import session as session_module
 from correlation_aware.runtime.export import OPSET, export, metadata, open_graph
 from correlation_aware.runtime.graphs import cut
 from correlation_aware.runtime.session import InferenceSession
-from correlation_aware.tracking.clip import draw_clip
 
 RUNTIMES = ("eager", "onnx", "openvino")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import correlation_aware as ca
+from correlation_aware.demo_clip import draw_clip
 from correlation_aware.ops import set_backend
 from correlation_aware.runtime.session import InferenceSession
-from correlation_aware.tracking.clip import draw_clip
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import correlation_aware as ca
+from correlation_aware.demo_clip import draw_clip
 from correlation_aware.models.heads import TrackOutput
-from correlation_aware.tracking.clip import draw_clip
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import cut_all, upload
 

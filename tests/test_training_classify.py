@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import correlation_aware as ca
-from correlation_aware.data.shard_reader import ShardReader
 from correlation_aware.training.classify import ClassifyTraining, Images, make_classify_trainer
 from correlation_aware.training.config import load
+from correlation_aware.training.shards import ShardReader
 from correlation_aware.weights import read_state_dict
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from correlation_aware.tracking.video import VideoWriter, atomic_file, open_frames, write_picture
+from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
 
 
 def plain(level: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -176,13 +176,3 @@ def test_digits_are_a_camera_unless_they_are_written_as_a_path(
     folder.rename(folder.parent / "0")
     monkeypatch.chdir(folder.parent)
     assert open_frames("./0").length == open_frames(Path("0")).length == 3
-
-
-def test_atomic_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
-    (tmp_path / "plain").touch()
-    with atomic_file(tmp_path / "atomic.csv") as part:
-        assert part.parent == tmp_path and part.suffix == ".csv"
-        part.write_text("a")
-        assert not (tmp_path / "atomic.csv").exists()
-    assert (tmp_path / "atomic.csv").read_text() == "a"
-    assert (tmp_path / "atomic.csv").stat().st_mode == (tmp_path / "plain").stat().st_mode

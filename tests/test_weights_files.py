@@ -13,14 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from correlation_aware.weights import (
-    atomic_path,
-    check_finite,
-    read_state_dict,
-    sha256_file,
-    write_state_dict,
-    write_text,
-)
+from correlation_aware._files import atomic_path, sha256_file
+from correlation_aware.weights import check_finite, read_state_dict, write_state_dict
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 
@@ -181,17 +175,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
             raise error
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_atomic_path_that_cannot_be_replaced(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError):
-        write_text("text", tmp_path / "taken")
-    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "never") as temporary:
-        assert not temporary.exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
-    write_text("Größe\n", tmp_path / "new")
-    assert (tmp_path / "new").read_bytes() == "Größe\n".encode()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

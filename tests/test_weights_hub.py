@@ -14,6 +14,7 @@ from hub_server import COMMIT, Client, HubServer
 from safetensors.torch import save
 
 from correlation_aware import weights
+from correlation_aware._files import sha256_file
 from correlation_aware.weights import WeightsEntry, fetch
 
 GOOD = save({"stages.0.embed.proj.weight": torch.arange(60000.0)})
@@ -298,7 +299,7 @@ def test_url(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_bundled() -> None:
-    digest = weights.sha256_file(weights.manifest.MANIFEST_PATH)
+    digest = sha256_file(weights.manifest.MANIFEST_PATH)
     fields = ENTRY | {
         "source": "bundled",
         "file": "weights_manifest.json",
@@ -333,7 +334,7 @@ def test_push_then_fetch(server: HubServer, online: Client, tmp_path: Path) -> N
     ]
     config, path = online.call("fetch_repository", "me/mine", cache_dir=tmp_path / "cache")["ok"]
     assert config["architecture"] == "sbt_test"
-    assert weights.sha256_file(path) == entry["sha256"]
+    assert sha256_file(path) == entry["sha256"]
     fields = ENTRY | entry | {"input_size": None, "tag": "v1"}
     assert (
         online.call(

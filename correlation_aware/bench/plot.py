@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from correlation_aware.runtime.export import require
-from correlation_aware.weights import atomic_path
+from correlation_aware._extras import require
+from correlation_aware._files import atomic_path
 
 __all__ = ["plot_reports"]
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from correlation_aware.cli._common import Device, console
 from correlation_aware.cli.bench_report import Run, as_ms, dtype_name, parse_counts, print_case, print_table
-from correlation_aware.cli.track import Device, console
 
 if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
+    from correlation_aware.bench.bench_operations import OperationRow
     from correlation_aware.bench.contenders import Skipped
-    from correlation_aware.bench.operations import OperationRow
 
 __all__ = ["app"]
 
@@ -107,8 +107,8 @@ def model(
     FUNCTION(model) of --contender is given a copy of the model, and returns a
     callable (template, search); docs/performance.md has an example.
     """
+    from correlation_aware.bench.bench_models import bench_model
     from correlation_aware.bench.contenders import REFERENCE, contender_names
-    from correlation_aware.bench.models import bench_model
 
     run = Run("model", device, dtype, threads, [spec.partition("@")[2] for spec in contender or ()])
     names = contenders.split(",") if contenders else contender_names()
@@ -154,7 +154,7 @@ def train(
     as_json: Json = None,
 ) -> None:
     """A training step: forward and backward, weights in float32, products in --dtype."""
-    from correlation_aware.bench.training import bench_training
+    from correlation_aware.bench.bench_training import bench_training
 
     run = Run("train", device, dtype, threads)
     found = []
@@ -199,7 +199,7 @@ def operations(
     On a GPU the time is that of the device, without launches. The last line
     of a model adds up what a forward pass calls.
     """
-    from correlation_aware.bench.operations import FORMS, bench_operation, calls_of
+    from correlation_aware.bench.bench_operations import FORMS, bench_operation, calls_of
 
     chosen = forms.split(",")
     if unknown := set(chosen) - set(FORMS):
@@ -259,8 +259,8 @@ def tracker(
     as_json: Json = None,
 ) -> None:
     """Where a frame's time goes, and what more targets cost, in a clip that the package draws."""
+    from correlation_aware.bench.bench_tracking import bench_tracker
     from correlation_aware.bench.contenders import Skipped
-    from correlation_aware.bench.tracking import bench_tracker
     from correlation_aware.runtime.session import RUNTIMES
 
     run = Run("tracker", device, dtype, threads)

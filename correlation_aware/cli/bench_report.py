@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import console
+from correlation_aware.cli._common import console
 
 if TYPE_CHECKING:
     import torch
 
+    from correlation_aware.bench.bench_models import Case, Row
     from correlation_aware.bench.contenders import Skipped
     from correlation_aware.bench.machine import Ceilings
-    from correlation_aware.bench.models import Case, Row
 
 __all__ = ["Run", "as_ms", "dtype_name", "parse_counts", "parse_dtype", "print_case", "print_table"]
 
@@ -65,7 +65,7 @@ class Run:
         """Writes the report, whole or not at all."""
         if path is None:
             return
-        from correlation_aware.weights import write_text
+        from correlation_aware._files import write_text
 
         report = {
             "benchmark": self.part,

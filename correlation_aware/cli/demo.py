@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import Clock, Model, console, follow, load_tracker, progress_bar
+from correlation_aware.cli._common import Clock, Model, console, follow, load_tracker, progress_bar
 
 __all__ = ["demo"]
 
@@ -28,8 +28,8 @@ def demo(
     """
     import torch
 
+    from correlation_aware.demo_clip import draw_clip
     from correlation_aware.evaluation.one_pass import overlap
-    from correlation_aware.tracking.clip import draw_clip
     from correlation_aware.tracking.draw import contact_sheet, draw_box, draw_result
     from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
 

@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import Device, Model, Runtime, Weights, console, load_tracker, track_progress
+from correlation_aware.cli._common import (
+    Device,
+    Model,
+    Runtime,
+    Weights,
+    console,
+    load_tracker,
+    track_progress,
+)
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
@@ -58,9 +66,9 @@ def got10k(
     "average" counts every sequence alike, "all frames" every frame. Frames
     a second count the tracker alone, without reading pictures.
     """
+    from correlation_aware._files import write_text
     from correlation_aware.evaluation.got10k import evaluate, open_dataset, write_results
     from correlation_aware.evaluation.one_pass import average, score
-    from correlation_aware.weights import write_text
 
     if subset not in ("train", "val", "test"):
         raise ValueError(f"--subset {subset} is not one of val, train, test")
@@ -118,11 +126,11 @@ def clips(
     --sweep there is a row for each choice of settings. CE is the
     calibration error: how far the score is from the share of right boxes.
     """
+    from correlation_aware._files import write_text
     from correlation_aware.evaluation.calibration import plot_reliability, reliability, scored_frames
-    from correlation_aware.evaluation.clips import evaluate_clip, make_clips
     from correlation_aware.evaluation.one_pass import average
+    from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
     from correlation_aware.tracking.tracker import Tracker, TrackerConfig
-    from correlation_aware.weights import write_text
 
     choices = _grid(sweep or [], TrackerConfig())
     if plot is not None and len(choices) > 1:

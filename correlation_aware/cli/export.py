@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli.track import console
+from correlation_aware.cli._common import console
 
 __all__ = ["export"]
 

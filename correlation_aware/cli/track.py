@@ -2,69 +2,33 @@
 
 import csv
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-T = TypeVar("T")
+from correlation_aware.cli._common import (
+    Clock,
+    Device,
+    Model,
+    Runtime,
+    Weights,
+    console,
+    follow,
+    load_tracker,
+    progress_bar,
+)
 
 if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
     from correlation_aware.tracking.tracker import Tracker, TrackResult
-    from correlation_aware.tracking.video import Frame, FrameSource
 
-__all__ = [
-    "Clock",
-    "Device",
-    "Model",
-    "Runtime",
-    "Weights",
-    "console",
-    "follow",
-    "load_tracker",
-    "progress_bar",
-    "track",
-    "track_progress",
-]
+__all__ = ["track"]
 
 COLUMNS = ("frame", "target", "x", "y", "w", "h", "score", "lost")
 EXIT_LOST, EXIT_INTERRUPTED = 3, 130
-
-Model = Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")]
-Runtime = Annotated[
-    str, typer.Option(help="eager, compile, cudagraph, onnx or openvino; the last two are quick on a CPU.")
-]
-
-console = Console(highlight=False, soft_wrap=True)
-
-
-@dataclass
-class Clock:
-    """Seconds, summed over the frames so far.
-
-    Attributes:
-        decode: Waiting for frames.
-        write: Drawing and writing results.
-        total: From the first frame on.
-        frames: Number of frames, the first included.
-    """
-
-    decode: float = 0.0
-    write: float = 0.0
-    total: float = 0.0
-    frames: int = 0
 
 
 def track(
@@ -96,8 +60,9 @@ def track(
     """
     targets = [_parse_box(text) for text in box]
     _check_paths(source, output, boxes)
+    from correlation_aware._files import atomic_path
     from correlation_aware.tracking.draw import draw_result, target_color
-    from correlation_aware.tracking.video import VideoWriter, atomic_file, open_frames
+    from correlation_aware.tracking.video import VideoWriter, open_frames
 
     clock, lost, interrupted = Clock(), [False] * len(targets), False
     with ExitStack() as stack:
@@ -105,7 +70,7 @@ def track(
         video = stack.enter_context(VideoWriter(output, frames.fps)) if output else None
         rows = None
         if boxes:
-            file = stack.enter_context(atomic_file(boxes))
+            file = stack.enter_context(atomic_path(boxes))
             rows = csv.writer(stack.enter_context(file.open("w", newline="", encoding="utf-8")))
             rows.writerow(COLUMNS)
         tracker = load_tracker(model, weights, device, runtime)
@@ -141,69 +106,6 @@ def track(
         console.print(f"Wrote {escape(str(path))}")
     if interrupted or any(lost):
         raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_LOST)
-
-
-def load_tracker(
-    model: str | None, weights: str | None = None, device: str | None = None, runtime: str = "auto"
-) -> "Tracker":
-    """Creates a tracker and prints what it is; random weights are announced in yellow."""
-    from correlation_aware import create_tracker
-
-    with warnings.catch_warnings():  # said below, in colour
-        warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
-        tracker = create_tracker(
-            model,
-            pretrained=False if weights == "random" else weights,
-            device=device,
-            runtime=runtime,  # type: ignore[arg-type]
-        )
-    if tracker.weights == "random":
-        advice = "'correlation-aware weights list' names trained ones"
-        console.print(f"[yellow]The weights of {tracker.name} are random: it will not track ({advice}).[/]")
-    else:
-        console.print(f"{tracker.name} with the weights {escape(tracker.weights)}")
-    return tracker
-
-
-def follow(
-    tracker: "Tracker", frames: "FrameSource", boxes: Sequence[Sequence[float]], clock: Clock
-) -> Iterator[tuple["Frame", list["TrackResult"]]]:
-    """Gives every frame with one result a target. The first frame's are the boxes themselves, with score 1.
-
-    Args:
-        tracker: It is started on the first frame.
-        frames: At least one frame.
-        boxes: x, y, w, h of every target in the first frame.
-        clock: Counts along.
-    """
-    from correlation_aware.tracking.tracker import TrackResult
-
-    started = before = time.perf_counter()
-    for frame in frames:
-        clock.decode += time.perf_counter() - before
-        if clock.frames == 0:
-            tracker.init(frame, boxes)
-            results = [TrackResult((x, y, w, h), score=1.0, lost=False) for x, y, w, h in boxes]
-        else:
-            found = tracker.update(frame)
-            results = found if isinstance(found, list) else [found]
-        clock.frames += 1
-        yield frame, results
-        before = time.perf_counter()
-        clock.total = before - started
-
-
-def progress_bar(unit: str = "frames") -> Progress:
-    """A bar with units done and time left, on a terminal only; it goes when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit},"))
-    left = (TimeRemainingColumn(), TextColumn("left"))
-    return Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
-
-
-def track_progress(things: Iterable[T], total: int, unit: str) -> Iterator[T]:
-    """Yields them under a bar."""
-    with progress_bar(unit) as bar:
-        yield from bar.track(things, total=total, description="track")
 
 
 def _parse_box(text: str) -> tuple[float, float, float, float]:

@@ -4,7 +4,6 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,8 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from correlation_aware.cli.track import Device, Model, Weights, console, load_tracker, track_progress
+from correlation_aware._extras import require
+from correlation_aware.cli._common import Device, Model, Weights, console, load_tracker, track_progress
 
 if TYPE_CHECKING:
     from correlation_aware.training.classify import ClassifyTraining
@@ -54,7 +54,7 @@ def track(
     one at once.
     """
     _check_installed()
-    from correlation_aware.evaluation.clips import ClipValidation
+    from correlation_aware.evaluation.synthetic import ClipValidation
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_trainer
 
@@ -108,7 +108,7 @@ def calibrate(
     another --seed.
     """
     from correlation_aware.evaluation.calibration import fit_calibration, reliability, scored_frames
-    from correlation_aware.evaluation.clips import evaluate_clip, make_clips
+    from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
     from correlation_aware.pretrained import save_pretrained
 
     tracker = load_tracker(model, weights, device)
@@ -186,11 +186,7 @@ def _begin(run: "TrackTraining | ClassifyTraining", device: str | None) -> None:
 
 
 def _check_installed() -> None:
-    missing = [name for name in ("accelerate", "yaml") if find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"Training needs {', '.join(missing)}: pip install correlation_aware[train]"
-        )
+    require("accelerate", "yaml", message="Training needs {names}")
 
 
 def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> None:

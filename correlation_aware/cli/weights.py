@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from correlation_aware import weights
+from correlation_aware._files import atomic_path, read_json, sha256_file
 
 app = typer.Typer(help="List, verify, download, convert and publish weights.", no_args_is_help=True)
 
@@ -44,7 +45,7 @@ def verify(name: RemoteOrLocal) -> None:
     state_dict = weights.read_state_dict(path)
     weights.check_finite(state_dict, name)
     typer.echo(f"file     {path}")
-    typer.echo(f"sha256   {weights.sha256_file(path)}, {against}")
+    typer.echo(f"sha256   {sha256_file(path)}, {against}")
     typer.echo(f"content  {_content(state_dict)}, all finite")
 
 
@@ -58,7 +59,7 @@ def download(
     if to is not None:
         target = to / f"{title}{path.suffix}"
         to.mkdir(parents=True, exist_ok=True)
-        with weights.atomic_path(target) as temporary:
+        with atomic_path(target) as temporary:
             shutil.copyfile(path, temporary)
         path = target
     typer.echo(f"{path}  ({against})")
@@ -78,7 +79,7 @@ def convert(
     converted = weights.convert_state_dict(given, format)
     weights.write_state_dict(converted, dest)
     typer.echo(f"{source}: {_content(given)}")
-    typer.echo(f"{dest}: {_content(converted)}, sha256 {weights.sha256_file(dest)}")
+    typer.echo(f"{dest}: {_content(converted)}, sha256 {sha256_file(dest)}")
 
 
 @app.command()
@@ -110,7 +111,7 @@ def push(
         tag,
         training=training,
         license=license,
-        results=weights.parse_results(weights.read_json(results), str(results)) if results else (),
+        results=weights.parse_results(read_json(results), str(results)) if results else (),
         template_size=template_size,
         search_size=search_size,
         input_size=input_size,
@@ -135,7 +136,7 @@ def _local(path: Path) -> tuple[Path, str] | None:
         if path.suffix in weights.SUFFIXES:
             raise FileNotFoundError(f"There is no file {path}.")
         return None
-    digest = weights.sha256_file(path)
+    digest = sha256_file(path)
     known = [name for name, entry in weights.load_manifest().items() if entry.sha256 == digest]
     return path, f"the same as {known[0]}" if known else "which no entry of the manifest names"
 

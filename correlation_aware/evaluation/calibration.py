@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from correlation_aware._extras import require
+from correlation_aware._files import atomic_path
 from correlation_aware.evaluation.one_pass import SequenceResult
-from correlation_aware.runtime.export import require
-from correlation_aware.weights import atomic_path
 
 __all__ = ["HIT", "Reliability", "fit_calibration", "plot_reliability", "reliability", "scored_frames"]
 

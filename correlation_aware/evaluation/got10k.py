@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from correlation_aware._extras import require
+from correlation_aware._files import natural_order
 from correlation_aware.evaluation.one_pass import Array, Frame, OnePassTracker, SequenceResult, run_sequence
 
 __all__ = ["evaluate", "open_dataset", "write_results"]
@@ -20,7 +22,7 @@ Subset = Literal["train", "val", "test"]
 
 
 def open_dataset(root: str | Path, subset: Subset = "val") -> Any:
-    """The toolkit's dataset.
+    """The toolkit's dataset, its frames in natural order.
 
     Args:
         root: Holds `train`, `val` and `test`, each with a `list.txt` and a folder per sequence.
@@ -30,17 +32,19 @@ def open_dataset(root: str | Path, subset: Subset = "val") -> Any:
         ModuleNotFoundError: The toolkit is not installed; the message says how to get it.
         FileNotFoundError: There is no such subset.
     """
-    try:
-        from got10k.datasets import GOT10k
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"The evaluation needs the got10k toolkit and {error.name} is missing: "
-            "pip install correlation_aware[eval]"
-        ) from error
+    require("got10k.datasets", message="The evaluation needs the got10k toolkit and {names} is missing")
+    from got10k.datasets import GOT10k
+
     listing = Path(root) / subset / "list.txt"
     if not listing.is_file():
         raise FileNotFoundError(f"There is no {listing}, which names the sequences in GOT-10k's layout.")
-    return GOT10k(str(root), subset=subset, return_meta=True)
+
+    class Ordered(GOT10k):
+        def __getitem__(self, index: int | str) -> tuple[Any, ...]:
+            files, *annotations = super().__getitem__(index)
+            return sorted(files, key=natural_order), *annotations
+
+    return Ordered(str(root), subset=subset, return_meta=True)
 
 
 def evaluate(

@@ -1,7 +1,6 @@
 """Models as files that run without this package, each compared with the model before it counts."""
 
 import hashlib
-import importlib
 import json
 import logging
 import shutil
@@ -18,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from correlation_aware._extras import require
 from correlation_aware._version import __version__
 from correlation_aware.ops import set_backend
 from correlation_aware.runtime.graphs import Graph, cut
 
-__all__ = ["FORMATS", "OPSET", "ExportedGraph", "Format", "export", "metadata", "open_graph", "require"]
+__all__ = ["FORMATS", "OPSET", "ExportedGraph", "Format", "export", "metadata", "open_graph"]
 
 Format = Literal["onnx", "openvino", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -32,14 +32,6 @@ TOLERANCE = (
     1e-3  # largest difference, relative to the largest number; float32 in another order gives about 1e-5
 )
 TRIALS = ((0, 1), (1, 2), (2, 3))  # seeds and batches of the comparison
-EXTRAS = {
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnxruntime": "export",
-    "openvino": "openvino",
-    "matplotlib": "viz",
-}
-
 Run = Callable[..., Sequence[np.ndarray]]
 
 
@@ -180,23 +172,6 @@ def _openvino_core() -> Any:
     """
     (ov,) = require("openvino")
     return ov.Core()
-
-
-def require(*names: str) -> list[Any]:
-    """Imports what an extra brings.
-
-    Raises:
-        ModuleNotFoundError: It is not installed; the message says how to get it.
-    """
-    try:
-        return [importlib.import_module(name) for name in names]
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get(str(error.name))
-        if extra is None:
-            raise
-        raise ModuleNotFoundError(
-            f"{error.name} is missing: pip install correlation_aware[{extra}]"
-        ) from error
 
 
 def _write(graph: Graph, path: Path, format: Format, described: Mapping[str, str]) -> None:

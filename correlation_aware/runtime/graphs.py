@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from correlation_aware.models.sbt import SBT, SBTClassifier, SBTFeatures, TemplateState
-from correlation_aware.models.track import TrackModel
+from correlation_aware.models.tracker import TrackModel
 
 __all__ = ["Graph", "TwoInput", "cut"]
 

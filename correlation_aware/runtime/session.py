@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from correlation_aware._extras import require
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
-from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph, require
+from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
 from correlation_aware.runtime.graphs import TwoInput, cut
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from correlation_aware import zoo
-from correlation_aware.models.track import TrackModel
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import cut_all, send, upload

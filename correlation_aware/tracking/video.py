@@ -1,11 +1,9 @@
 """Frames from video files, folders and cameras; video files from frames. Every frame is uint8 RGB."""
 
-import os
 import re
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,14 +12,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Frame", "FrameSource", "VideoWriter", "atomic_file", "open_frames", "write_picture"]
+from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, list_images
+
+__all__ = ["Frame", "FrameSource", "VideoWriter", "open_frames", "write_picture"]
 
 Frame = NDArray[np.uint8]  # H, W, 3 in RGB order
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 DEFAULT_FPS = 30.0  # of folders, and of videos and cameras that do not say
 MIN_FPS, MAX_FPS = 0.01, 1000.0  # what an .mp4 file of OpenCV can hold, with a margin
-ALLOWED = f"a video file, a folder of frames ({', '.join(PICTURES)}) or the index of a camera"
+ALLOWED = f"a video file, a folder of frames ({', '.join(IMAGE_SUFFIXES)}) or the index of a camera"
 
 
 class FrameSource(ABC):
@@ -68,10 +67,9 @@ class FrameSource(ABC):
 
 class _Folder(FrameSource):
     def __init__(self, folder: Path, limit: int | None) -> None:
-        files = (f for f in folder.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith("."))
-        self._files = sorted(files, key=_natural)
+        self._files = list_images(folder)
         if not self._files:
-            raise ValueError(f"no picture ({', '.join(PICTURES)}) lies in the folder {folder}")
+            raise ValueError(f"no picture ({', '.join(IMAGE_SUFFIXES)}) lies in the folder {folder}")
         super().__init__(str(folder), DEFAULT_FPS, len(self._files), limit)
 
     def _read(self) -> Frame | None:
@@ -134,7 +132,7 @@ def open_frames(source: str | Path | int, limit: int | None = None) -> FrameSour
         raise FileNotFoundError(f"no file or folder {path}; allowed is {ALLOWED}")
     if path.is_dir():
         return _Folder(path, limit)
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{path} is one picture; give the folder of the frames, {path.parent}")
     return _Capture(str(path), limit)
 
@@ -165,7 +163,7 @@ class VideoWriter:
         if not MIN_FPS <= fps <= MAX_FPS:
             raise ValueError(f"video {path} can have {MIN_FPS:g} to {MAX_FPS:g} frames a second, not {fps}")
         self._stack = ExitStack()
-        self._part = self._stack.enter_context(atomic_file(self.path))
+        self._part = self._stack.enter_context(atomic_path(self.path))
 
     def write(self, frame: Frame) -> None:
         """Appends one uint8 RGB frame of shape (H, W, 3)."""
@@ -200,41 +198,11 @@ class VideoWriter:
 
 def write_picture(path: str | Path, frame: Frame) -> None:
     """Writes one uint8 RGB frame; the file is a .png or another picture that OpenCV knows by its ending."""
-    with atomic_file(Path(path)) as part:
+    with atomic_path(path) as part:
         ok, data = cv2.imencode(part.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         if not ok:
             raise RuntimeError(f"OpenCV cannot write {path}")
         part.write_bytes(data.tobytes())
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Gives an empty file beside `path`, which replaces `path` when the block ends well and goes otherwise.
-
-    Raises:
-        ValueError: `path` exists and is no regular file.
-        OSError: The folder does not exist or is not writable.
-    """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} exists and is not a file; give another name")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist; make it first")
-    part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        part.touch(exist_ok=False)
-    except OSError as error:
-        raise type(error)(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        yield part
-        if part.exists():
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _natural(file: Path) -> tuple[Any, ...]:
-    parts = re.split("([0-9]+)", file.name)  # text at even positions, digits at odd ones
-    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), file.name)
 
 
 def _swap_rgb(picture: Any) -> Frame:

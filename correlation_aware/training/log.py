@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from correlation_aware.runtime.export import require
-from correlation_aware.weights import atomic_path, write_text
+from correlation_aware._extras import require
+from correlation_aware._files import atomic_path, write_text
 
 __all__ = ["Means", "RunLog", "plot_log", "read_log"]
 

@@ -18,11 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from correlation_aware.data.faults import Faults
 from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource
-from correlation_aware.data.pool import read_pool
-from correlation_aware.data.readers import open_set
-from correlation_aware.data.stills import StillConfig, StillPairs
-from correlation_aware.data.video_pairs import VideoConfig, VideoPairs
-from correlation_aware.models.track import TrackModel
+from correlation_aware.data.stills.pool import read_pool
+from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
+from correlation_aware.data.videos.readers import open_set
+from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.pretrained import load_pretrained
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
 from correlation_aware.training.engine import Trainer, make_accelerator
@@ -49,7 +49,7 @@ class PairData:
     Attributes:
         sources: Folders or tar shards of stills, each with its share of the pairs.
         videos: Annotated videos as `LAYOUT:ROOT`, such as `got10k:datasets/GOT-10k`, each with its share; the
-            layouts are those of `correlation_aware.data.readers`.
+            layouts are those of `correlation_aware.data.videos.readers`.
         batch_size: Pairs of a batch, on each process.
         max_side: Larger photographs are shrunk to this many pixels.
         fault_limit: Files that may be unreadable before the run ends.

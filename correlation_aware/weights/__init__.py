@@ -3,13 +3,9 @@
 from correlation_aware.weights.convert import KEY_FORMATS, convert_state_dict
 from correlation_aware.weights.files import (
     SUFFIXES,
-    atomic_path,
     check_finite,
-    read_json,
     read_state_dict,
-    sha256_file,
     write_state_dict,
-    write_text,
 )
 from correlation_aware.weights.hub import fetch, fetch_repository
 from correlation_aware.weights.loading import LoadReport, load_state_dict
@@ -29,7 +25,6 @@ __all__ = [
     "Measurement",
     "PushPlan",
     "WeightsEntry",
-    "atomic_path",
     "check_finite",
     "convert_state_dict",
     "fetch",
@@ -39,9 +34,6 @@ __all__ = [
     "load_state_dict",
     "parse_results",
     "push",
-    "read_json",
     "read_state_dict",
-    "sha256_file",
     "write_state_dict",
-    "write_text",
 ]

@@ -1,14 +1,9 @@
-"""Checkpoints on disk: what may be read, and how to write so that nobody ever sees half a file."""
+"""Checkpoints on disk: what may be read, and how they are written."""
 
 import argparse
-import hashlib
-import json
-import os
 import pickle
 import re
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from correlation_aware._files import atomic_path
+
 __all__ = [
     "SUFFIXES",
-    "atomic_path",
     "check_finite",
-    "read_json",
     "read_state_dict",
-    "sha256_file",
     "write_state_dict",
-    "write_text",
 ]
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
@@ -107,12 +100,6 @@ def write_state_dict(
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
 
 
-def write_text(text: str, path: str | Path) -> None:
-    """Writes a UTF-8 text file, whole or not at all; an existing file is replaced."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def check_finite(state_dict: Mapping[str, Tensor], where: str | Path) -> None:
     """Checks every number.
 
@@ -128,48 +115,6 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str | Path) -> None:
         raise RuntimeError(
             f"{where}: {len(bad)} of {len(state_dict)} tensors are not finite, {bad[0]!r} among them."
         )
-
-
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        ValueError: It is not JSON; the message names the file.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-
-
-def sha256_file(path: str | Path) -> str:
-    """The sha256 of a file, as 64 lower-case hexadecimal digits."""
-    return _digest(hashlib.sha256(), Path(path))
-
-
-def git_hash_file(path: str | Path) -> str:
-    """The name git gives a file's content, 40 hexadecimal digits: the ETag of the Hub's files outside LFS."""
-    path = Path(path)
-    return _digest(hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), path)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; renames it to `path` at the end, removes it on failure."""
-    path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _digest(digest: "hashlib._Hash", path: Path) -> str:
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _load_pickle(path: Path) -> Any:

@@ -17,8 +17,8 @@ from huggingface_hub.utils import (
     RevisionNotFoundError,
 )
 
+from correlation_aware._files import atomic_path, git_hash_file, read_json, sha256_file
 from correlation_aware._version import __version__
-from correlation_aware.weights.files import atomic_path, git_hash_file, read_json, sha256_file
 from correlation_aware.weights.manifest import WeightsEntry
 
 __all__ = ["fetch", "fetch_file", "fetch_repository"]

@@ -9,8 +9,9 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants
 
+from correlation_aware._files import read_json, sha256_file
 from correlation_aware.weights.convert import convert_state_dict
-from correlation_aware.weights.files import check_finite, read_json, read_state_dict, sha256_file
+from correlation_aware.weights.files import check_finite, read_state_dict
 from correlation_aware.weights.hub import TRANSPORT_ERROR
 from correlation_aware.weights.manifest import Measurement, WeightsEntry
 

@@ -17,8 +17,8 @@ from correlation_aware.bench.contenders import (
     make_contenders,
     outputs,
 )
+from correlation_aware.bench.inputs import drawn_pairs, real_pairs
 from correlation_aware.bench.machine import Ceilings
-from correlation_aware.bench.pictures import drawn_pairs, real_pairs
 from correlation_aware.bench.timing import Call, Times, take_turns
 from correlation_aware.models.profile import Profile, profile
 from correlation_aware.ops import get_backend, set_backend

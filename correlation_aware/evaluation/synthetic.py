@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from correlation_aware.data.clips import Clip, ClipConfig, synthetic_clip
 from correlation_aware.data.faults import Faults
-from correlation_aware.data.pool import read_pool
+from correlation_aware.data.stills.pool import read_pool
+from correlation_aware.data.stills.synthetic_clips import Clip, ClipConfig, synthetic_clip
 from correlation_aware.evaluation.one_pass import (
     OnePassTracker,
     SequenceResult,
@@ -16,7 +16,7 @@ from correlation_aware.evaluation.one_pass import (
     overlap,
     run_sequence,
 )
-from correlation_aware.models.track import TrackModel
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.tracking.tracker import Tracker
 
 __all__ = ["ClipValidation", "evaluate_clip", "make_clips"]

@@ -23,9 +23,9 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from correlation_aware.adapters.lib_trackers import import_lib, load_stock
 from torch import Tensor, nn
 
+from correlation_aware.adapters.lib_trackers import import_lib, load_stock
 from correlation_aware.models.sbt import SBT, TemplateState
 from correlation_aware.zoo import create_model
 

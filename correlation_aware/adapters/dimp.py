@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision.models.resnet
-from correlation_aware.adapters import prroi_pool
-from correlation_aware.adapters.prroi_pool import PrRoIPool2D
 from torch import Tensor, nn
 
+from correlation_aware.adapters import prroi_pool
+from correlation_aware.adapters.prroi_pool import PrRoIPool2D
 from correlation_aware.models.sbt import SBTFeatures, TemplateState
 from correlation_aware.zoo import create_model
 

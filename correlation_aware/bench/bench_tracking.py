@@ -9,12 +9,12 @@ from typing import cast
 import numpy as np
 import torch
 
+from correlation_aware.bench.bench_models import load
 from correlation_aware.bench.contenders import Skipped, first_line, split_backend
-from correlation_aware.bench.models import load
-from correlation_aware.models.track import TrackModel
+from correlation_aware.demo_clip import draw_clip
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.ops import get_backend, set_backend
 from correlation_aware.runtime.session import Runtime
-from correlation_aware.tracking.clip import draw_clip
 from correlation_aware.tracking.tracker import Timings, Tracker, create_tracker
 
 __all__ = ["TrackRow", "bench_tracker"]

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from correlation_aware.adapters.lib_trackers import import_lib, load_stock
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from correlation_aware.adapters.lib_trackers import import_lib, load_stock
 from correlation_aware.models.sbt import SBT, TemplateState
 from correlation_aware.zoo import create_model
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from correlation_aware.data.geometry import Cut
-from correlation_aware.data.pool import LEVELS, ImagePool
+from correlation_aware.data.stills.geometry import Cut
+from correlation_aware.data.stills.pool import LEVELS, ImagePool
 
 __all__ = ["BLACK", "MEAN", "REFLECT", "Sampled", "sample"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from correlation_aware.data.draws import Draws
-from correlation_aware.data.geometry import Cut, bounds
-from correlation_aware.data.pool import ImagePool
-from correlation_aware.data.sampling import Sampled, sample
+from correlation_aware.data.stills.geometry import Cut, bounds
+from correlation_aware.data.stills.pool import ImagePool
+from correlation_aware.data.stills.sampling import Sampled, sample
 
 __all__ = ["Edges", "covered", "lay", "window"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from correlation_aware.data.sequences import Folder, SequenceSet, Video, list_frames, read_boxes, read_flags
+from correlation_aware._files import list_images
+from correlation_aware.data.videos.sequences import Folder, SequenceSet, Video, read_boxes, read_flags
 
 __all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set"]
 
@@ -43,7 +44,7 @@ class Got10k:
         visible &= read_flags(folder / "absence.label", len(boxes)) == 0
         if (folder / "cover.label").is_file():
             visible &= read_flags(folder / "cover.label", len(boxes)) > 0
-        return Video(str(folder), list_frames(folder), boxes, visible)
+        return Video(str(folder), list_images(folder), boxes, visible)
 
 
 class LaSOT:
@@ -74,7 +75,7 @@ class LaSOT:
         boxes, visible = read_boxes(folder / "groundtruth.txt")
         for flags in ("full_occlusion.txt", "out_of_view.txt"):
             visible &= read_flags(folder / flags, len(boxes)) == 0
-        return Video(str(folder), list_frames(folder / "img"), boxes, visible)
+        return Video(str(folder), list_images(folder / "img"), boxes, visible)
 
 
 class TrackingNet:
@@ -100,7 +101,7 @@ class TrackingNet:
     def __getitem__(self, index: int) -> Video:
         path = self.annotations[index]
         boxes, visible = read_boxes(path)
-        return Video(str(path), list_frames(path.parents[1] / "frames" / path.stem), boxes, visible)
+        return Video(str(path), list_images(path.parents[1] / "frames" / path.stem), boxes, visible)
 
 
 class Coco:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from correlation_aware.data.draws import Draws
-from correlation_aware.data.geometry import Cut, bounds, clearance, place
-from correlation_aware.data.layers import Edges, covered, lay, window
 from correlation_aware.data.pairs import PairBatch, normalize
-from correlation_aware.data.photometric import PhotometricConfig, alter, recolour
-from correlation_aware.data.pool import ImagePool
-from correlation_aware.data.sampling import BLACK, REFLECT, sample
+from correlation_aware.data.stills.geometry import Cut, bounds, clearance, place
+from correlation_aware.data.stills.layers import Edges, covered, lay, window
+from correlation_aware.data.stills.photometric import PhotometricConfig, alter, recolour
+from correlation_aware.data.stills.pool import ImagePool
+from correlation_aware.data.stills.sampling import BLACK, REFLECT, sample
 
 __all__ = ["StillConfig", "StillPairs"]
 

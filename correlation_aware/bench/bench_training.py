@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from correlation_aware.bench.bench_models import SETS, load
 from correlation_aware.bench.contenders import REFERENCE, Skipped, first_line, outputs
-from correlation_aware.bench.models import SETS, load
-from correlation_aware.bench.pictures import drawn_pairs
+from correlation_aware.bench.inputs import drawn_pairs
 from correlation_aware.bench.timing import Call, Times, take_turns
 from correlation_aware.ops import Backend, get_backend, set_backend
 

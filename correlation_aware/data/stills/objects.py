@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import nms
 
-from correlation_aware.data.geometry import OUTLINE_POINTS
+from correlation_aware.data.stills.geometry import OUTLINE_POINTS
 
 __all__ = ["clean_mask", "plain_ground_mask", "salient_rectangles", "tight_outline"]
 

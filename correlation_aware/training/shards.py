@@ -9,7 +9,8 @@ from typing import IO
 import numpy as np
 from timm.data.readers.reader import Reader
 
-from correlation_aware.data.still_files import IMAGE_SUFFIXES
+from correlation_aware._extras import require
+from correlation_aware._files import IMAGE_SUFFIXES
 
 __all__ = ["ShardReader"]
 
@@ -33,11 +34,8 @@ class ShardReader(Reader):
 
     def __init__(self, shards: str) -> None:
         super().__init__()
-        try:
-            from webdataset.shardlists import expand_urls
-        except ImportError:
-            raise ImportError("Tar shards need webdataset: pip install correlation_aware[train]") from None
-        self.paths = [Path(path) for path in expand_urls(shards)]
+        (shardlists,) = require("webdataset.shardlists", message="Tar shards need {names}")
+        self.paths = [Path(path) for path in shardlists.expand_urls(shards)]
         self._names: list[str] = []
         places: list[tuple[int, int, int, int]] = []  # shard, offset, bytes, class
         for number, path in enumerate(self.paths):

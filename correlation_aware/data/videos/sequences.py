@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FRAME_SUFFIXES", "Folder", "SequenceSet", "Video", "list_frames", "read_boxes", "read_flags"]
+from correlation_aware._files import list_images
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+__all__ = ["Folder", "SequenceSet", "Video", "read_boxes", "read_flags"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SequenceSet(Protocol):
 class Folder:
     """Folders of frames with a `groundtruth.txt`, one x, y, w, h a line.
 
-    Frames lie beside the file or in `img/`, in the order of their numbers. Commas, tabs or spaces separate
+    Frames lie beside the file or in `img/`, in natural order. Commas, tabs or spaces separate
     what is on a line; eight numbers are the corners of a polygon. `nan` or a box without area means that the
     target cannot be seen.
 
@@ -75,17 +75,7 @@ class Folder:
         folder = self.folders[index]
         boxes, visible = read_boxes(folder / "groundtruth.txt")
         inner = folder / "img"
-        return Video(str(folder), list_frames(inner if inner.is_dir() else folder), boxes, visible)
-
-
-def list_frames(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of the last number in their names."""
-
-    def order(path: Path) -> tuple[int, str]:
-        numbers = re.findall(r"\d+", path.stem)
-        return int(numbers[-1]) if numbers else -1, path.name
-
-    return sorted((p for p in folder.iterdir() if p.suffix.lower() in FRAME_SUFFIXES), key=order)
+        return Video(str(folder), list_images(inner if inner.is_dir() else folder), boxes, visible)
 
 
 def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

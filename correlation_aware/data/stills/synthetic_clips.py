@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from correlation_aware.data.draws import Draws
-from correlation_aware.data.geometry import Cut, bounds, place
-from correlation_aware.data.layers import Edges, lay, window
-from correlation_aware.data.photometric import PhotometricConfig, alter, recolour
-from correlation_aware.data.pool import ImagePool
-from correlation_aware.data.sampling import REFLECT, sample
+from correlation_aware.data.stills.geometry import Cut, bounds, place
+from correlation_aware.data.stills.layers import Edges, lay, window
+from correlation_aware.data.stills.photometric import PhotometricConfig, alter, recolour
+from correlation_aware.data.stills.pool import ImagePool
+from correlation_aware.data.stills.sampling import REFLECT, sample
 
 __all__ = ["Clip", "ClipConfig", "synthetic_clip"]
 

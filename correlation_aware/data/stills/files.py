@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from correlation_aware._extras import require
+from correlation_aware._files import IMAGE_SUFFIXES, natural_order
 from correlation_aware.data.faults import Faults
 
 __all__ = ["Still", "read_stills"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MASK = ".mask.png"
 
 Image = NDArray[np.uint8]
@@ -73,7 +74,7 @@ def read_stills(source: str | Path, max_side: int, faults: Faults | None = None)
 
 
 def _folder(root: Path) -> Iterator[tuple[str, str, bytes, bytes | None]]:
-    for path in sorted(root.rglob("*")):
+    for path in sorted(root.rglob("*"), key=natural_order):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(MASK):
             mask = path.with_name(path.stem + MASK)
             label = path.parent.name if path.parent != root else _label(path.stem)
@@ -92,10 +93,7 @@ def _shards(urls: str, faults: Faults) -> Iterator[tuple[str, str, bytes, bytes 
 
 
 def _webdataset(urls: str, faults: Faults) -> Iterable[Mapping[str, Any]]:
-    try:
-        import webdataset
-    except ImportError:
-        raise ImportError("Tar shards need webdataset: pip install correlation_aware[train]") from None
+    (webdataset,) = require("webdataset", message="Tar shards need {names}")
 
     def handler(error: Exception) -> bool:
         faults.add(urls, error)

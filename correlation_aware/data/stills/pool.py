@@ -14,9 +14,14 @@ from torch import Tensor
 
 from correlation_aware.data.draws import Draws
 from correlation_aware.data.faults import Faults
-from correlation_aware.data.geometry import OUTLINE_POINTS, Cut, rounded_outline
-from correlation_aware.data.objects import clean_mask, plain_ground_mask, salient_rectangles, tight_outline
-from correlation_aware.data.still_files import Still, read_stills
+from correlation_aware.data.stills.files import Still, read_stills
+from correlation_aware.data.stills.geometry import OUTLINE_POINTS, Cut, rounded_outline
+from correlation_aware.data.stills.objects import (
+    clean_mask,
+    plain_ground_mask,
+    salient_rectangles,
+    tight_outline,
+)
 
 __all__ = ["LEVELS", "ImagePool", "read_pool"]
 

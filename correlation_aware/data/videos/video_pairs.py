@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from correlation_aware.data.draws import Draws
 from correlation_aware.data.faults import Faults
 from correlation_aware.data.pairs import PairBatch, normalize
-from correlation_aware.data.photometric import PhotometricConfig, alter
-from correlation_aware.data.sequences import SequenceSet, Video
+from correlation_aware.data.stills.photometric import PhotometricConfig, alter
+from correlation_aware.data.videos.sequences import SequenceSet, Video
 from correlation_aware.tracking.crop import Crop
 
 __all__ = ["VideoConfig", "VideoPairs"]

@@ -1,0 +1,107 @@
+"""Files of every kind: written whole or not at all, hashed, and the frames of a folder in order."""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "atomic_path",
+    "git_hash_file",
+    "list_images",
+    "natural_order",
+    "read_json",
+    "sha256_file",
+    "write_text",
+]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields an empty temporary file in the folder of `path`, with its suffix.
+
+    It is renamed to `path` when the block ends, unless the block removed it, and is removed when the block
+    fails.
+
+    Raises:
+        ValueError: `path` exists and is no regular file.
+        OSError: The folder does not exist or is not writable.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} exists and is not a file; give another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of {path} does not exist; make it first")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        failure = type(error)(f"{path} cannot be written: {error.strerror}")
+        failure.errno = error.errno
+        raise failure from error
+    try:
+        yield temporary
+        if temporary.exists():
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Writes a UTF-8 text file, whole or not at all; an existing file is replaced."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: It is not JSON; the message names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """The sha256 of a file, as 64 lower-case hexadecimal digits."""
+    return _digest(hashlib.sha256(), Path(path))
+
+
+def git_hash_file(path: str | Path) -> str:
+    """The name git gives a file's content, 40 hexadecimal digits: the ETag of the Hub's files outside LFS."""
+    path = Path(path)
+    return _digest(hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), path)
+
+
+def natural_order(path: str | Path) -> tuple[Any, ...]:
+    """Sort key of paths: numbers in a name count as numbers, so that `frame2` comes before `frame10`."""
+    # re.split gives text at even positions, digits at odd ones
+    names = ((re.split("([0-9]+)", name), name) for name in Path(path).parts)
+    return tuple(
+        (tuple(int(piece) if i % 2 else piece for i, piece in enumerate(pieces)), name)
+        for pieces, name in names
+    )
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The images directly in a folder, in natural order, without hidden files."""
+    images = (path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted((path for path in images if not path.name.startswith(".")), key=natural_order)
+
+
+def _digest(digest: "hashlib._Hash", path: Path) -> str:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
