@@ -1,23 +1,34 @@
-"""A zoo of two-input feature networks for visual tracking: search features that already know the target."""
+"""A zoo of two-input feature networks for visual tracking: search features that depend on the target."""
 
 from correlation_aware._version import __version__
+from correlation_aware.data.videos.readers import register_reader
+from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel
 from correlation_aware.models.heads import TrackOutput
-from correlation_aware.models.sbt import SBTConfig, TemplateState
-from correlation_aware.pretrained import load_pretrained, save_pretrained
+from correlation_aware.models.registry import register_head, register_model
+from correlation_aware.models.sbt import SBTConfig
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.tracking.tracker import TrackerConfig, TrackResult, create_tracker
+from correlation_aware.weights import load_pretrained, register_weights, save_pretrained
 from correlation_aware.zoo import create_model, from_pretrained, list_models
 
 __all__ = [
     "SBTConfig",
+    "Sizes",
     "TemplateState",
+    "TrackModel",
     "TrackOutput",
     "TrackResult",
     "TrackerConfig",
+    "TwoInputModel",
     "__version__",
     "create_model",
     "create_tracker",
     "from_pretrained",
     "list_models",
     "load_pretrained",
+    "register_head",
+    "register_model",
+    "register_reader",
+    "register_weights",
     "save_pretrained",
 ]

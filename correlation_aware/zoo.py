@@ -1,90 +1,35 @@
-"""The zoo: a variant is one line here, registered with timm."""
+"""The zoo: models by name, with or without weights, for this package and for timm."""
 
-import difflib
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import fnmatch
+import sys
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm.models
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import generate_default_cfgs, register_model
+from timm.models import DefaultCfg, PretrainedCfg
 from torch import nn
 
 from correlation_aware import weights
-from correlation_aware._files import read_json
-from correlation_aware.models.heads import CellHead, MixerHead
-from correlation_aware.models.sbt import SBT, SBTClassifier, SBTConfig, SBTFeatures
+from correlation_aware._files import natural_key, read_json
+from correlation_aware._plugins import load_plugins, plugin_packages
+from correlation_aware.models import sbt  # noqa: F401  registers its names
+from correlation_aware.models.contract import FeatureNet, TwoInputModel, find_first_conv
+from correlation_aware.models.registry import EntryPoint, near_names, on_register, registered_models
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.pretrained import load_pretrained
+from correlation_aware.weights import WeightsEntry, WeightsSource
+from correlation_aware.weights.sources import RENAMED, current_name, default_entry, tags_of
 
-__all__ = [
-    "VARIANTS",
-    "Variant",
-    "create_model",
-    "from_pretrained",
-    "has_weights",
-    "list_models",
-]
+__all__ = ["create_model", "from_pretrained", "has_weights", "list_models"]
 
-
-@dataclass(frozen=True)
-class Variant:
-    """A line of the zoo.
-
-    Attributes:
-        config: The two-input network.
-        fourth: Channels, heads and depth of the stage that only the classifier has.
-    """
-
-    config: SBTConfig
-    fourth: tuple[int, int, int]
-
-    def classifier_config(self) -> SBTConfig:
-        """The `_cls` network: a fourth stage, strides 4, 2, 2, 2, one stream, a norm behind every stage."""
-        c, (dim, heads, depth) = self.config, self.fourth
-        return replace(
-            c,
-            dims=(*c.dims, dim),
-            heads=(*c.heads, heads),
-            depths=(*c.depths, depth),
-            mlp_ratios=(*c.mlp_ratios, 4),
-            sr_ratios=(*c.sr_ratios, 1),
-            strides=(4, 2, 2, 2),
-            cross_blocks=((), (), (), ()),
-            stage_norms=True,
-        )
-
-
-_LIGHT = SBTConfig(dims=(32, 64, 160), depths=(2, 2, 6), cross_blocks=((), (), (1, 3, 5)))
-_SMALL = SBTConfig(depths=(2, 2, 6), cross_blocks=((), (), (1, 3, 5)))
-_BASE = SBTConfig(depths=(3, 4, 10), cross_blocks=((), (), (1, 3, 5, 7, 9)))
-_LARGE = SBTConfig(depths=(3, 4, 18), cross_blocks=((), (), (5, 7, 9, 11, 13, 15, 17)))
-_HUGE = SBTConfig(depths=(3, 8, 27), cross_blocks=((), (), tuple(range(2, 27, 2))))
-_PVT = (8, 8, 4)  # PVTv2's MLP ratios
-_TEST = SBTConfig(
-    dims=(16, 32, 32),
-    heads=(1, 2, 2),
-    depths=(1, 1, 4),
-    cross_blocks=((), (), (1, 3)),
-    template_size=64,
-    search_size=128,
-)
-
-VARIANTS: dict[str, Variant] = {
-    "sbt_light": Variant(_LIGHT, (256, 8, 2)),
-    "sbt_small": Variant(_SMALL, (512, 8, 2)),
-    "sbt_base": Variant(_BASE, (512, 8, 2)),
-    "sbt_large": Variant(_LARGE, (512, 8, 2)),
-    "sbt_light_pvtv2": Variant(replace(_LIGHT, mlp_ratios=_PVT), (256, 8, 2)),
-    "sbt_small_pvtv2": Variant(replace(_SMALL, mlp_ratios=_PVT), (512, 8, 2)),
-    "sbt_base_pvtv2": Variant(replace(_BASE, mlp_ratios=_PVT), (512, 8, 2)),
-    "sbt_large_pvtv2": Variant(replace(_LARGE, mlp_ratios=_PVT), (512, 8, 3)),  # its _cls is PVTv2-B3
-    "sbt_huge_pvtv2": Variant(replace(_HUGE, mlp_ratios=_PVT), (512, 8, 3)),  # its _cls is PVTv2-B4
-    "sbt_test": Variant(_TEST, (32, 2, 1)),  # tiny, for tests
-}
+# fields of timm's PretrainedCfg that say where weights are
+LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
+DERIVED = ("input_size", "template_size", "template_factor", "search_factor", "first_conv", "classifier")
 
 
 def create_model(
@@ -95,212 +40,337 @@ def create_model(
     out_indices: Sequence[int] | None = None,
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    **overrides: Any,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """Creates a model of the zoo.
 
+    A name fixes the network: layers, head, image sizes and crop factors. A tag after a dot chooses weights.
+
     Args:
-        name: `sbt_base`, `sbt_base_track` (with prediction head), `sbt_base_cls` (classifier), with or
-            without a weights tag (`sbt_large_pvtv2.in1k`); `hf-hub:organisation/name[@revision]`; or a
-            folder written by `save_pretrained`.
-        pretrained: True for the weights that belong to the name, or whose weights to take: a tag, a
+        name: `sbt_base`, `sbt_base_track` (with prediction head), `sbt_base_cls` (classifier), with or without a
+            weights tag (`sbt_large_pvtv2.in1k`); `hf-hub:organisation/name[@revision]`; or a folder written by
+            `save_pretrained`.
+        pretrained: True for the weights that the tag names, or the default ones of the name. Or a tag,
             `model.tag`, an `hf-hub:` name, a local file or folder.
-        features_only: Return the search features of the stages `out_indices` as a list.
-        out_indices: Stages for `features_only`, 0-indexed; all by default.
+        features_only: Return the features of the levels `out_indices` as a list.
+        out_indices: Levels for `features_only`, 0-indexed; all by default.
         checkpoint_path: A local file loaded last, strictly.
         cache_dir: Where downloads go instead of the Hugging Face cache.
-        **overrides: Fields of `SBTConfig`; a tracker's `head`, `mixer` (the paper's) or `cell`; `num_classes`
-            and `drop_rate` of a classifier; `in_chans`, `device`, `dtype`.
+        pretrained_cfg: As in timm: a tag, or a description of the weights with `file`, `url`, `hf_hub_id` or
+            `state_dict` and with `mean`, `std`, ...
+        pretrained_cfg_overlay: Fields that replace single ones of `pretrained_cfg`.
+        **kwargs: Arguments of the family, such as fields of `SBTConfig` and `Sizes`, a tracker's `head`,
+            `num_classes` and `drop_rate` of a classifier; and `in_chans`, `device`, `dtype`.
 
     Returns:
         The model in training mode, as timm does; call `.eval()` to use it.
 
     Raises:
-        ValueError: An unknown name, override or value; the message names the near ones.
-        FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be had or that are damaged.
+        ValueError: An unknown name, tag or value; the message lists the near ones.
+        TypeError: An unknown argument.
+        FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
     """
-    arch, source, saved = _resolve(str(name), cache_dir)
-    if pretrained is True:
-        pretrained = source or True
-    model: Any = _build(
-        arch,
-        pretrained,
+    target = _resolve(str(name), pretrained, cache_dir)
+    cfg = dict(asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else _as_cfg(pretrained_cfg))
+    cfg.update(pretrained_cfg_overlay or {})
+    source = target.source
+    if pretrained and any(cfg.get(key) is not None for key in LOCATIONS):
+        source = _located(cfg)
+    elif pretrained and isinstance(pretrained_cfg, str):
+        source = weights.resolve_weights(pretrained_cfg, target.architecture)
+    elif isinstance(pretrained_cfg, str):
+        _check_tag(target.architecture, pretrained_cfg)
+    described = {**target.described, **{k: v for k, v in cfg.items() if k not in LOCATIONS}}
+    model = _build(
+        target.architecture,
+        bool(pretrained),
+        source,
+        described,
         features_only=features_only,
         out_indices=out_indices,
         cache_dir=cache_dir,
-        **{**saved.get("model_args", {}), **overrides},
+        **{**target.model_args, **kwargs},
     )
-    described = saved.get("pretrained_cfg", {})
-    inherited = ("tag", "mean", "std", "license")
-    model.pretrained_cfg.update({key: described[key] for key in inherited if key in described})
     if checkpoint_path is not None:
-        load_pretrained(model, checkpoint_path)
+        weights.load_pretrained(model, weights.local_file(checkpoint_path))
     return model
 
 
-def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
-    """Names of the zoo, in natural order.
+def list_models(filter: str = "", pretrained: bool = False, module: str = "") -> list[str]:
+    """Names of the zoo, those of plug-ins included, in natural order.
 
     Args:
         filter: Wildcards, for example `sbt_*_track`.
         pretrained: Only names with weights, with their tags.
+        module: Only names of this file of `models/`, or module of a plug-in, for example `sbt`.
     """
-    return [n for n in timm.models.list_models(filter, pretrained=pretrained) if n.split(".")[0] in _NAMES]
+    names = _modules()
+    chosen = [n for n, where in names.items() if not module or module in (where, where.rpartition(".")[2])]
+    if pretrained:
+        chosen = [f"{n}.{tag}" for n in chosen for tag in (*tags_of(n), *_timm_tags(n))]
+    matching = [n for n in chosen if not filter or fnmatch.fnmatch(n, filter) or _matches_model(n, filter)]
+    return sorted(matching, key=natural_key)
 
 
 def has_weights(name: str) -> bool:
-    """Whether `create_model(name, pretrained=True)` has weights to load: a folder has, a name may."""
-    return not timm.models.is_model(name) or timm.models.is_model_pretrained(name)
+    """Whether `create_model(name, pretrained=True)` has weights to load: a folder has, a name may.
+
+    Raises:
+        ValueError: An unknown model or tag.
+    """
+    if _is_location(name):
+        return True
+    architecture, _, tag = current_name(name).partition(".")
+    _check_name(architecture)
+    if tag:
+        _check_tag(architecture, tag)
+    return bool(tag or tags_of(architecture) or _timm_tags(architecture) or _former_default(architecture))
 
 
-def from_pretrained(source: str | Path, cache_dir: str | Path | None = None, **overrides: Any) -> nn.Module:
-    """Model and weights of a folder of `save_pretrained`, or of `hf-hub:organisation/name[@revision]`."""
-    return create_model(source, pretrained=True, cache_dir=cache_dir, **overrides)
+def from_pretrained(source: str | Path, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
+    """Model and weights of a folder of `save_pretrained`, of `hf-hub:organisation/name[@revision]`, or a name.
+
+    Args:
+        source: Folder, repository on the Hub, or name with weights.
+        cache_dir: Where downloads go instead of the Hugging Face cache.
+        **kwargs: As for `create_model`.
+    """
+    return create_model(source, pretrained=True, cache_dir=cache_dir, **kwargs)
 
 
-def _resolve(name: str, cache_dir: str | Path | None) -> tuple[str, str | None, dict[str, Any]]:
-    """What a name means: architecture, source of its weights (None: the manifest's), saved config."""
-    folder = Path(name.removeprefix("local-dir:"))
+@dataclass(frozen=True)
+class _Target:
+    """What a name means.
+
+    Attributes:
+        architecture: Registered name.
+        source: Weights to load; None for random ones, or for those that only timm's function knows.
+        model_args: Arguments of the saved model.
+        described: `pretrained_cfg` of the saved model.
+    """
+
+    architecture: str
+    source: WeightsSource | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+def _resolve(name: str, pretrained: bool | str | Path, cache_dir: str | Path | None) -> _Target:
+    if _is_location(name):
+        return _resolve_location(name, pretrained, cache_dir)
+    architecture, _, tag = current_name(name).partition(".")
+    _check_name(architecture)
+    if tag:
+        _check_tag(architecture, tag)
+    if not pretrained:
+        return _Target(architecture)
+    if pretrained is not True:
+        renamed = RENAMED.get(f"{architecture}.{pretrained}")
+        if renamed is not None:
+            return _resolve(f"{architecture}.{pretrained}", True, cache_dir)
+        return _Target(architecture, weights.resolve_weights(pretrained, architecture))
+    if tag in tags_of(architecture):
+        return _Target(architecture, weights.resolve_weights(f"{architecture}.{tag}"))
+    if default_entry(architecture) is None:
+        if _timm_tags(architecture):
+            return _Target(architecture)
+        if former := _former_default(architecture):
+            return _resolve(former, True, cache_dir)
+    return _Target(architecture, weights.resolve_weights(True, architecture))
+
+
+def _is_location(name: str) -> bool:
+    return name.startswith(("hf-hub:", "local-dir:")) or Path(name).is_dir()
+
+
+def _resolve_location(name: str, pretrained: bool | str | Path, cache_dir: str | Path | None) -> _Target:
     if name.startswith("hf-hub:"):
-        source = name
         config, _ = weights.fetch_repository(name, cache_dir=cache_dir)
-    elif name.startswith("local-dir:") or folder.is_dir():
-        source = str(folder)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} has no config.json; a model's folder is written by save_pretrained."
-            )
-        config = read_json(folder / "config.json")
     else:
-        arch, _, tag = name.partition(".")
-        return arch, f"{arch}.{tag}" if tag else None, {}
+        folder = Path(name.removeprefix("local-dir:"))
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} has no config.json; save_pretrained writes such folders.")
+        config = read_json(folder / "config.json")
     if not isinstance(config, dict) or "architecture" not in config:
-        raise ValueError(f"config.json of {source} names no architecture: not a model of save_pretrained.")
-    return config["architecture"], source, config
+        raise ValueError(f"config.json of {name} names no architecture: not a model of save_pretrained.")
+    architecture = config["architecture"]
+    _check_name(architecture)
+    source = weights.resolve_weights(name if pretrained is True else pretrained) if pretrained else None
+    return _Target(
+        architecture, source, config.get("model_args") or {}, config.get("pretrained_cfg") or {}
+    )
+
+
+def _check_name(architecture: str) -> None:
+    names = _modules()
+    if architecture not in names:
+        near = near_names(architecture, names)
+        raise ValueError(
+            f"There is no model {architecture!r}. Near: {', '.join(near[:8])}. See correlation_aware.list_models()."
+        )
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    tags = [*tags_of(architecture), *_timm_tags(architecture)]
+    if tag not in tags:
+        known = f"There are {', '.join(tags)}." if tags else "It has no weights in the manifest."
+        raise ValueError(f"{architecture} has no weights with the tag {tag!r}. {known}")
+
+
+def _former_default(architecture: str) -> str | None:
+    """Former name of the weights that this architecture had before its checkpoints got names of their own."""
+    return next((old for old in RENAMED if old.partition(".")[0] == architecture), None)
+
+
+def _modules() -> dict[str, str]:
+    """Module of every name of the zoo: our own, those of plug-ins, and what plug-ins registered with timm."""
+    load_plugins()
+    modules = {name: function.__module__ for name, function in registered_models().items()}
+    packages = plugin_packages()
+    if packages:
+        for name in timm.models.list_models():
+            module = timm.models.model_entrypoint(name).__module__
+            if module.partition(".")[0] in packages:
+                modules.setdefault(name, module)
+    return modules
+
+
+def _timm_tags(name: str) -> list[str]:
+    """Tags of weights that only timm's registry knows, of a plug-in's model."""
+    if name in registered_models() or not timm.models.is_model_pretrained(name):
+        return []
+    return [n.partition(".")[2] for n in timm.models.list_pretrained(f"{name}.*")]
+
+
+def _matches_model(name: str, pattern: str) -> bool:
+    return "." in name and fnmatch.fnmatch(name.partition(".")[0], pattern)
+
+
+def _as_cfg(cfg: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return {} if cfg is None or isinstance(cfg, str) else cfg
+
+
+def _located(cfg: Mapping[str, Any]) -> WeightsSource:
+    """The weights that a timm configuration names, in timm's order of precedence."""
+    hub = cfg.get("hf_hub_id")
+    if cfg.get("source") == "hf-hub":
+        return WeightsSource(f"hf-hub:{hub}", repository=str(hub))
+    if cfg.get("source") != "local-dir" and cfg.get("state_dict"):
+        return WeightsSource("a state_dict", state_dict=cfg["state_dict"])
+    if cfg.get("file"):
+        return weights.local_file(cfg["file"])
+    if hub:
+        repository, _, revision = str(hub).partition("@")
+        file = cfg.get("hf_hub_filename") or "model.safetensors"
+        return WeightsSource(f"hf-hub:{hub}", hub_file=(repository, file, revision or None))
+    if cfg.get("url"):
+        return WeightsSource(str(cfg["url"]), url=str(cfg["url"]))
+    raise ValueError(
+        f"pretrained_cfg={dict(cfg)!r} names no weights: give it file, url, hf_hub_id or state_dict."
+    )
 
 
 def _build(
-    arch: str,
-    pretrained: bool | str | Path,
+    architecture: str,
+    pretrained: bool,
+    source: WeightsSource | None,
+    described: Mapping[str, Any],
     *,
-    features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
-    cache_dir: str | Path | None = None,
+    features_only: bool,
+    out_indices: Sequence[int] | None,
+    cache_dir: str | Path | None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    base, kind = _split_kind(arch)
-    if (features_only or out_indices is not None) and kind:
-        raise ValueError(
-            f"features_only and out_indices are for the feature network: create_model('{base}', ...)."
-        )
-    source = _pretrained_source(arch, pretrained)
-    entry = weights.load_manifest().get(str(source))
-    if entry is not None and entry.model == arch:
-        arguments = {**(entry.model_args or {}), **arguments}
+    function = registered_models().get(architecture)
     with torch.device(device or torch.get_default_device()):
-        model: Any = _make(base, kind, **arguments)
-        config = model.backbone.config if kind == "track" else model.config
-        if features_only:
-            model = SBTFeatures(model, range(len(config.dims)) if out_indices is None else out_indices)
+        if function is not None:
+            model: Any = function(**arguments)
+        else:  # a plug-in registered it with timm alone, whose function may load weights of its own
+            own = pretrained and source is None
+            model = timm.models.model_entrypoint(architecture)(pretrained=own, **arguments)
+            if own:
+                model.weights_name = f"{architecture}.{(_timm_tags(architecture) or ['timm'])[0]}"
+        if features_only or out_indices is not None:
+            model = _features_only(model, architecture, out_indices)
     model = model.to(dtype=dtype)
     model.model_args = arguments
-    model.pretrained_cfg = _pretrained_cfg(arch, config, entry, arguments.get("in_chans", 3))
+    entry = source.entry if source else None
+    model.pretrained_cfg = _pretrained_cfg(architecture, model, entry, described)
     model.default_cfg = model.pretrained_cfg  # timm's older name
     if source is not None:
-        load_pretrained(model, source, cache_dir=cache_dir)
+        weights.load_pretrained(model, source, cache_dir=cache_dir)
     return model
 
 
-def _make(
-    base: str,
-    kind: str,
-    in_chans: int = 3,
-    num_classes: int | None = None,
-    drop_rate: float = 0.0,
-    head: str = "mixer",
-    **overrides: Any,
-) -> nn.Module:
-    variant = VARIANTS[base]
-    cfg = variant.classifier_config() if kind == "cls" else variant.config
-    cfg = replace(cfg, **_check_overrides(overrides))
-    if kind == "cls":
-        return SBTClassifier(cfg, in_chans, 1000 if num_classes is None else num_classes, drop_rate)
-    if num_classes or drop_rate:
-        raise ValueError(f"num_classes and drop_rate are a classifier's: create_model('{base}_cls', ...).")
-    backbone = SBT(cfg, in_chans)
-    if kind == "":
-        return backbone
-    reduction = math.prod(cfg.strides)
-    side = cfg.search_size // reduction
-    if head == "mixer":
-        return TrackModel(backbone, MixerHead(cfg.dims[-1], (side, side), reduction))
-    if head == "cell":
-        return TrackModel(backbone, CellHead(cfg.dims[-1]))
-    raise ValueError(f"head={head!r} is not one of mixer, cell.")
-
-
-def _split_kind(arch: str) -> tuple[str, str]:
-    base, _, kind = arch.rpartition("_")
-    if kind not in ("track", "cls"):
-        base, kind = arch, ""
-    if base not in VARIANTS:
-        known = [f"{b}{suffix}" for b in VARIANTS for suffix in ("", "_track", "_cls")]
-        near = difflib.get_close_matches(arch, known, n=4) or list(VARIANTS)
+def _features_only(model: nn.Module, architecture: str, out_indices: Sequence[int] | None) -> nn.Module:
+    if isinstance(model, TwoInputModel):
+        return FeatureNet(model, out_indices)
+    if isinstance(model, TrackModel) or not hasattr(model, "forward_intermediates"):
         raise ValueError(
-            f"There is no model {arch!r}. Near: {', '.join(near)}. See correlation_aware.list_models()."
+            f"features_only and out_indices are for feature networks and classifiers, not for {architecture!r}. "
+            f"Take {architecture.removesuffix('_track')!r}, or the tracker's .backbone."
         )
-    return base, kind
-
-
-def _check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    known = [f.name for f in fields(SBTConfig)]
-    for key in overrides:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3) or known
-            raise ValueError(f"Unknown override {key!r}. Near: {', '.join(near)}.")
-    return {key: _as_tuple(value) for key, value in overrides.items()}
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _pretrained_source(arch: str, pretrained: bool | str | Path) -> str | Path | None:
-    """The name or path for `load_pretrained`; a bare tag is completed, no weights at all is an error."""
-    if pretrained is False:
-        return None
-    if pretrained is True:
-        return weights.find_entry(arch).name
-    tagged = f"{arch}.{pretrained}"
-    return tagged if tagged in weights.load_manifest() else pretrained
+    levels = tuple(range(len(model.feature_info)))  # type: ignore[arg-type]
+    return timm.models.FeatureGetterNet(model, out_indices=levels if out_indices is None else tuple(out_indices))
 
 
 def _pretrained_cfg(
-    arch: str, cfg: SBTConfig, entry: weights.WeightsEntry | None, in_chans: int
+    architecture: str, model: Any, entry: WeightsEntry | None, described: Mapping[str, Any]
 ) -> dict[str, Any]:
-    return {
-        "architecture": arch,
+    """timm's description of a model: sizes and modules from the model itself, the rest from its weights."""
+    channels = getattr(model, "in_chans", 3)
+    mean = entry.mean if entry else IMAGENET_DEFAULT_MEAN
+    std = entry.std if entry else IMAGENET_DEFAULT_STD
+    cfg: dict[str, Any] = {
+        "architecture": architecture,
         "tag": entry.tag if entry else None,
-        "input_size": (in_chans, cfg.search_size, cfg.search_size),
-        "template_size": (in_chans, cfg.template_size, cfg.template_size),
-        "template_factor": cfg.template_factor,
-        "search_factor": cfg.search_factor,
-        "mean": tuple(entry.mean) if entry else IMAGENET_DEFAULT_MEAN,
-        "std": tuple(entry.std) if entry else IMAGENET_DEFAULT_STD,
+        "hf_hub_id": entry.repository if entry else None,
+        "mean": tuple(mean) if channels == 3 else (sum(mean) / len(mean),) * channels,
+        "std": tuple(std) if channels == 3 else (sum(std) / len(std),) * channels,
+        "crop_pct": 1.0,
         "interpolation": "bilinear",
-        "first_conv": "stages.0.embed.proj",
-        "classifier": "head" if arch.endswith("_cls") else None,
+        "num_classes": getattr(model, "num_classes", 0),
         "license": entry.license if entry else None,
+        **getattr(model, "default_data_cfg", {}),
     }
+    derived: dict[str, Any] = {"first_conv": find_first_conv(model), "classifier": _classifier_name(model)}
+    sizes = getattr(model, "sizes", None)
+    if sizes is not None:
+        feature_side = -(-sizes.search_size // model.feature_info.reduction()[-1])
+        derived |= {
+            "input_size": (channels, sizes.search_size, sizes.search_size),
+            "template_size": (channels, sizes.template_size, sizes.template_size),
+            "template_factor": sizes.template_factor,
+            "search_factor": sizes.search_factor,
+            "pool_size": (feature_side, feature_side),
+        }
+    else:
+        cfg.setdefault("input_size", (channels, 224, 224))
+        cfg["input_size"] = (channels, *tuple(cfg["input_size"])[1:])
+    for key, value in described.items():
+        if value is None or key in ("architecture", "source", "num_classes"):
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        if key in DERIVED and key in derived:
+            continue  # what the model itself says
+        cfg[key] = value
+    return {**cfg, **derived}
 
 
-def _register(name: str) -> Callable[..., nn.Module]:
-    """Makes `name` known to timm.
+def _classifier_name(model: nn.Module) -> str | None:
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    return next((name for name, module in model.named_modules() if name and module is classifier), None)
+
+
+def _register_with_timm(name: str, function: EntryPoint) -> None:
+    """Makes `timm.create_model(name)` and timm's lists know a name of ours.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: timm has a model of that name.
     """
     if timm.models.is_model(name):
         raise ValueError(f"timm knows a model {name!r} already; two models cannot share a name.")
@@ -310,43 +380,47 @@ def _register(name: str) -> Callable[..., nn.Module]:
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: Any = None,
         cache_dir: str | Path | None = None,
-        **overrides: Any,
+        **kwargs: Any,
     ) -> nn.Module:
-        source: bool | str = pretrained
-        if pretrained and pretrained_cfg:  # a tag, or where timm resolved `hf-hub:` and `local-dir:` to
-            cfg = pretrained_cfg if isinstance(pretrained_cfg, (str, dict)) else asdict(pretrained_cfg)
-            if isinstance(cfg, str):
-                source = cfg
-            elif cfg.get("source") == "hf-hub":
-                source = f"hf-hub:{cfg['hf_hub_id']}"
-            elif cfg.get("source") == "local-dir":
-                source = cfg["file"]
-        overrides.pop("pretrained_model_args", None)
-        return _build(name, source, cache_dir=cache_dir, **overrides)
+        kwargs.pop("pretrained_model_args", None)  # timm's copy of the saved arguments, which are in kwargs too
+        return create_model(
+            name,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=pretrained_cfg_overlay,
+            cache_dir=cache_dir,
+            **kwargs,
+        )
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"`{name}`, see `correlation_aware.create_model`."
-    globals()[name] = entrypoint  # timm adds the name to __all__
-    return register_model(entrypoint)
+    entrypoint.__module__ = function.__module__
+    entrypoint.__doc__ = function.__doc__
+    module = sys.modules[function.__module__]
+    cfgs = {e.tag: _timm_cfg(e) for e in weights.known_entries().values() if e.model == name}
+    tags: deque[str] = deque(cfgs or [""])
+    listed = getattr(module, "__all__", None)
+    defaults = module.__dict__.setdefault("default_cfgs", {})
+    if name not in defaults:
+        defaults[name] = DefaultCfg(tags=tags, cfgs=cfgs or {"": PretrainedCfg()}, is_pretrained=bool(cfgs))
+    with warnings.catch_warnings():
+        timm.models.register_model(entrypoint)
+    if listed is None:
+        del module.__dict__["__all__"]  # timm adds one
 
 
-_NAMES = [f"{base}{suffix}" for base in VARIANTS for suffix in ("", "_track", "_cls")]
-_with_weights = {entry.model for entry in weights.load_manifest().values()}
-_cfgs: dict[str, Any] = {name: {} for name in _NAMES if name not in _with_weights}
-default_cfgs = generate_default_cfgs(
-    _cfgs
-    | {
-        name: {
-            "hf_hub_id": e.repository,
-            "hf_hub_filename": e.file if e.source == "hub" else None,
-            "url": e.url,
-            "file": e.file if e.source == "bundled" else None,
-            "mean": e.mean,
-            "std": e.std,
-            "license": e.license,
-        }
-        for name, e in weights.load_manifest().items()
-    }
-)
-for _name in _NAMES:
-    _register(_name)
+def _timm_cfg(entry: WeightsEntry) -> PretrainedCfg:
+    side = entry.input_size or entry.search_size or 224
+    return PretrainedCfg(
+        hf_hub_id=entry.repository,
+        hf_hub_filename=entry.file if entry.source == "hub" else None,
+        url=entry.url,
+        file=str(entry.root / entry.file) if entry.source == "bundled" else None,
+        input_size=(3, side, side),
+        mean=entry.mean,
+        std=entry.std,
+        num_classes=1000 if entry.model.endswith("_cls") else 0,
+        license=entry.license,
+    )
+
+
+on_register(_register_with_timm)

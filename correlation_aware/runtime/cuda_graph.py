@@ -9,57 +9,61 @@ __all__ = ["CudaGraphStep"]
 
 WARM_UP = 3  # runs before the capture: kernels are compiled and chosen, libraries get their workspaces
 
+Shapes = tuple[torch.Size, ...]
+
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    state: Tensor
-    search: Tensor
+    inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
 
 class CudaGraphStep:
-    """(state, search) -> outputs, captured at the first call with new shapes and replayed at every other.
+    """(*state, search) -> outputs, captured at the first call with new shapes and replayed at every other.
 
-    A replay copies the search picture into the graph's own buffer, and the state when it is another object
-    than the time before; nothing is allocated, and the host does not wait. The outputs are the graph's own
-    tensors: the next call of the same shapes overwrites them.
+    A replay copies the search image into the graph's own buffer, and a tensor of the state when it is another
+    object than the time before; nothing is allocated, and the host does not wait. The outputs are the graph's
+    own tensors: the next call of the same shapes overwrites them.
 
     Args:
-        step: The search graph of `cut(model)`, on the GPU; operations must launch on the current stream.
+        step: The search graph of `split_graphs(model)`, on the GPU; operations must launch on the current
+            stream.
         device: The GPU.
-        dtype: Of the buffers.
+        dtype: Dtype of the buffers.
     """
 
     def __init__(self, step: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         self._step, self._device, self._dtype = step, device, dtype
-        self._captured: dict[tuple[torch.Size, torch.Size], _Captured] = {}
-        self._held: dict[tuple[torch.Size, torch.Size], Tensor] = {}  # whose numbers the state's buffer has
+        self._captured: dict[Shapes, _Captured] = {}
+        self._copied: dict[Shapes, list[Tensor]] = {}  # the state last copied into each graph's input buffers
         self._weights = step.state_dict()  # graphs read this memory, even if the model is moved away
 
-    def __call__(self, state: Tensor, search: Tensor) -> tuple[Tensor, ...]:
-        key = (state.shape, search.shape)
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        key = tuple(tensor.shape for tensor in inputs)
         with torch.inference_mode(), torch.cuda.device(self._device):
             if key not in self._captured:
-                self._captured[key] = self._capture(state, search)
-            found = self._captured[key]
-            if self._held.get(key) is not state:
-                found.state.copy_(state)
-                self._held[key] = state
-            found.search.copy_(search, non_blocking=True)
-            found.graph.replay()
-            return found.outputs
+                self._captured[key] = self._capture(inputs)
+                self._copied[key] = list(inputs[:-1])
+            captured, copied = self._captured[key], self._copied[key]
+            for i, tensor in enumerate(inputs[:-1]):
+                if copied[i] is not tensor:
+                    captured.inputs[i].copy_(tensor)
+                    copied[i] = tensor
+            captured.inputs[-1].copy_(inputs[-1], non_blocking=True)
+            captured.graph.replay()
+            return captured.outputs
 
-    def _capture(self, state: Tensor, search: Tensor) -> _Captured:
-        own_state, own_search = (
-            torch.empty(t.shape, device=self._device, dtype=self._dtype).copy_(t) for t in (state, search)
+    def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
+        own = tuple(
+            torch.empty(tensor.shape, device=self._device, dtype=self._dtype).copy_(tensor) for tensor in inputs
         )
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):
             for _ in range(WARM_UP):
-                self._step(own_state, own_search)
+                self._step(*own)
         torch.cuda.current_stream().wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = self._step(own_state, own_search)
-        return _Captured(graph, own_state, own_search, outputs)
+            outputs = self._step(*own)
+        return _Captured(graph, own, outputs)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from correlation_aware._extras import require
 from correlation_aware._version import __version__
 from correlation_aware.ops import set_backend
-from correlation_aware.runtime.graphs import Graph, cut
+from correlation_aware.runtime.graphs import Graph, split_graphs
 
 __all__ = ["FORMATS", "OPSET", "ExportedGraph", "Format", "export", "metadata", "open_graph"]
 
@@ -66,7 +66,7 @@ def export(
         model: A model of the zoo; its weights and sizes are those of the files.
         folder: Where to write; files of the same names are replaced.
         format: `onnx`, `openvino` or `torch` (for `torch.export.load`).
-        graphs: Which of `cut(model)`; all by default.
+        graphs: Which of `split_graphs(model)`; all by default.
 
     Raises:
         ValueError: Not a model of the zoo, an unknown format or graph.
@@ -75,7 +75,7 @@ def export(
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}.")
-    parts = cut(model)
+    parts = split_graphs(model)
     unknown = set(graphs or ()) - set(parts)
     if unknown:
         raise ValueError(f"graphs={sorted(unknown)} are not among {', '.join(parts)} of this model.")
@@ -109,13 +109,13 @@ def metadata(model: nn.Module) -> dict[str, str]:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
         "model": str(config["architecture"]),
-        "tag": str(config["tag"] or ""),
+        "tag": str(config.get("tag") or ""),
         "weights_sha256": digest.hexdigest(),
         "library": f"correlation_aware {__version__}",
-        **{key: json.dumps(config[key]) for key in keys},
+        **{key: json.dumps(config[key]) for key in keys if key in config},
     }
 
 
@@ -177,7 +177,8 @@ def _openvino_core() -> Any:
 def _write(graph: Graph, path: Path, format: Format, described: Mapping[str, str]) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     example = graph.example(seed=0, batch=2)  # a batch of 1 would be taken for a constant
-    shapes = tuple({0: batch} for _ in example)
+    dynamic = tuple({0: batch} for _ in example)
+    shapes: Any = (dynamic,) if "state" in graph.inputs else dynamic  # the search graph takes *tensors
     if format == "torch":
         program = torch.export.export(graph.module, example, dynamic_shapes=shapes)
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(described)})
@@ -188,8 +189,8 @@ def _write(graph: Graph, path: Path, format: Format, described: Mapping[str, str
         example,
         dynamo=True,
         opset_version=OPSET,
-        input_names=list(graph.inputs),
-        output_names=list(graph.outputs),
+        input_names=graph.input_names(len(example)),
+        output_names=graph.output_names(len(graph.module(*example))),
         dynamic_shapes=shapes,
         verbose=False,
     )

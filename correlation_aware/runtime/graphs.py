@@ -1,4 +1,4 @@
-"""A model cut into graphs of plain tensors: what is exported, and what sessions run."""
+"""A model split into graphs of plain tensors: what is exported, and what sessions run."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from correlation_aware.models.sbt import SBT, SBTClassifier, SBTFeatures, TemplateState
+from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.models.tracker import TrackModel
 
-__all__ = ["Graph", "TwoInput", "cut"]
+__all__ = ["Graph", "TwoInput", "split_graphs"]
 
-TwoInput = TrackModel | SBT | SBTFeatures
+TwoInput = TrackModel | TwoInputModel | FeatureNet
 
 
 @dataclass(frozen=True)
@@ -20,57 +20,76 @@ class Graph:
 
     Attributes:
         name: `template`, `search`, `pair` or `image`.
-        module: Takes tensors by position, gives a tuple of tensors; the first dimension of all is the batch.
-        inputs: Names of what it takes: `template`, `state`, `search` or `image`.
-        outputs: Names of what it gives.
+        module: Maps tensors, by position, to a tuple of tensors; the first dimension of all is the batch.
+        inputs: What it takes: `template`, `state` (one tensor or several), `search` or `image`.
+        outputs: Names of what it returns; those of `template` depend on the network and are empty here.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
 
     def example(self, seed: int, batch: int) -> tuple[Tensor, ...]:
-        """Inputs as real as can be had without a photograph: soft blobs and noise, states made from them."""
+        """Inputs for a comparison: smooth noise instead of photographs, and states encoded from it."""
         model = self.module.model
         assert isinstance(model, nn.Module)
         device = next(model.parameters()).device
         generator = torch.Generator().manual_seed(seed)
 
-        def picture(side: int) -> Tensor:
-            channels = _config(model).get("in_chans", 3)
-            coarse = torch.randn(batch, channels, 6, 6, generator=generator)
+        def image(side: int) -> Tensor:
+            coarse = torch.randn(batch, model.in_chans, 6, 6, generator=generator)  # type: ignore[call-overload]
             smooth = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)
             return (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).to(device)
 
-        inputs = []
+        inputs: list[Tensor] = []
         for name in self.inputs:
-            small = name in ("template", "state")
-            made = picture(_config(model)["template_size" if small else "input_size"])
-            inputs.append(TemplateGraph(model)(made)[0] if name == "state" else made)
+            if name == "image":
+                inputs.append(image(model.pretrained_cfg["input_size"][-1]))  # type: ignore[index]
+            elif name == "search":
+                inputs.append(image(model.sizes.search_size))  # type: ignore[union-attr]
+            else:
+                template = image(model.sizes.template_size)  # type: ignore[union-attr]
+                inputs.extend([template] if name == "template" else model.encode_template(template))  # type: ignore[operator]
         return tuple(inputs)
+
+    def input_names(self, count: int) -> list[str]:
+        """Names of `count` input tensors; a state of several tensors is numbered, `state_0`, `state_1`, ..."""
+        names = []
+        for name in self.inputs:
+            names += state_names(count - len(self.inputs) + 1) if name == "state" else [name]
+        return names
+
+    def output_names(self, count: int) -> list[str]:
+        """Names of `count` output tensors."""
+        return list(self.outputs) or state_names(count)
+
+
+def state_names(count: int) -> list[str]:
+    """Names of the tensors of a template's state in exported files."""
+    return ["state"] if count == 1 else [f"state_{i}" for i in range(count)]
 
 
 class TemplateGraph(nn.Module):
-    """(B, 3, Hz, Wz) -> the template's state."""
+    """(B, 3, Hz, Wz) -> the tensors of the template's state."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, template: Tensor) -> tuple[Tensor]:
-        return (self.model.encode_template(template).features,)  # type: ignore[operator]
+    def forward(self, template: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.encode_template(template))  # type: ignore[operator]
 
 
 class SearchGraph(nn.Module):
-    """The template's state, (B, 3, Hx, Wx) -> predictions or features."""
+    """The tensors of the template's state, then (B, 3, Hx, Wx) -> predictions or features."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, state: Tensor, search: Tensor) -> tuple[Tensor, ...]:
-        return _tensors(self.model, TemplateState(state), search)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return _outputs(self.model, self.model(tensors[:-1], tensors[-1]))
 
 
 class PairGraph(nn.Module):
@@ -81,7 +100,7 @@ class PairGraph(nn.Module):
         self.model = model
 
     def forward(self, template: Tensor, search: Tensor) -> tuple[Tensor, ...]:
-        return _tensors(self.model, template, search)
+        return _outputs(self.model, self.model(template, search))
 
 
 class ImageGraph(nn.Module):
@@ -95,44 +114,36 @@ class ImageGraph(nn.Module):
         return (self.model(image),)
 
 
-def cut(model: nn.Module) -> dict[str, Graph]:
-    """The graphs of a model of the zoo, by name.
+def split_graphs(model: nn.Module) -> dict[str, Graph]:
+    """The graphs of a model, by name.
 
     A classifier is one graph, `image`. Any other is `template` (to be run once per target) with `search`
     (once per frame), and both together as `pair`. A tracker gives `scores` (B, H, W) and `boxes`
-    (B, 4, H, W), cxcywh in 0..1 of the search picture; a feature network `features` (B, C, H, W), one per
-    stage with `features_only`.
+    (B, 4, H, W), cxcywh in 0..1 of the search image; a feature network `features` (B, C, H, W), one per
+    level with `features_only`.
 
     Raises:
-        ValueError: Not a model of the zoo.
+        ValueError: Not a model of `create_model`.
     """
-    if isinstance(model, SBTClassifier):
-        return {"image": Graph("image", ImageGraph(model), ("image",), ("logits",))}
     if isinstance(model, TrackModel):
         outputs: tuple[str, ...] = ("scores", "boxes")
-    elif isinstance(model, SBTFeatures):
+    elif isinstance(model, FeatureNet):
         outputs = tuple(f"features_{i}" for i in model.out_indices)
-    elif isinstance(model, SBT):
+    elif isinstance(model, TwoInputModel):
         outputs = ("features",)
+    elif hasattr(model, "pretrained_cfg") and hasattr(model, "get_classifier"):
+        return {"image": Graph("image", ImageGraph(model), ("image",), ("logits",))}
     else:
         raise ValueError(f"{type(model).__name__} is not a model of create_model.")
     graphs = (
-        Graph("template", TemplateGraph(model), ("template",), ("state",)),
+        Graph("template", TemplateGraph(model), ("template",)),
         Graph("search", SearchGraph(model), ("state", "search"), outputs),
         Graph("pair", PairGraph(model), ("template", "search"), outputs),
     )
     return {graph.name: graph for graph in graphs}
 
 
-def _tensors(model: nn.Module, template: Tensor | TemplateState, search: Tensor) -> tuple[Tensor, ...]:
-    found = model(template, search)
+def _outputs(model: nn.Module, output: object) -> tuple[Tensor, ...]:
     if isinstance(model, TrackModel):
-        return found.scores, found.boxes
-    return tuple(found) if isinstance(found, list) else (found,)
-
-
-def _config(model: nn.Module) -> dict[str, int]:
-    config = model.pretrained_cfg
-    assert isinstance(config, dict)
-    sides = {key: config[key][-1] for key in ("template_size", "input_size")}
-    return {**sides, "in_chans": config["input_size"][0]}
+        return output.scores, output.boxes  # type: ignore[attr-defined]
+    return tuple(output) if isinstance(output, list) else (output,)  # type: ignore[return-value]

@@ -16,7 +16,8 @@ from torch import Tensor
 from correlation_aware._extras import require
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
-from correlation_aware.runtime.graphs import TwoInput, cut
+from correlation_aware.models.contract import TemplateState, common_batch
+from correlation_aware.runtime.graphs import TwoInput, split_graphs
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
 
@@ -24,11 +25,12 @@ Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 Step = Callable[..., tuple[Tensor, ...]]
-AT_ONCE = 8  # pairs times bytes of a number; more do not keep a CPU busier, and their maps leave its caches
+# eager on a CPU: batch size times bytes per element of a part; larger batches overflow the cache and are slower
+EAGER_CPU_MICROBATCH_BYTES = 8
 
 
 class InferenceSession:
-    """Runs a two-input model on templates that are set once and search pictures that follow.
+    """Runs a two-input model on templates that are set once and search images that follow.
 
     N targets share one call: the batch is not fixed, nor are the sizes, but for `onnx` and `openvino`, which
     have the model's. Sessions may share a model, and with it the device and dtype; each has its own template.
@@ -57,7 +59,7 @@ class InferenceSession:
         the process with a segmentation fault (OpenVINO 2026.4.1, Linux).
 
     Example:
-        >>> session = InferenceSession(ca.create_model("sbt_light_track", pretrained=True))
+        >>> session = InferenceSession(ca.create_model("sbt_light_cell_track", pretrained=True))
         >>> session.set_template(template)  # (B, 3, 128, 128)
         >>> scores, boxes = session(search)  # (B, 3, 256, 256) -> (B, 32, 32), (B, 4, 32, 32)
     """
@@ -76,9 +78,9 @@ class InferenceSession:
         self.device = torch.device(device or parameter.device)
         self.dtype = dtype or parameter.dtype
         self.runtime: Runtime = "eager" if runtime == "auto" else runtime
-        graphs = cut(model)
+        graphs = split_graphs(model)
         self.outputs = graphs["search"].outputs
-        self._state: Tensor | None = None
+        self._state: TemplateState | None = None
         if self.runtime in ("onnx", "openvino"):
             self._check_cpu_runtime(self.runtime)
             files = _exported(model, self.runtime)
@@ -100,7 +102,7 @@ class InferenceSession:
         Args:
             template: (B, 3, Hz, Wz), normalised, on any device.
         """
-        (self._state,) = self._encode(template)
+        self._state = TemplateState(self._encode(template))
 
     def __call__(self, search: Tensor) -> tuple[Tensor, ...]:
         """Compares search pictures with the templates.
@@ -119,16 +121,10 @@ class InferenceSession:
         """
         if self._state is None:
             raise RuntimeError("The session has no template yet: call set_template(template) first.")
-        state, templates, searches = self._state, len(self._state), len(search)
-        if templates != searches and 1 not in (templates, searches):
-            raise ValueError(
-                f"{searches} search pictures for {templates} templates: give one, or {templates}."
-            )
-        if templates < searches:
-            state = state.expand(searches, -1, -1, -1)
-        elif searches < templates:
-            search = search.expand(templates, -1, -1, -1)
-        return self._search(state, search)
+        state, batch = self._state, common_batch(self._state, search)
+        if len(search) < batch:
+            search = search.expand(batch, -1, -1, -1)
+        return self._search(*(state if state.batch == batch else state.expand(batch)), search)
 
     def _check_cpu_runtime(self, runtime: str) -> None:
         require("onnxruntime" if runtime == "onnx" else "openvino")
@@ -151,15 +147,15 @@ class InferenceSession:
 
     def _from_module(self, step: Step) -> Step:
         in_parts = self.device.type == "cpu" and self.runtime == "eager"
-        part = AT_ONCE // self.dtype.itemsize
+        part = EAGER_CPU_MICROBATCH_BYTES // self.dtype.itemsize
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             with torch.inference_mode():
                 inputs = tuple(t.to(self.device, self.dtype) for t in inputs)
                 if not in_parts or len(inputs[0]) <= part:
                     return step(*inputs)
-                found = [step(*some) for some in zip(*(t.split(part) for t in inputs))]
-                return tuple(torch.cat(parts) for parts in zip(*found))
+                outputs = [step(*some) for some in zip(*(t.split(part) for t in inputs))]
+                return tuple(torch.cat(parts) for parts in zip(*outputs))
 
         return run
 

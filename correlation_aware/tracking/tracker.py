@@ -19,12 +19,12 @@ from correlation_aware.tracking.device_crop import cut_all, send, upload
 
 __all__ = ["DEFAULT_MODEL", "Timings", "TrackResult", "Tracker", "TrackerConfig", "create_tracker"]
 
-DEFAULT_MODEL = "sbt_light_track"
+DEFAULT_MODEL = "sbt_light_cell_track"
 
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    """How a tracker decides. How large it crops belongs to the model, see `SBTConfig.search_factor`.
+    """How a tracker decides. How large it crops belongs to the model, see `Sizes`.
 
     Attributes:
         window: Weight of the Hann window in the blend with the scores: 0.49 in the authors' code, 0 in the

@@ -1,4 +1,4 @@
-"""Tensors into modules, strictly or in part, with a word on what was taken."""
+"""Tensors into modules, strictly or in part, and a report on what was loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class LoadReport:
 
     Attributes:
         taken: Names of the model's tensors that were loaded.
-        left: Names in the checkpoint that the model has no place for, or one of another shape.
+        left: Names in the checkpoint that the model does not have, or has with another shape.
         fresh: Names of the model's tensors that the checkpoint does not fill; they keep their values.
     """
 
@@ -36,7 +36,8 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], partial:
     Args:
         model: Any module with our parameter names.
         state_dict: Tensors in our names, see `convert_state_dict`.
-        partial: Take what fits by name and shape. Otherwise every name must fit.
+        partial: Load what fits by name and shape. Otherwise every name must fit; only the head of a tracker's
+            checkpoint may be left over by a network without one.
 
     Raises:
         ValueError: Not `partial` and the names or shapes differ, or nothing fits. The model is unchanged
@@ -48,12 +49,14 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], partial:
     left = [k for k in incoming if k not in own or incoming[k].shape != own[k].shape]
     fresh = [k for k in own if k not in set(taken)]
     report = LoadReport(tuple(taken), tuple(left), tuple(fresh))
-    if not taken or (not partial and (left or fresh)):
+    headless = not any(name.startswith("head.") for name in own)  # a tracker's backbone is all it can take
+    misfit = fresh or any(not headless or not name.startswith("head.") for name in left)
+    if not taken or (not partial and misfit):
         wrong = [f"{k} {tuple(incoming[k].shape)} for {tuple(own[k].shape)}" for k in left if k in own]
         raise ValueError(
             f"The checkpoint does not fit {type(model).__name__}: {report}."
             + (f" Shapes that differ: {', '.join(wrong[:3])}." if wrong else "")
-            + " Check the model's name and overrides, or load in part with partial=True."
+            + " Check the model's name and arguments, or load in part: load_pretrained(model, ..., partial=True)."
         )
     model.load_state_dict({k: incoming[k] for k in taken}, strict=False)
     return report

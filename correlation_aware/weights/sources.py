@@ -13,7 +13,7 @@ from correlation_aware.weights.files import SUFFIXES, read_state_dict
 from correlation_aware.weights.hub import fetch, fetch_file, fetch_repository
 from correlation_aware.weights.manifest import WeightsEntry, load_manifest
 
-__all__ = ["RENAMED", "WeightsSource", "current_name", "default_entry", "resolve_weights", "tags_of"]
+__all__ = ["RENAMED", "WeightsSource", "current_name", "default_entry", "local_file", "resolve_weights", "tags_of"]
 
 # names of 0.1 that will go after the next release, and what they are called now
 RENAMED = {
@@ -108,18 +108,25 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
     if text.startswith("hf-hub:"):
         return WeightsSource(text, repository=text.removeprefix("hf-hub:"))
     path = Path(text.removeprefix("local-dir:"))
-    if path.is_dir():
-        inside = path / "model.safetensors"
-        if not inside.is_file():
-            raise FileNotFoundError(f"{path} has no model.safetensors; save_pretrained writes such folders.")
-        return WeightsSource(str(path), path=inside)
     if path.exists():
-        return WeightsSource(str(path), path=path)
+        return local_file(path)
     if "/" in text or path.suffix in SUFFIXES:
         raise FileNotFoundError(
             f"There is no weights file {text!r}. For a repository of the Hub write 'hf-hub:{text}'."
         )
     raise ValueError(f"No weights are known for {text!r}. {_hint(text, model or text)}")
+
+
+def local_file(path: str | Path) -> WeightsSource:
+    """A file of weights, or a folder of `save_pretrained`.
+
+    Raises:
+        FileNotFoundError: There is no such file, or the folder has no weights.
+    """
+    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no weights file {str(file)!r}.")
+    return WeightsSource(str(path), path=file)
 
 
 def default_entry(model: str) -> WeightsEntry | None:
