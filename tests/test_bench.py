@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import correlation_aware as ca
-from correlation_aware.bench import machine, timing
+from correlation_aware.bench import bench_operations, machine, timing
 from correlation_aware.bench.bench_models import bench_model, load
 from correlation_aware.bench.bench_operations import bench_operation, calls_of
 from correlation_aware.bench.bench_tracking import bench_tracker

@@ -91,10 +91,8 @@ def test_boxes_lie_around_the_target_to_the_pixel(bright_pool, natural, own_temp
 
 def test_a_batch_depends_on_seed_and_number_alone(noise_pool):
     first, second = (StillPairs(noise_pool, 8, 32, 64, seed=5) for _ in range(2))
-    batches = [batch for _, batch in zip(range(3), first)]
-    assert first.state == 3
-    second.state = 2
-    for resumed, straight in zip(next(iter(second)), batches[2]):
+    batches = [first.batch(number) for number in range(3)]
+    for resumed, straight in zip(second.batch(2), batches[2]):
         assert torch.equal(resumed, straight)
     assert not torch.equal(batches[0].search, batches[1].search)
     assert not torch.equal(StillPairs(noise_pool, 8, 32, 64, seed=6).batch(0).search, batches[0].search)
@@ -119,7 +117,8 @@ def test_shapes_and_types(noise_pool, template, search, count):
 def test_the_mix_has_its_proportions(noise_pool, monkeypatch):
     pasted = []
     monkeypatch.setattr(
-        "correlation_aware.data.stills.lay", lambda pool, canvas, which, *a, **k: pasted.append(len(which))
+        "correlation_aware.data.stills.still_pairs.lay",
+        lambda pool, canvas, which, *a, **k: pasted.append(len(which)),
     )
     source = StillPairs(
         noise_pool, 40, 16, 32, config=StillConfig(natural=0.6, distractors=(0.5,), occluder=0.1)

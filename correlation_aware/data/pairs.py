@@ -1,6 +1,6 @@
 """What every source of training data yields: a template, a search picture, and where the target is in it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -32,15 +32,7 @@ class PairBatch(NamedTuple):
 
 
 class PairSource(Protocol):
-    """An endless source of pairs. Batch n depends on the source's seed and n alone.
-
-    Attributes:
-        state: The number of the next batch; set it to go on from there.
-    """
-
-    state: int
-
-    def __iter__(self) -> Iterator[PairBatch]: ...
+    """An endless source of pairs. Batch n depends on the source's seed and n alone."""
 
     def batch(self, number: int) -> PairBatch: ...
 
@@ -51,20 +43,12 @@ class MixedPairs:
     Args:
         sources: Each with its weight, its share of the batches.
         seed: Of the turns.
-
-    Attributes:
-        state: The number of the next batch.
     """
 
     def __init__(self, sources: Sequence[tuple[PairSource, float]], seed: int = 0) -> None:
         self.sources = [source for source, _ in sources]
         self.weights = torch.tensor([float(weight) for _, weight in sources])
-        self.seed, self.state = seed, 0
-
-    def __iter__(self) -> Iterator[PairBatch]:
-        while True:
-            self.state += 1
-            yield self.batch(self.state - 1)
+        self.seed = seed
 
     def batch(self, number: int) -> PairBatch:
         """Batch `number`, from 0."""

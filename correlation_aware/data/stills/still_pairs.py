@@ -6,7 +6,6 @@ follows what was found by trying: a network that has seen pasted targets alone l
 paste, and is of no use on real video.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -80,12 +79,9 @@ class StillPairs:
         seed: Of everything random.
         config: The mix.
 
-    Attributes:
-        state: The number of the next batch.
-
     Example:
         >>> pool = read_pool({"shards/objects-000000.tar": 1.0, "photos/": 1.0}, device="cuda")
-        >>> for batch in StillPairs(pool, 32): ...
+        >>> batch = StillPairs(pool, 32).batch(0)
     """
 
     def __init__(
@@ -103,12 +99,6 @@ class StillPairs:
         self.template_size, self.search_size = template_size, search_size
         self.template_factor, self.search_factor = template_factor, search_factor
         self.config = config or StillConfig()
-        self.state = 0
-
-    def __iter__(self) -> Iterator[PairBatch]:
-        while True:
-            self.state += 1
-            yield self.batch(self.state - 1)
 
     @torch.no_grad()
     def batch(self, number: int) -> PairBatch:

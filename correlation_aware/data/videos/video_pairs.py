@@ -1,6 +1,6 @@
 """Training pairs from annotated videos: two frames of one video, within a gap."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -68,9 +68,6 @@ class VideoPairs:
         faults: Counts what cannot be read; 100 files may fail by default.
         workers: Threads that read pictures; as many as `ThreadPoolExecutor` takes by default.
 
-    Attributes:
-        state: The number of the next batch.
-
     Raises:
         ValueError: No dataset, or weights that cannot be used.
     """
@@ -99,19 +96,6 @@ class VideoPairs:
         self.config = config or VideoConfig()
         self.faults = faults or Faults()
         self.workers = workers
-        self.state = 0
-
-    def __iter__(self) -> Iterator[PairBatch]:
-        with ThreadPoolExecutor(1) as ahead:
-            number, following = self.state, ahead.submit(self.batch, self.state)
-            while True:
-                batch = following.result()
-                self.state = number + 1
-                following = ahead.submit(self.batch, self.state)
-                yield batch
-                if self.state != number + 1:  # set from outside
-                    following = ahead.submit(self.batch, self.state)
-                number = self.state
 
     @torch.no_grad()
     def batch(self, number: int) -> PairBatch:
