@@ -16,7 +16,7 @@ from timm.models import DefaultCfg, PretrainedCfg
 from torch import nn
 
 from correlation_aware import weights
-from correlation_aware._files import natural_key, read_json
+from correlation_aware._files import natural_order, read_json
 from correlation_aware._plugins import load_plugins, plugin_packages
 from correlation_aware.models import sbt  # noqa: F401  registers its names
 from correlation_aware.models.contract import FeatureNet, TwoInputModel, find_first_conv
@@ -111,7 +111,7 @@ def list_models(filter: str = "", pretrained: bool = False, module: str = "") ->
     if pretrained:
         chosen = [f"{n}.{tag}" for n in chosen for tag in (*tags_of(n), *_timm_tags(n))]
     matching = [n for n in chosen if not filter or fnmatch.fnmatch(n, filter) or _matches_model(n, filter)]
-    return sorted(matching, key=natural_key)
+    return sorted(matching, key=natural_order)
 
 
 def has_weights(name: str) -> bool:

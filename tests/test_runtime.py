@@ -17,7 +17,7 @@ from correlation_aware.demo_clip import draw_clip
 from correlation_aware.runtime import export as export_module
 from correlation_aware.runtime import session as session_module
 from correlation_aware.runtime.export import OPSET, export, metadata, open_graph
-from correlation_aware.runtime.graphs import cut
+from correlation_aware.runtime.graphs import split_graphs
 from correlation_aware.runtime.session import InferenceSession
 
 RUNTIMES = ("eager", "onnx", "openvino")
@@ -63,7 +63,7 @@ def test_exports_are_compared(name, arguments, format, tmp_path):
     torch.manual_seed(0)
     model = ca.create_model(name, **arguments)
     made = export(model, tmp_path, format)
-    assert [m.graph for m in made] == list(cut(model)) and model.training  # it is put back as it was
+    assert [m.graph for m in made] == list(split_graphs(model)) and model.training  # it is put back as it was
     for m in made:
         assert m.path.is_file() and 0 <= m.difference < 1e-5  # float32 in another order
         if format == "onnx":
@@ -99,7 +99,7 @@ def test_every_kind_of_model_exports(kind, format, tmp_path):
     torch.manual_seed(0)
     name, arguments = KINDS[kind]
     model = ca.create_model(name, **arguments)
-    (made,) = export(model, tmp_path, format, [list(cut(model))[-1]])
+    (made,) = export(model, tmp_path, format, [list(split_graphs(model))[-1]])
     assert made.difference < 1e-5  # float32 in another order
     if format == "onnx":
         check_onnx(made.path, masks=arguments.get("attention") == "pooled")
@@ -255,7 +255,7 @@ def test_what_cannot_run_says_so(tracker_model, monkeypatch):
     with pytest.raises(ValueError, match=r"\['image'\] are not among template, search, pair"):
         export(tracker_model, "nowhere", "torch", ["image"])
     with pytest.raises(ValueError, match="Linear is not a model of create_model"):
-        cut(nn.Linear(2, 2))
+        split_graphs(nn.Linear(2, 2))
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install correlation_aware\[export\]"):
         export(tracker_model, "nowhere", "onnx")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from correlation_aware import weights
 from correlation_aware.models.sbt import SBT, TemplateState
-from correlation_aware.pretrained import load_pretrained
+from correlation_aware.weights import load_pretrained
 from correlation_aware.zoo import create_model
 
 try:

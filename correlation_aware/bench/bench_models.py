@@ -23,7 +23,7 @@ from correlation_aware.bench.timing import Call, Times, take_turns
 from correlation_aware.models.profile import Profile, profile
 from correlation_aware.ops import get_backend, set_backend
 from correlation_aware.runtime.graphs import TwoInput
-from correlation_aware.weights import load_manifest
+from correlation_aware.weights import resolve_weights
 
 __all__ = ["Case", "Row", "bench_model", "load"]
 
@@ -102,16 +102,15 @@ def load(name: str, weights: str | None = None, search_size: int | None = None) 
     Raises:
         ValueError: A classifier, or an unknown name.
     """
-    bundled = any(
-        e.model == name.partition(".")[0] and e.source == "bundled" for e in load_manifest().values()
-    )
+    entry = None if weights == "random" or not zoo.has_weights(name) else resolve_weights(True, name).entry
+    bundled = entry is not None and entry.source == "bundled"
     sizes: dict[str, Any] = {} if search_size is None else {"search_size": search_size}
     torch.manual_seed(0)
     if weights == "random" or (weights is None and not bundled):
         model, described = zoo.create_model(name, **sizes), "random"
     else:
         model = zoo.create_model(name, weights or True, **sizes)
-        described = weights or str(model.pretrained_cfg["tag"])  # type: ignore[index]
+        described = str(model.weights_name)
     if not hasattr(model, "encode_template"):
         raise ValueError(
             f"{name} has one input; the benchmark is for networks of a template and a search picture."
@@ -157,8 +156,7 @@ def bench_model(
         ValueError: See `load` and `make_contenders`; or `against` does not run here.
     """
     model, described = load(name, weights, search_size)
-    config: Any = model.pretrained_cfg
-    costs = profile(model, config["template_size"][-1], config["input_size"][-1])
+    costs = profile(model)
     for position, batch in enumerate(batches):
         torch.compiler.reset()  # programs of the case before would count against the limit of programs
         inputs = drawn_pairs(model, batch, SETS)
@@ -186,8 +184,7 @@ def bench_model(
         kind = f"{len(seen) * len(seen[0][0])} {'drawn' if seen is inputs else 'real'}"
         by_name = {_short(dtype): size for dtype, size in moved.items()}
         first = f"{rival.contender.name} {_short(rival.contender.dtype)}"
-        side = config["input_size"][-1]
-        yield Case(name, described, side, batch, costs, by_name, kind, first, rows, skipped)
+        yield Case(name, described, model.sizes.search_size, batch, costs, by_name, kind, first, rows, skipped)
 
 
 class _Entry:

@@ -1,5 +1,6 @@
 """The operations of the blocks alone, at the shapes that a network really calls them with."""
 
+import importlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,6 @@ from correlation_aware import ops, zoo
 from correlation_aware.bench.contenders import REFERENCE, Skipped, first_line
 from correlation_aware.bench.machine import Ceilings
 from correlation_aware.bench.timing import Call, Captured, take_turns
-from correlation_aware.models import sbt
 from correlation_aware.ops import Backend, get_backend, set_backend
 
 __all__ = ["FORMS", "OPERATIONS", "OperationRow", "bench_operation", "calls_of"]
@@ -100,9 +100,9 @@ def calls_of(model: str, batch: int) -> dict[Operands, int]:
         batch: Pairs.
     """
     network: Any = zoo.create_model(model, device="meta").eval()
-    config = network.pretrained_cfg
+    sizes, channels = network.sizes, network.in_chans
     template, search = (
-        torch.empty(batch, *config[key], device="meta") for key in ("template_size", "input_size")
+        torch.empty(batch, channels, side, side, device="meta") for side in (sizes.template_size, sizes.search_size)
     )
     found: Counter[Operands] = Counter()
     with torch.no_grad(), set_backend("reference"):
@@ -239,7 +239,7 @@ def _tensors(found: Any) -> list[Tensor]:
 
 @contextmanager
 def _recorded(found: Counter[Operands]) -> Iterator[None]:
-    """Counts the calls that the network makes meanwhile."""
+    """Counts the calls of the reference operations inside the block."""
 
     def recorder(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def record(*arguments: Any) -> Any:
@@ -248,14 +248,15 @@ def _recorded(found: Counter[Operands]) -> Iterator[None]:
 
         return record
 
-    plain = {name: getattr(sbt, name) for name in OPERATIONS}
+    modules = {name: importlib.import_module(f"correlation_aware.ops.{name}.reference") for name in OPERATIONS}
+    plain = {name: getattr(module, name) for name, module in modules.items()}
     try:
-        for name, function in plain.items():
-            setattr(sbt, name, recorder(name, function))
+        for name, module in modules.items():
+            setattr(module, name, recorder(name, plain[name]))
         yield
     finally:
-        for name, function in plain.items():
-            setattr(sbt, name, function)
+        for name, module in modules.items():
+            setattr(module, name, plain[name])
 
 
 def _without_numbers(argument: Any) -> Any:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from correlation_aware.evaluation.got10k import open_dataset
-from correlation_aware.runtime.graphs import TwoInput, cut
+from correlation_aware.runtime.graphs import TwoInput, split_graphs
 from correlation_aware.tracking.crop import Crop
 
 __all__ = ["drawn_pairs", "real_pairs"]
@@ -27,7 +27,7 @@ def drawn_pairs(model: TwoInput, batch: int, count: int) -> list[Pair]:
         batch: Pictures in each.
         count: Number of pairs.
     """
-    graph = cut(model)["pair"]
+    graph = split_graphs(model)["pair"]
     made = []
     for seed in range(count):
         template, search = graph.example(seed, batch)
@@ -51,8 +51,8 @@ def real_pairs(model: TwoInput, root: Path, per_sequence: int = 3) -> list[Pair]
     """
     config: Any = model.pretrained_cfg
     mean, std = (np.array(config[key], np.float32) * 255 for key in ("mean", "std"))
-    sizes = config["template_size"][-1], config["input_size"][-1]
-    factors = config["template_factor"], config["search_factor"]
+    sizes = model.sizes.template_size, model.sizes.search_size
+    factors = model.sizes.template_factor, model.sizes.search_factor
 
     def picture(file: str, box: ArrayLike, which: int) -> Tensor:
         frame = np.asarray(Image.open(file).convert("RGB"))

@@ -130,13 +130,14 @@ def clips(
     from correlation_aware.evaluation.calibration import plot_reliability, reliability, scored_frames
     from correlation_aware.evaluation.one_pass import average
     from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
+    from correlation_aware.runtime.session import InferenceSession
     from correlation_aware.tracking.tracker import Tracker, TrackerConfig
 
     choices = _grid(sweep or [], TrackerConfig())
     if plot is not None and len(choices) > 1:
         raise ValueError("--plot shows one choice of settings: leave out --sweep, or give it single values")
     tracker = load_tracker(model, weights, device)
-    trackers = {name: Tracker(tracker.model, tracker.weights, config) for name, config in choices.items()}
+    trackers = {name: Tracker(InferenceSession(tracker.model), config) for name, config in choices.items()}
     results: dict[str, list[SequenceResult]] = {name: [] for name in trackers}
     drawn = make_clips(dict.fromkeys(sources, 1.0), count, seed)
     for number, clip in enumerate(track_progress(drawn, count, "clips")):

@@ -9,27 +9,20 @@ from rich.table import Table
 
 __all__ = ["models"]
 
-# Table 2 of the paper: parameters in millions and GMACs, with the prediction head
-PAPER = {
-    "sbt_light_track": (3.03, 3.81),
-    "sbt_small_track": (13.80, 11.92),
-    "sbt_base_track": (21.27, 19.27),
-    "sbt_large_track": (35.20, 31.46),
-}
-
-
 def models(
     filter: Annotated[str, typer.Argument(help="Wildcards, for example 'sbt_*_track'.")] = "",
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Only names with weights, with their tags.")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Parameters and GMACs, beside those of the paper's Table 2.")
+        bool, typer.Option("--profile", help="Parameters and GMACs, beside those that papers report.")
     ] = False,
-    template_size: Annotated[int, typer.Option(help="Side of the template in pixels, for --profile.")] = 128,
+    template_size: Annotated[
+        int | None, typer.Option(help="Side of the template in pixels, for --profile; default: the model's.")
+    ] = None,
     search_size: Annotated[
-        int, typer.Option(help="Side of the search picture in pixels, for --profile.")
-    ] = 256,
+        int | None, typer.Option(help="Side of the search image in pixels, for --profile; default: the model's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the models of the zoo."""
@@ -41,33 +34,40 @@ def models(
     if not profile:
         typer.echo(json.dumps(names, indent=2) if as_json else "\n".join(names))
         return
-    rows = [_row(name.split(".")[0], template_size, search_size) for name in names]
+    rows = [_row(name, template_size, search_size) for name in names]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(
-        caption=f"Batch 1, template {template_size} px, search {search_size} px; classifiers at the latter."
-    )
-    for i, title in enumerate(("model", "params M", "GMACs", "GMACs cached", "paper: params M", "GMACs")):
+    table = Table(caption="Batch 1; image sizes are template and search, those of a classifier its input.")
+    titles = ("model", "px", "params M", "GMACs", "GMACs cached", "paper: params M", "GMACs")
+    for i, title in enumerate(titles):
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        paper = PAPER.get(row["model"], (None, None))
         table.add_row(
             row["model"],
+            "/".join(map(str, row["image_sizes"])),
             f"{row['params'] / 1e6:.2f}",
             f"{row['macs'] / 1e9:.2f}",
             f"{row['cached_macs'] / 1e9:.2f}",
-            *(f"{figure:.2f}" if figure else "" for figure in paper),
+            *(f"{value:.2f}" for value in row["reported"] or ()),
         )
-    Console(width=None if Console().is_terminal else 100).print(table)
+    Console(width=None if Console().is_terminal else 110).print(table)
 
 
-def _row(name: str, template_size: int, search_size: int) -> dict[str, Any]:
+def _row(name: str, template_size: int | None, search_size: int | None) -> dict[str, Any]:
     from correlation_aware import create_model
     from correlation_aware.models.profile import profile
+    from correlation_aware.models.registry import reported_costs
 
-    sizes: dict[str, Any] = (
-        {"template_size": template_size, "search_size": search_size} if name.endswith("_track") else {}
-    )
-    costs = profile(create_model(name, device="meta", **sizes), template_size, search_size)
-    return {"model": name, **vars(costs)}
+    model: Any = create_model(name, device="meta")
+    chosen = {"template_size": template_size, "search_size": search_size}
+    changed = {key: value for key, value in chosen.items() if value is not None}
+    if changed and hasattr(model, "sizes"):  # a head may depend on them
+        model = create_model(name, device="meta", **changed)
+    costs = profile(model, template_size, search_size)
+    if hasattr(model, "sizes"):
+        image_sizes = [template_size or model.sizes.template_size, search_size or model.sizes.search_size]
+    else:
+        image_sizes = [search_size or model.pretrained_cfg["input_size"][-1]]
+    reported = reported_costs(name.partition(".")[0])
+    return {"model": name, **vars(costs), "image_sizes": image_sizes, "reported": reported}

@@ -109,7 +109,7 @@ def calibrate(
     """
     from correlation_aware.evaluation.calibration import fit_calibration, reliability, scored_frames
     from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
-    from correlation_aware.pretrained import save_pretrained
+    from correlation_aware.weights import save_pretrained
 
     tracker = load_tracker(model, weights, device)
     clips = make_clips(dict.fromkeys(sources, 1.0), count, seed)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from correlation_aware.data.draws import Draws
 
-__all__ = ["MixedPairs", "PairBatch", "PairSource", "denormalize", "normalize"]
+__all__ = ["MixedPairs", "PairBatch", "PairSource", "Renormalized", "denormalize", "normalize"]
 
 
 class PairBatch(NamedTuple):
@@ -54,6 +54,37 @@ class MixedPairs:
         """Batch `number`, from 0."""
         turn = int(Draws(self.seed, number).weighted(self.weights, 1))
         return self.sources[turn].batch(number)
+
+
+class Renormalized:
+    """A source whose images get another normalization and number of channels, as a model needs them.
+
+    Args:
+        source: Pairs normalized with ImageNet's mean and standard deviation.
+        mean: Mean of the pixels in 0..1, one value or one per channel.
+        std: Standard deviation, likewise.
+        in_chans: 3 for RGB, 1 for the mean of the three channels.
+
+    Raises:
+        ValueError: Another number of channels.
+    """
+
+    def __init__(self, source: PairSource, mean: Sequence[float], std: Sequence[float], in_chans: int) -> None:
+        if in_chans not in (1, 3):
+            raise ValueError(f"Pairs are images of 1 or 3 channels, not in_chans={in_chans}.")
+        self.source, self.in_chans = source, in_chans
+        self._mean, self._std = (255 * torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+
+    def batch(self, number: int) -> PairBatch:
+        """Batch `number` of the source, in the model's normalization."""
+        batch = self.source.batch(number)
+        return batch._replace(template=self._convert(batch.template), search=self._convert(batch.search))
+
+    def _convert(self, images: Tensor) -> Tensor:
+        pixels = denormalize(images)
+        if self.in_chans == 1:
+            pixels = pixels.mean(dim=1, keepdim=True)
+        return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
 
 
 def normalize(pictures: Tensor) -> Tensor:

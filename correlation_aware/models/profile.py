@@ -1,6 +1,7 @@
 """What a model costs, counted without running it: parameters and multiply-accumulates."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,17 +29,21 @@ class Profile:
     cached_macs: int
 
 
-def profile(model: nn.Module, template_size: int = 128, search_size: int = 256) -> Profile:
+def profile(model: Any, template_size: int | None = None, search_size: int | None = None) -> Profile:
     """Counts a two-input model, or a classifier at `search_size`, for batch 1.
 
     Args:
         model: A model of the zoo; one made with `device="meta"` costs neither memory nor time.
-        template_size: Side of the template in pixels.
-        search_size: Side of the search picture in pixels.
+        template_size: Side of the template image in pixels; by default the model's.
+        search_size: Side of the search image in pixels; by default the model's.
     """
     device = next(model.parameters()).device
-    template = torch.empty(1, 3, template_size, template_size, device=device)
-    search = torch.empty(1, 3, search_size, search_size, device=device)
+    sizes = getattr(model, "sizes", None)
+    own_search = sizes.search_size if sizes else model.pretrained_cfg["input_size"][-1]
+    template, search = (
+        torch.empty(1, model.in_chans, side, side, device=device)
+        for side in (template_size or (sizes.template_size if sizes else 1), search_size or own_search)
+    )
     params = sum(p.numel() for p in model.parameters())
     was_training = model.training
     model.eval()
@@ -47,7 +52,7 @@ def profile(model: nn.Module, template_size: int = 128, search_size: int = 256) 
             macs = _count(model, search)
             return Profile(params, macs, macs)
         with torch.no_grad(), set_backend("reference"):
-            state = model.encode_template(template)  # type: ignore[operator]
+            state = model.encode_template(template)
         return Profile(params, _count(model, template, search), _count(model, state, search))
     finally:
         model.train(was_training)

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ __all__ = [
     "register_head",
     "register_model",
     "registered_models",
+    "reported_costs",
 ]
 
 EntryPoint = Callable[..., nn.Module]
@@ -27,17 +28,30 @@ Function = TypeVar("Function", bound=EntryPoint)
 Head = TypeVar("Head", bound=type[nn.Module])
 
 _MODELS: dict[str, EntryPoint] = {}
+_REPORTED: dict[str, tuple[float, float]] = {}
 _HEADS: dict[str, type[nn.Module]] = {}
 _FORMATS: dict[str, "CheckpointFormat"] = {}
 _observers: list[Observer] = []
 
 
-def register_model(function: Function) -> Function:
+@overload
+def register_model(function: Function) -> Function: ...
+@overload
+def register_model(
+    *, reported: tuple[float, float] | None = None
+) -> Callable[[Function], Function]: ...
+def register_model(
+    function: Function | None = None, *, reported: tuple[float, float] | None = None
+) -> Function | Callable[[Function], Function]:
     """Decorator: makes a function that builds a model known to the zoo and to timm, under its own name.
 
     The function takes keyword arguments and returns a model with fresh weights: a `TwoInputModel`, a
     `TrackModel` (its name should end in `_track`) or a one-input classifier (`_cls`). Loading weights is the
     zoo's part; a parameter `pretrained`, if there is one, is never passed.
+
+    Args:
+        function: Function that builds the model.
+        reported: Parameters in millions and GMACs as the model's paper reports them, for comparison.
 
     Raises:
         ValueError: The name is taken.
@@ -47,13 +61,19 @@ def register_model(function: Function) -> Function:
         ... def acme_base(**kwargs) -> AcmeNet:
         ...     return AcmeNet(width=64, **kwargs)
     """
-    name = function.__name__
-    if name in _MODELS:
-        raise ValueError(f"There is a model {name!r} already, of {_MODELS[name].__module__}.")
-    for observer in _observers:
-        observer(name, function)
-    _MODELS[name] = function
-    return function
+
+    def add(function: Function) -> Function:
+        name = function.__name__
+        if name in _MODELS:
+            raise ValueError(f"There is a model {name!r} already, of {_MODELS[name].__module__}.")
+        for observer in _observers:
+            observer(name, function)
+        _MODELS[name] = function
+        if reported is not None:
+            _REPORTED[name] = reported
+        return function
+
+    return add if function is None else add(function)
 
 
 def register_head(name: str) -> Callable[[Head], Head]:
@@ -129,6 +149,11 @@ def on_register(observer: Observer) -> None:
 def registered_models() -> dict[str, EntryPoint]:
     """Functions that build models, by name, in the order of registration."""
     return dict(_MODELS)
+
+
+def reported_costs(name: str) -> tuple[float, float] | None:
+    """Parameters in millions and GMACs of a model as its paper reports them; None where it does not."""
+    return _REPORTED.get(name)
 
 
 def checkpoint_formats() -> dict[str, CheckpointFormat]:

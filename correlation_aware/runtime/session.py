@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -126,6 +126,10 @@ class InferenceSession:
             search = search.expand(batch, -1, -1, -1)
         return self._search(*(state if state.batch == batch else state.expand(batch)), search)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles have a model of their own, and the template."""
+        return _rebuild, (self.model, self.device, self.dtype, self.runtime, self._state)
+
     def _check_cpu_runtime(self, runtime: str) -> None:
         require("onnxruntime" if runtime == "onnx" else "openvino")
         if self.device.type != "cpu":
@@ -167,6 +171,14 @@ class InferenceSession:
             return tuple(torch.from_numpy(array) for array in run(*arrays))
 
         return step
+
+
+def _rebuild(
+    model: TwoInput, device: torch.device, dtype: torch.dtype, runtime: Runtime, state: TemplateState | None
+) -> InferenceSession:
+    session = InferenceSession(model, device, dtype, runtime)
+    session._state = state
+    return session
 
 
 def export_cache() -> Path:

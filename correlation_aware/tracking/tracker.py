@@ -81,13 +81,18 @@ class Timings:
 
 
 class Tracker:
-    """Follows targets through the frames of a video. Weights live in the model; this object is the state.
+    """Follows targets through the frames of a video. Weights belong to the model; this object is the state.
 
     Args:
-        model: A `_track` model of the zoo; it is put into evaluation mode.
-        weights: What the weights are, for people to read.
+        session: Session of a `_track` model; it belongs to this tracker alone, as it keeps the template.
         config: How to decide.
-        session: What runs the model; by default plain PyTorch where the model is.
+
+    Attributes:
+        name: Architecture name of the model.
+        weights: Name of the weights for people to read, `random` if there are none.
+
+    Raises:
+        ValueError: A model without a prediction head, or of other than 1 or 3 input channels.
 
     Example:
         >>> tracker = create_tracker()
@@ -95,29 +100,35 @@ class Tracker:
         >>> result = tracker.update(next_frame)
     """
 
-    def __init__(
-        self,
-        model: TrackModel,
-        weights: str,
-        config: TrackerConfig | None = None,
-        session: InferenceSession | None = None,
-    ) -> None:
-        self.model = model.eval()
-        self.session = session or InferenceSession(model)
-        self.weights = weights
+    def __init__(self, session: InferenceSession, config: TrackerConfig | None = None) -> None:
+        model = session.model
+        if not isinstance(model, TrackModel):
+            raise ValueError(
+                f"{type(model).__name__} has no prediction head; a tracker needs a `_track` model."
+            )
+        if model.in_chans not in (1, 3):
+            raise ValueError(f"A tracker's model takes images of 1 or 3 channels, not in_chans={model.in_chans}.")
+        self.session = session
         self.config = config or TrackerConfig()
         self.name: str = model.pretrained_cfg["architecture"]
+        self.weights = model.weights_name
         self.timings = Timings()
-        self.device = self.session.device
-        cfg = model.pretrained_cfg
-        self._sizes = int(cfg["template_size"][-1]), int(cfg["input_size"][-1])
-        self._factors = cfg["template_factor"], cfg["search_factor"]
-        mean, std = (torch.tensor(cfg[key], device=self.device) * 255 for key in ("mean", "std"))
-        self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        self.device = session.device
+        self._sizes = model.sizes
+        mean, std = (
+            torch.tensor(model.pretrained_cfg[key], device=self.device) * 255 for key in ("mean", "std")
+        )
+        self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self._window = torch.empty(0, device=self.device)
         self._cuts_on_device = self.device.type != "cpu"
         self._boxes = np.empty((0, 4))
         self._many = False
+
+    @property
+    def model(self) -> TrackModel:
+        """The model that the session runs."""
+        assert isinstance(self.session.model, TrackModel)
+        return self.session.model
 
     @torch.inference_mode()
     def init(self, frame: NDArray[np.uint8], box: ArrayLike) -> None:
@@ -132,8 +143,8 @@ class Tracker:
         """
         frame = as_rgb(frame)
         boxes = as_boxes(box, *frame.shape[:2])
-        crops = [Crop.around(b, self._factors[0]) for b in boxes]
-        self.session.set_template(self._pixels(frame, crops, self._sizes[0]))
+        crops = [Crop.around(b, self._sizes.template_factor) for b in boxes]
+        self.session.set_template(self._pixels(frame, crops, self._sizes.template_size))
         self._boxes, self._many = boxes, np.ndim(box) == 2
         self.timings = Timings()
 
@@ -158,8 +169,8 @@ class Tracker:
         began = time.perf_counter()
         marks = [self._mark()]
         boxes = [clip_box(b, height, width, self.config.margin) for b in self._boxes]
-        crops = [Crop.around(b, self._factors[1]) for b in boxes]
-        pixels = self._pixels(frame, crops, self._sizes[1])
+        crops = [Crop.around(b, self._sizes.search_factor) for b in boxes]
+        pixels = self._pixels(frame, crops, self._sizes.search_size)
         marks.append(self._mark())
         cell_scores, cell_boxes = self.session(pixels)
         marks.append(self._mark())
@@ -182,11 +193,13 @@ class Tracker:
         return results if self._many else results[0]
 
     def _pixels(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
-        """(N, 3, size, size), normalised, on the model's device."""
+        """(N, in_chans, size, size), normalized, on the model's device."""
         if self._cuts_on_device:
             cuts = cut_all(*upload(frame, crops, self.device), size)
         else:
             cuts = torch.from_numpy(np.stack([crop.cut(frame, size) for crop in crops])).permute(0, 3, 1, 2)
+        if self.model.in_chans == 1:
+            cuts = cuts.float().mean(dim=1, keepdim=True)
         return (cuts - self._mean) / self._std
 
     def _best(
@@ -260,7 +273,7 @@ def create_tracker(
 
     Args:
         model: A `_track` name, `hf-hub:organisation/name`, a folder, or a model that exists;
-            `sbt_light_track` by default.
+            `sbt_light_cell_track` by default.
         pretrained: As in `create_model`. By default the weights of the manifest, or random ones, with a
             warning, where it has none.
         device: `cpu`, `cuda`, ...; a GPU if there is one, by default.
@@ -281,7 +294,11 @@ def create_tracker(
         device = "cuda" if on_gpu or runtime == "cudagraph" else "cpu"
     network: torch.nn.Module
     if isinstance(model, torch.nn.Module):
-        network, described = model, "of the given model"
+        if pretrained is not None:
+            raise ValueError(
+                f"pretrained={pretrained!r} has no effect on a model that exists: load_pretrained(model, ...) first."
+            )
+        network = model
     else:
         name = DEFAULT_MODEL if model is None else str(model)
         if pretrained is None:
@@ -291,11 +308,8 @@ def create_tracker(
                 f"{name} runs with random weights: it will not track.", RuntimeWarning, stacklevel=2
             )
         network = zoo.create_model(name, pretrained)
-        described = "random" if not pretrained else name if pretrained is True else str(pretrained)
     if not isinstance(network, TrackModel):
         raise ValueError(
             f"{type(network).__name__} has no prediction head; a tracker needs a `_track` model."
         )
-    if network.pretrained_cfg["tag"] is not None:
-        described = "{architecture}.{tag}".format(**network.pretrained_cfg)
-    return Tracker(network, described, config, InferenceSession(network, device, dtype, runtime))
+    return Tracker(InferenceSession(network, device, dtype, runtime), config)

@@ -17,7 +17,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from correlation_aware.pretrained import load_pretrained
+from correlation_aware.weights import load_pretrained
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
 from correlation_aware.training.engine import Trainer, make_accelerator
 from correlation_aware.training.shards import ShardReader
@@ -145,8 +145,9 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
     classes = len(dataset.reader.class_to_idx)
     set_seed(config.run.seed)
     model = create_model(config.model.name, **{"num_classes": classes, **config.model.overrides})
-    if config.model.pretrained is not None:
-        _logger.info("start: %s", load_pretrained(model, config.model.pretrained, partial=True))
+    start = config.model.start()
+    if start is not None:
+        load_pretrained(model, start, partial=True)
     mix = None
     if data.mixup or data.cutmix:
         mix = Mixup(data.mixup, data.cutmix, label_smoothing=data.smoothing, num_classes=classes)

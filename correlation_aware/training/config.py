@@ -20,14 +20,28 @@ class ModelConfig:
     """What is trained.
 
     Attributes:
-        name: A name of the zoo.
-        pretrained: Where to start from: a tag, an `hf-hub:` name, a file or a folder; what fits is taken.
+        name: Name of the model; with a tag, training starts from those weights.
+        pretrained: Weights to start from: a tag, `model.tag`, an `hf-hub:` name, a file or a folder. Tensors that
+            fit are loaded, and the run says which are not.
         overrides: Further arguments of `create_model`.
     """
 
     name: str = "sbt_light_track"
     pretrained: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+
+    def start(self) -> str | None:
+        """The weights to start from, if any.
+
+        Raises:
+            ValueError: The name has a tag, and `pretrained` names weights too.
+        """
+        tagged = "." in self.name and not Path(self.name).exists()
+        if tagged and self.pretrained is not None:
+            raise ValueError(
+                f"model.name={self.name} and model.pretrained={self.pretrained} both name weights: leave one out."
+            )
+        return self.name if tagged else self.pretrained
 
 
 @dataclass(frozen=True)

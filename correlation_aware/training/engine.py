@@ -21,7 +21,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from correlation_aware._files import read_json, write_text
-from correlation_aware.pretrained import save_pretrained
+from correlation_aware.weights import save_pretrained
 from correlation_aware.training import checkpoint
 from correlation_aware.training.config import OptimizerConfig, RunConfig, ScheduleConfig
 from correlation_aware.training.log import Means, RunLog

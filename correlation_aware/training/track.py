@@ -13,20 +13,21 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from correlation_aware.data.faults import Faults
-from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource
+from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource, Renormalized
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
 from correlation_aware.data.videos.readers import open_set
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.pretrained import load_pretrained
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
 from correlation_aware.training.engine import Trainer, make_accelerator
 from correlation_aware.training.losses import LossConfig, best_cell_iou, track_loss
+from correlation_aware.weights import load_pretrained
 from correlation_aware.zoo import create_model
 
 __all__ = [
@@ -156,8 +157,9 @@ def make_track_trainer(
     accelerator = make_accelerator(config.run, device)
     set_seed(config.run.seed)
     model = make_track_model(config.model)
-    if config.model.pretrained is not None:
-        _logger.info("start: %s", load_pretrained(model, config.model.pretrained, partial=True))
+    start = config.model.start()
+    if start is not None:
+        load_pretrained(model, start, partial=True)
     if pairs is None:
         pairs = open_pairs(config, model, accelerator.device)
 
@@ -193,7 +195,8 @@ def make_track_model(config: ModelConfig) -> TrackModel:
     """
     model = create_model(config.name, **config.overrides)
     if not isinstance(model, TrackModel):
-        raise ValueError(f"model.name={config.name} has no prediction head; take {config.name}_track.")
+        name = config.name.partition(".")[0]
+        raise ValueError(f"model.name={config.name} has no prediction head; take {name}_track.")
     return model
 
 
@@ -204,7 +207,7 @@ def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.dev
         ValueError: No sources are named, or an unknown layout.
         FileNotFoundError, RuntimeError: They cannot be read.
     """
-    data, sizes, seed = config.data, model.backbone.config, config.run.seed
+    data, sizes, seed = config.data, model.sizes, config.run.seed
     pictures = (sizes.template_size, sizes.search_size, sizes.template_factor, sizes.search_factor)
     faults = Faults(data.fault_limit)
     sources: list[tuple[PairSource, float]] = []
@@ -223,7 +226,11 @@ def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.dev
             "data.sources and data.videos are empty: name pictures or videos and their shares, such "
             "as data.sources={photos/: 1.0, shard-000000.tar: 2.0} or data.videos={got10k:GOT-10k/: 1.0}."
         )
-    return MixedPairs(sources, seed)
+    mixed, cfg = MixedPairs(sources, seed), model.pretrained_cfg
+    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
+    if (mean, std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) and model.in_chans == 3:
+        return mixed
+    return Renormalized(mixed, mean, std, model.in_chans)
 
 
 def _layout(name: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from correlation_aware._plugins import load_plugins
 from correlation_aware.models.registry import checkpoint_formats
 
 __all__ = ["AUTO", "OWN", "convert_state_dict", "format_names"]
@@ -13,6 +14,7 @@ AUTO, OWN = "auto", "correlation_aware"
 
 def format_names() -> list[str]:
     """Values of `source` that `convert_state_dict` takes."""
+    load_plugins()
     return [AUTO, OWN, *checkpoint_formats()]
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from correlation_aware._files import list_images
+from correlation_aware._plugins import load_plugins
 from correlation_aware.data.videos.sequences import Folder, SequenceSet, Video, read_boxes, read_flags
 
-__all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set"]
+__all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set", "register_reader"]
 
 
 class Got10k:
@@ -146,13 +147,37 @@ class Coco:
         return Video(str(path), [path], self.boxes[index : index + 1], np.ones(1, bool))
 
 
-READERS: dict[str, Callable[[str | Path], SequenceSet]] = {
+Reader = Callable[[str | Path], SequenceSet]
+
+READERS: dict[str, Reader] = {
     "coco": Coco,
     "folder": Folder,
     "got10k": Got10k,
     "lasot": LaSOT,
     "trackingnet": TrackingNet,
 }
+
+
+def register_reader(name: str) -> Callable[[Reader], Reader]:
+    """Decorator: makes a reader known as `data.videos={name:ROOT: share}` in training.
+
+    A reader is a class or function that takes the root folder of a dataset and returns a `SequenceSet`: it has
+    a length, and item i is a `Video`.
+
+    Args:
+        name: Name of the layout.
+
+    Raises:
+        ValueError: The name is taken, or has a colon.
+    """
+
+    def add(reader: Reader) -> Reader:
+        if name in READERS or ":" in name:
+            raise ValueError(f"A reader cannot be called {name!r}: taken are {', '.join(READERS)}; no colons.")
+        READERS[name] = reader
+        return reader
+
+    return add
 
 
 def open_set(name: str, root: str | Path) -> SequenceSet:
@@ -162,6 +187,7 @@ def open_set(name: str, root: str | Path) -> SequenceSet:
         ValueError: An unknown name.
         FileNotFoundError: Nothing of that layout in `root`.
     """
+    load_plugins()
     if name not in READERS:
         raise ValueError(f"{name!r} is not a known layout: {', '.join(READERS)}.")
     return READERS[name](root)
