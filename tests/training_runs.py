@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,7 @@ class Drawn:
     """Bright discs on noise, two pairs a batch; batch n depends on n alone, and is one of two."""
 
     def __init__(self, batch_size: int = 2, different: int = 2) -> None:
-        self.batch_size, self.different, self.state = batch_size, different, 0
-
-    def __iter__(self) -> Iterator[PairBatch]:
-        return (self.batch(n) for n in count(self.state))
+        self.batch_size, self.different = batch_size, different
 
     def batch(self, number: int) -> PairBatch:
         generator = torch.Generator().manual_seed(number % self.different)
