@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import timm.models
 import torch
@@ -19,7 +19,7 @@ from correlation_aware import weights
 from correlation_aware._files import natural_order, read_json
 from correlation_aware._plugins import load_plugins, plugin_packages
 from correlation_aware.models import sbt  # noqa: F401  registers its names
-from correlation_aware.models.contract import FeatureNet, TwoInputModel, find_first_conv
+from correlation_aware.models.contract import FeatureNet, Sizes, TwoInputModel, find_first_conv
 from correlation_aware.models.registry import EntryPoint, near_names, on_register, registered_models
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.weights import WeightsEntry, WeightsSource
@@ -72,16 +72,14 @@ def create_model(
         TypeError: An unknown argument.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
     """
-    target = _resolve(str(name), pretrained, cache_dir)
     cfg = dict(asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else _as_cfg(pretrained_cfg))
     cfg.update(pretrained_cfg_overlay or {})
-    source = target.source
-    if pretrained and any(cfg.get(key) is not None for key in LOCATIONS):
-        source = _located(cfg)
-    elif pretrained and isinstance(pretrained_cfg, str):
-        source = weights.resolve_weights(pretrained_cfg, target.architecture)
-    elif isinstance(pretrained_cfg, str):
-        _check_tag(target.architecture, pretrained_cfg)
+    name = str(name)
+    if isinstance(pretrained_cfg, str):
+        name = f"{name.partition('.')[0]}.{pretrained_cfg}"
+    located = bool(pretrained) and any(cfg.get(key) is not None for key in LOCATIONS)
+    target = _resolve(name, False if located else pretrained, cache_dir)
+    source = _located(cfg) if located else target.source
     described = {**target.described, **{k: v for k, v in cfg.items() if k not in LOCATIONS}}
     model = _build(
         target.architecture,
@@ -93,6 +91,7 @@ def create_model(
         cache_dir=cache_dir,
         **{**target.model_args, **kwargs},
     )
+    _check_overlay(model, pretrained_cfg_overlay or {})
     if checkpoint_path is not None:
         weights.load_pretrained(model, weights.local_file(checkpoint_path))
     return model
@@ -272,6 +271,18 @@ def _located(cfg: Mapping[str, Any]) -> WeightsSource:
     )
 
 
+def _check_overlay(model: Any, overlay: Mapping[str, Any]) -> None:
+    """Refuses an overlay of what the model itself determines; arguments of `create_model` change that."""
+    for key in DERIVED:
+        value = overlay.get(key)
+        actual = model.pretrained_cfg.get(key)
+        if value is not None and (tuple(value) if isinstance(value, list) else value) != actual:
+            raise ValueError(
+                f"pretrained_cfg_overlay: {key}={value!r}, but the model has {actual!r}. Sizes are arguments of "
+                "create_model, such as search_size=192."
+            )
+
+
 def _build(
     architecture: str,
     pretrained: bool,
@@ -396,31 +407,46 @@ def _register_with_timm(name: str, function: EntryPoint) -> None:
     entrypoint.__module__ = function.__module__
     entrypoint.__doc__ = function.__doc__
     module = sys.modules[function.__module__]
-    cfgs = {e.tag: _timm_cfg(e) for e in weights.known_entries().values() if e.model == name}
+    data = _data_cfg(function)
+    cfgs = {e.tag: _timm_cfg(e, data) for e in weights.known_entries().values() if e.model == name}
     tags: deque[str] = deque(cfgs or [""])
     listed = getattr(module, "__all__", None)
     defaults = module.__dict__.setdefault("default_cfgs", {})
     if name not in defaults:
-        defaults[name] = DefaultCfg(tags=tags, cfgs=cfgs or {"": PretrainedCfg()}, is_pretrained=bool(cfgs))
+        defaults[name] = DefaultCfg(tags=tags, cfgs=cfgs or {"": PretrainedCfg(**data)}, is_pretrained=bool(cfgs))
     with warnings.catch_warnings():
         timm.models.register_model(entrypoint)
     if listed is None:
         del module.__dict__["__all__"]  # timm adds one
 
 
-def _timm_cfg(entry: WeightsEntry) -> PretrainedCfg:
-    side = entry.input_size or entry.search_size or 224
-    return PretrainedCfg(
+def _data_cfg(function: EntryPoint) -> dict[str, Any]:
+    """What can be said of a model's input before it is built, from the class that its function returns."""
+    try:
+        kind = get_type_hints(function).get("return", object)
+    except NameError:
+        kind = object
+    if isinstance(kind, type) and issubclass(kind, (TwoInputModel, TrackModel)):
+        side = Sizes().search_size
+        return {"input_size": (3, side, side), "interpolation": "bilinear", "crop_pct": 1.0, "num_classes": 0}
+    data: dict[str, Any] = dict(getattr(kind, "default_data_cfg", {}))
+    return data
+
+
+def _timm_cfg(entry: WeightsEntry, data: Mapping[str, Any]) -> PretrainedCfg:
+    cfg = PretrainedCfg(
+        **data,
         hf_hub_id=entry.repository,
         hf_hub_filename=entry.file if entry.source == "hub" else None,
         url=entry.url,
         file=str(entry.root / entry.file) if entry.source == "bundled" else None,
-        input_size=(3, side, side),
         mean=entry.mean,
         std=entry.std,
-        num_classes=1000 if entry.model.endswith("_cls") else 0,
         license=entry.license,
     )
+    if entry.search_size:
+        cfg.input_size = (3, entry.search_size, entry.search_size)
+    return cfg
 
 
 on_register(_register_with_timm)

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import correlation_aware as ca
-from correlation_aware import zoo
+from correlation_aware.models.registry import register_model
 from correlation_aware.models.sbt import SBTConfig
 
 NAMES = ca.list_models()
@@ -36,7 +36,8 @@ def tensors(output):
 def test_the_zoo_has_the_published_names():
     bases = [f"sbt_{size}" for size in ("light", "small", "base", "large")]
     bases += [f"sbt_{size}_pvtv2" for size in ("light", "small", "base", "large", "huge")] + ["sbt_test"]
-    assert sorted(NAMES) == sorted(f"{b}{kind}" for b in bases for kind in ("", "_track", "_cls"))
+    names = [f"{b}{kind}" for b in bases for kind in ("", "_track", "_cls")]
+    assert sorted(NAMES) == sorted([*names, "sbt_light_cell_track", "sbt_light_half_track"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +102,8 @@ def test_a_cached_template_gives_the_same_numbers(name):
 def test_a_template_correlated_with_itself(overrides):
     net = small("sbt_test", **overrides).eval()
     template, _ = inputs("sbt_test", batch=2)
-    features = net.forward_template(net.encode_template(template))
+    features = net.forward_template(template, net.encode_template(template))
+    assert torch.equal(features, net.forward_template(template))
     # one stream here, a pack of two there: sums of other lengths
     torch.testing.assert_close(features, net(template, template), rtol=0, atol=1e-6)
     assert features.is_contiguous()
@@ -245,7 +247,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 def test_drop_path_drops_samples_and_keeps_the_mean():
-    from correlation_aware.models.sbt import DropPath
+    from correlation_aware.models.eoc import DropPath
 
     torch.manual_seed(0)
     shapes = [(400, 2, 2), (400, 3, 1)]
@@ -302,7 +304,7 @@ def test_bad_input_says_what_is_wrong():
     with pytest.raises(ValueError, match="comes from another network"):
         net(other, search)
     track = ca.create_model("sbt_test_track")
-    with pytest.raises(ValueError, match="needs 16 x 16, a search picture of 128 x 128 px"):
+    with pytest.raises(ValueError, match="needs 16 x 16. Resize the search image"):
         track(template, torch.cat([search, search], dim=3))
 
 
@@ -310,14 +312,12 @@ def test_bad_input_says_what_is_wrong():
     ("arguments", "message"),
     [
         ({"name": "sbt_bas"}, "Near: sbt_base"),
-        ({"name": "sbt_base", "mlp_ratio": 3}, "Near: mlp_ratios"),
         ({"name": "sbt_base", "depths": (3, 4)}, "must have 3 entries"),
         ({"name": "sbt_base", "heads": (1, 2, 3)}, "320 is not by 3"),
-        ({"name": "sbt_base", "cross_blocks": ((), (), (10,))}, r"must lie in 0\.\.9"),
+        ({"name": "sbt_base", "cross_blocks": ((), (), (10,))}, r"must be in 0\.\.9"),
         ({"name": "sbt_base", "cross_blocks": ((), (), ())}, "no EoC-CA block"),
         ({"name": "sbt_base", "attention": "window"}, "is not one of spatial_reduction, global, pooled"),
-        ({"name": "sbt_base", "num_classes": 10}, "create_model\\('sbt_base_cls'"),
-        ({"name": "sbt_base_track", "features_only": True}, "create_model\\('sbt_base'"),
+        ({"name": "sbt_base_track", "features_only": True}, "Take 'sbt_base'"),
         ({"name": "sbt_base_cls", "cross_blocks": ((), (), (1,), ())}, "a classifier has one stream"),
         ({"name": "sbt_light", "pretrained": True}, "sbt_light"),
         ({"name": "sbt_light", "pretrained": "nothing.here"}, "nothing.here"),
@@ -328,9 +328,34 @@ def test_bad_arguments_name_the_near_ones(arguments, message):
         ca.create_model(**arguments, device="meta")
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("sbt_base", "mlp_ratio", "Unknown argument 'mlp_ratio'. Near: mlp_ratios"),
+        ("sbt_base", "num_classes", "num_classes=3 is for the classifiers"),
+        ("sbt_base_track", "num_classes", "num_classes=3 is for the classifiers"),
+        ("sbt_base_cls", "search_size", "Unknown argument 'search_size'"),
+        ("sbt_base_cls", "head", "Unknown argument 'head'"),
+        ("sbt_base", "head", "Unknown argument 'head'"),
+    ],
+)
+def test_an_argument_of_no_effect_is_a_type_error(name, argument, message):
+    for create in (ca.create_model, timm.create_model):
+        with pytest.raises(TypeError, match=message):
+            create(name, **{argument: 3})
+
+
 def test_a_taken_name_cannot_be_registered_again():
+    def resnet18():
+        pass
+
+    def sbt_base():
+        pass
+
     with pytest.raises(ValueError, match="two models cannot share a name"):
-        zoo._register("resnet18")
+        register_model(resnet18)
+    with pytest.raises(ValueError, match=r"a model 'sbt_base' already, of correlation_aware\.models\.sbt"):
+        register_model(sbt_base)
 
 
 def test_a_trackers_checkpoint_fills_a_backbone_and_other_channels(tmp_path):

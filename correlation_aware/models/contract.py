@@ -65,7 +65,7 @@ class TemplateState(tuple[Tensor, ...]):
 
     def __new__(cls, tensors: Iterable[Tensor]) -> "TemplateState":
         self = super().__new__(cls, tensors)
-        if not self or any(len(tensor) != len(self[0]) for tensor in self[1:]):
+        if not self or any(tensor.shape[0] != self[0].shape[0] for tensor in self[1:]):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self) or "none at all"
             raise ValueError(f"The tensors of a template state need one batch; their shapes are {shapes}.")
         return self
@@ -73,7 +73,7 @@ class TemplateState(tuple[Tensor, ...]):
     @property
     def batch(self) -> int:
         """Number of templates."""
-        return len(self[0])
+        return self[0].shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TemplateState":
         """The state with `function` applied to every tensor."""
@@ -114,7 +114,7 @@ def common_batch(state: TemplateState, search: Tensor) -> int:
     Raises:
         ValueError: Neither is the case.
     """
-    templates, searches = len(state[0]), len(search)
+    templates, searches = state[0].shape[0], search.shape[0]
     if templates != searches and 1 not in (templates, searches):
         raise ValueError(
             f"template batch {templates} and search batch {searches} must be equal, or one of them 1."

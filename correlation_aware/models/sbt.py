@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -375,13 +375,13 @@ class SBTClassifier(StagedNetwork):
         drop_rate: Dropout before the classifier.
 
     Attributes:
-        input_size: Side of the image in pixels that the network is trained at.
+        default_data_cfg: How images are prepared for it, in timm's terms: that of PVTv2.
     """
 
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
     weights_name: str = "random"
-    input_size = 224
+    default_data_cfg: ClassVar = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.9}
 
     def __init__(
         self, cfg: SBTConfig, in_chans: int = 3, num_classes: int = 1000, drop_rate: float = 0.0
@@ -392,7 +392,7 @@ class SBTClassifier(StagedNetwork):
         self.in_chans = in_chans
         self.num_features = cfg.dims[-1]
         self.feature_info = FeatureInfo(cfg.levels(), out_indices=tuple(range(len(cfg.dims))))
-        self.build_stages(cfg, in_chans, self.input_size)
+        self.build_stages(cfg, in_chans, self.default_data_cfg["input_size"][-1])
         self.num_classes = num_classes
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._make_head(num_classes)
@@ -557,8 +557,9 @@ def _refuse(arguments: Mapping[str, Any], *known: type) -> None:
     names = ["in_chans", *(field.name for kind in known for field in fields(kind))]
     for name in arguments:
         if name in ("num_classes", "drop_rate"):
-            raise TypeError(f"{name}={arguments[name]!r} is an argument of the classifiers, whose names end in _cls.")
-        if name != "in_chans":
+            if arguments[name]:
+                raise TypeError(f"{name}={arguments[name]!r} is for the classifiers, whose names end in _cls.")
+        elif name != "in_chans":
             raise TypeError(f"Unknown argument {name!r}. Near: {', '.join(near_names(name, names))}.")
 
 

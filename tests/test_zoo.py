@@ -1,0 +1,230 @@
+"""One name, one network: what names, tags and sources of weights mean, for us and for timm."""
+
+import logging
+import warnings
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import correlation_aware as ca
+from correlation_aware.models.heads import CellHead, MixerHead
+from correlation_aware.weights.sources import RENAMED
+
+BUNDLED = ("sbt_light_cell_track.stills", "sbt_light_half_track.stills")
+
+
+def shapes(model):
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def shifted(tmp_path):
+    """A file with every tensor of the bundled default weights, less one."""
+    state_dict = ca.create_model(BUNDLED[0], pretrained=True).state_dict()
+    path = tmp_path / "mine.safetensors"
+    save_file({name: tensor - 1 for name, tensor in state_dict.items()}, path)
+    return path, {name: tensor - 1 for name, tensor in state_dict.items()}
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_weights_do_not_change_the_network(name):
+    bare = name.partition(".")[0]
+    networks = [
+        ca.create_model(bare, device="meta"),
+        ca.create_model(name, device="meta"),
+        ca.create_model(name, pretrained=True),
+        timm.create_model(name),
+    ]
+    assert all(shapes(net) == shapes(networks[0]) and net.sizes == networks[0].sizes for net in networks)
+    assert all(isinstance(net.head, CellHead) for net in networks)
+    described = [{k: v for k, v in net.pretrained_cfg.items() if k != "tag"} for net in networks[:2]]
+    assert described[0] == described[1]
+
+
+def test_sizes_of_the_half_tracker_are_in_its_name():
+    sizes = ca.create_model("sbt_light_half_track", device="meta").sizes
+    assert (sizes.template_size, sizes.search_size) == (64, 128)
+    assert isinstance(ca.create_model("sbt_light_track", device="meta").head, MixerHead)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("name", ["sbt_light_cell_track.nonsense", "sbt_light_track.nonsense", "sbt_base.in1K"])
+def test_an_unknown_tag_raises_everywhere(name, pretrained):
+    architecture, _, tag = name.partition(".")
+    message = f"{architecture} has no weights with the tag '{tag}'"
+    for create in (ca.create_model, timm.create_model):
+        with pytest.raises(ValueError, match=message):
+            create(name, pretrained=pretrained)
+    with pytest.raises(ValueError, match=message):
+        ca.create_tracker(name)
+
+
+def test_an_unknown_tag_lists_the_known():
+    with pytest.raises(ValueError, match=r"There are in1k\."):
+        ca.create_model("sbt_base.nonsense")
+    with pytest.raises(ValueError, match="Tags of sbt_light_half_track: stills"):
+        ca.create_model("sbt_light_half_track", pretrained="half")
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_names_say_the_new_one(old, new):
+    with pytest.warns(DeprecationWarning, match=f"'{old}' is called '{new}' now"):
+        model = ca.create_model(old, pretrained=True)
+    expected = ca.create_model(new, pretrained=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values()))
+    architecture, _, tag = old.partition(".")
+    with pytest.warns(DeprecationWarning):
+        assert shapes(ca.create_model(architecture, pretrained=tag)) == shapes(expected)
+
+
+def test_the_old_default_tracker_still_tracks():
+    with pytest.warns(DeprecationWarning, match="sbt_light_cell_track"):
+        model = ca.create_model("sbt_light_track", pretrained=True)
+    assert model.weights_name == BUNDLED[0]
+    with pytest.warns(DeprecationWarning, match="sbt_light_half_track"):
+        assert ca.create_tracker(pretrained="half").weights == BUNDLED[1]
+
+
+@pytest.mark.parametrize("source", ["stills", "sbt_light_cell_track.stills", "sbt_light_cell_track"])
+def test_a_bare_tag_means_the_same_everywhere(source):
+    model = ca.create_model("sbt_light_cell_track", device="cpu")
+    ca.load_pretrained(model, source)
+    again = ca.create_model("sbt_light_cell_track", pretrained=source)
+    assert model.weights_name == again.weights_name == ca.create_tracker(pretrained=source).weights == BUNDLED[0]
+
+
+def test_a_backbone_takes_its_part_of_a_trackers_checkpoint():
+    net = ca.create_model("sbt_light", pretrained="sbt_light_cell_track.stills")
+    expected = ca.create_model("sbt_light_cell_track", pretrained=True).backbone
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), expected.state_dict().values()))
+
+
+def test_a_head_that_stays_fresh_is_a_warning_that_names_its_tensors(caplog):
+    model = ca.create_model("sbt_light_track")
+    with caplog.at_level(logging.WARNING, "correlation_aware"):
+        ca.load_pretrained(model, BUNDLED[0], partial=True)
+    assert "head.cls.spatial.0.weight" in caplog.text and "does not fit sbt_light_track" in caplog.text
+
+
+@pytest.mark.parametrize("create", [ca.create_model, timm.create_model])
+@pytest.mark.parametrize("argument", ["pretrained_cfg", "pretrained_cfg_overlay"])
+@pytest.mark.parametrize("key", ["file", "state_dict"])
+def test_a_file_of_ones_own_is_loaded_in_place_of_the_known_weights(shifted, create, argument, key):
+    path, expected = shifted
+    cfg = {key: str(path) if key == "file" else expected, "mean": (0.5, 0.5, 0.5), "std": [0.2, 0.2, 0.2]}
+    model = create("sbt_light_cell_track", pretrained=True, **{argument: cfg})
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5) and model.pretrained_cfg["std"] == (0.2, 0.2, 0.2)
+    assert model.weights_name != BUNDLED[0]
+
+
+def test_a_file_that_does_not_exist_is_an_error():
+    for create in (ca.create_model, timm.create_model):
+        with pytest.raises(FileNotFoundError, match=r"no weights file '/nonexistent\.safetensors'"):
+            create("sbt_base", pretrained=True, pretrained_cfg_overlay={"file": "/nonexistent.safetensors"})
+
+
+def test_an_overlay_cannot_contradict_the_network():
+    with pytest.raises(ValueError, match=r"input_size=\(3, 64, 64\), but the model has \(3, 256, 256\)"):
+        ca.create_model("sbt_light", pretrained_cfg_overlay={"input_size": (3, 64, 64)})
+    model = ca.create_model("sbt_test_cls", pretrained_cfg_overlay={"input_size": (3, 64, 64), "crop_pct": 1.0})
+    assert model.pretrained_cfg["input_size"] == (3, 64, 64) and model.pretrained_cfg["crop_pct"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["sbt_test", "sbt_test_track", "sbt_test_cls"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_the_description_is_true_for_the_model(name, features_only):
+    if features_only and name.endswith("_track"):
+        return
+    model = ca.create_model(name, features_only=features_only)
+    cfg = model.pretrained_cfg
+    first = model.get_submodule(cfg["first_conv"])
+    assert isinstance(first, torch.nn.Conv2d) and first.in_channels == cfg["input_size"][0] == 3
+    if name.endswith("_cls"):
+        assert cfg["input_size"] == (3, 224, 224) and cfg["interpolation"] == "bicubic" and cfg["crop_pct"] == 0.9
+        assert features_only or model.get_submodule(cfg["classifier"]).out_features == cfg["num_classes"] == 1000
+    else:
+        assert cfg["input_size"] == (3, 128, 128) and cfg["template_size"] == (3, 64, 64)
+        assert cfg["num_classes"] == 0 and cfg["classifier"] is None
+
+
+def test_timms_registry_says_the_same_as_the_model():
+    for name in ("sbt_large_pvtv2_cls.in1k", "sbt_light_half_track.stills", "sbt_base"):
+        listed = timm.models.get_pretrained_cfg(name)
+        model = ca.create_model(name, device="meta")
+        for key in ("input_size", "interpolation", "crop_pct", "num_classes", "mean", "std"):
+            assert getattr(listed, key) == model.pretrained_cfg[key], (name, key)
+
+
+def test_resetting_the_classifier_survives_saving(tmp_path):
+    model = ca.create_model("sbt_test_cls").eval()
+    model.reset_classifier(5)
+    ca.save_pretrained(model, tmp_path)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(image)
+        for again in (ca.from_pretrained(tmp_path), timm.create_model(f"local-dir:{tmp_path}", pretrained=True)):
+            assert torch.equal(again.eval()(image), expected) and expected.shape == (1, 5)
+
+
+@pytest.mark.parametrize("name", ["sbt_test_cls", "sbt_test_track"])
+def test_the_normalization_of_a_saved_model_is_restored(name, tmp_path):
+    model = ca.create_model(name)
+    model.pretrained_cfg.update(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="nearest")
+    ca.save_pretrained(model, tmp_path)
+    for again in (
+        ca.create_model(tmp_path),
+        ca.from_pretrained(tmp_path),
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True),
+        timm.create_model(f"local-dir:{tmp_path}"),
+    ):
+        cfg = again.pretrained_cfg
+        assert cfg["mean"] == (0.5, 0.5, 0.5) and cfg["std"] == (0.25, 0.25, 0.25)
+        assert cfg["interpolation"] == "nearest"
+
+
+def test_a_model_of_ones_own_is_not_announced_as_the_bundled_one(tmp_path):
+    model = ca.create_model(BUNDLED[0], pretrained=True)
+    ca.save_pretrained(model, tmp_path)
+    assert ca.create_tracker(tmp_path).weights == str(tmp_path)
+    assert ca.create_tracker(ca.create_model("sbt_test_track")).weights == "random"
+
+
+def test_a_trackers_sizes_come_from_the_model_alone():
+    model = ca.create_model("sbt_test_track")
+    model.pretrained_cfg["search_factor"] = 9.0
+    model.pretrained_cfg["input_size"] = (3, 512, 512)
+    assert ca.create_tracker(model)._sizes == ca.Sizes(64, 128)
+    with pytest.raises(AttributeError):
+        model.sizes.search_factor = 9.0
+
+
+def test_lists():
+    assert ca.list_models("sbt_light_*_track") == [f"sbt_light_{n}_track" for n in ("cell", "half", "pvtv2")]
+    assert ca.list_models("sbt_light_*_track", pretrained=True) == list(BUNDLED)
+    assert ca.list_models(module="sbt") == timm.list_models(module="sbt") == ca.list_models()
+    assert ca.list_models(module="resnet") == []
+    assert set(ca.list_models(pretrained=True)) == set(timm.list_models("sbt*", pretrained=True))
+
+
+def test_nothing_warns_on_the_way_to_the_default_tracker():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ca.create_tracker().weights == BUNDLED[0]
+
+
+def test_features_of_a_classifier():
+    net = ca.create_model("sbt_test_cls", features_only=True)
+    maps = net(torch.randn(1, 3, 64, 64))
+    assert [m.shape[2] for m in maps] == [16, 8, 4, 2] and net.feature_info.reduction() == [4, 8, 16, 32]
+
+
+def test_features_only_models_train_like_others():
+    net = ca.create_model("sbt_test", features_only=True, out_indices=(0, 1, 2), position="absolute")
+    assert net.num_features == 32 and net.sizes == ca.Sizes(64, 128)
+    net.set_grad_checkpointing(True)
+    assert net.no_weight_decay() == {f"model.stages.{i}.pos_embed" for i in range(3)}
+    names = dict(net.named_parameters())
+    assert net.no_weight_decay() <= set(names)
