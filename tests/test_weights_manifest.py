@@ -42,6 +42,10 @@ def write(tmp_path: Path, **change: Any) -> Path:
     return path
 
 
+def test_shipped_formats_are_registered() -> None:
+    assert {entry.key_format for entry in SHIPPED.values()} <= set(weights.format_names())
+
+
 @pytest.mark.parametrize("name", [name for name, entry in SHIPPED.items() if entry.source == "bundled"])
 def test_bundled_weights_load_and_are_what_the_entry_says(name: str) -> None:
     entry = SHIPPED[name]
@@ -157,10 +161,6 @@ def test_a_wrong_entry_is_named(tmp_path: Path, change: dict[str, Any], said: st
         ('{"a.b": {}, "a.b": {}}', "a.b is listed twice"),
     ],
 )
-def test_shipped_formats_are_registered() -> None:
-    assert {entry.key_format for entry in SHIPPED.values()} <= set(weights.format_names())
-
-
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=said):

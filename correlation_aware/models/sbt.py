@@ -381,7 +381,13 @@ class SBTClassifier(StagedNetwork):
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
     weights_name: str = "random"
-    default_data_cfg: ClassVar = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.9}
+    default_data_cfg: ClassVar[dict[str, Any]] = {
+        "input_size": (3, 224, 224),
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "first_conv": "stages.0.embed.proj",
+        "classifier": "head",
+    }
 
     def __init__(
         self, cfg: SBTConfig, in_chans: int = 3, num_classes: int = 1000, drop_rate: float = 0.0
