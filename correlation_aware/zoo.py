@@ -1,6 +1,8 @@
 """The zoo: models by name, with or without weights, for this package and for timm."""
 
 import fnmatch
+import importlib
+import pkgutil
 import sys
 import warnings
 from collections import deque
@@ -15,10 +17,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import DefaultCfg, PretrainedCfg
 from torch import nn
 
-from correlation_aware import weights
+from correlation_aware import models, weights
 from correlation_aware._files import natural_order, read_json
 from correlation_aware._plugins import load_plugins, plugin_packages
-from correlation_aware.models import sbt  # noqa: F401  registers its names
 from correlation_aware.models.contract import FeatureNet, Sizes, TwoInputModel, find_first_conv
 from correlation_aware.models.registry import EntryPoint, near_names, on_register, registered_models
 from correlation_aware.models.tracker import TrackModel
@@ -49,9 +50,9 @@ def create_model(
     A name fixes the network: layers, head, image sizes and crop factors. A tag after a dot chooses weights.
 
     Args:
-        name: `sbt_base`, `sbt_base_track` (with prediction head), `sbt_base_cls` (classifier), with or without a
-            weights tag (`sbt_large_pvtv2.in1k`); `hf-hub:organisation/name[@revision]`; or a folder written by
-            `save_pretrained`.
+        name: `sbt_base`, `sbt_base_track` (with prediction head), `sbt_base_cls` (classifier), with or
+            without a weights tag (`sbt_large_pvtv2.in1k`); `hf-hub:organisation/name[@revision]`; or a folder
+            written by `save_pretrained`.
         pretrained: True for the weights that the tag names, or the default ones of the name. Or a tag,
             `model.tag`, an `hf-hub:` name, a local file or folder.
         features_only: Return the features of the levels `out_indices` as a list.
@@ -72,7 +73,9 @@ def create_model(
         TypeError: An unknown argument.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
     """
-    cfg = dict(asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else _as_cfg(pretrained_cfg))
+    cfg = dict(
+        asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else _as_cfg(pretrained_cfg)
+    )
     cfg.update(pretrained_cfg_overlay or {})
     name = str(name)
     if isinstance(pretrained_cfg, str):
@@ -129,10 +132,10 @@ def has_weights(name: str) -> bool:
 
 
 def from_pretrained(source: str | Path, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
-    """Model and weights of a folder of `save_pretrained`, of `hf-hub:organisation/name[@revision]`, or a name.
+    """Model and weights of a folder of `save_pretrained`, a repository on the Hub, or a name.
 
     Args:
-        source: Folder, repository on the Hub, or name with weights.
+        source: Folder, `hf-hub:organisation/name[@revision]`, or name with weights.
         cache_dir: Where downloads go instead of the Hugging Face cache.
         **kwargs: As for `create_model`.
     """
@@ -197,9 +200,7 @@ def _resolve_location(name: str, pretrained: bool | str | Path, cache_dir: str |
     architecture = config["architecture"]
     _check_name(architecture)
     source = weights.resolve_weights(name if pretrained is True else pretrained) if pretrained else None
-    return _Target(
-        architecture, source, config.get("model_args") or {}, config.get("pretrained_cfg") or {}
-    )
+    return _Target(architecture, source, config.get("model_args") or {}, config.get("pretrained_cfg") or {})
 
 
 def _check_name(architecture: str) -> None:
@@ -207,7 +208,8 @@ def _check_name(architecture: str) -> None:
     if architecture not in names:
         near = near_names(architecture, names)
         raise ValueError(
-            f"There is no model {architecture!r}. Near: {', '.join(near[:8])}. See correlation_aware.list_models()."
+            f"There is no model {architecture!r}. Near: {', '.join(near[:8])}. "
+            "See correlation_aware.list_models()."
         )
 
 
@@ -278,8 +280,8 @@ def _check_overlay(model: Any, overlay: Mapping[str, Any]) -> None:
         actual = model.pretrained_cfg.get(key)
         if value is not None and (tuple(value) if isinstance(value, list) else value) != actual:
             raise ValueError(
-                f"pretrained_cfg_overlay: {key}={value!r}, but the model has {actual!r}. Sizes are arguments of "
-                "create_model, such as search_size=192."
+                f"pretrained_cfg_overlay: {key}={value!r}, but the model has {actual!r}. Sizes are arguments "
+                "of create_model, such as search_size=192."
             )
 
 
@@ -322,11 +324,13 @@ def _features_only(model: nn.Module, architecture: str, out_indices: Sequence[in
         return FeatureNet(model, out_indices)
     if isinstance(model, TrackModel) or not hasattr(model, "forward_intermediates"):
         raise ValueError(
-            f"features_only and out_indices are for feature networks and classifiers, not for {architecture!r}. "
+            f"features_only and out_indices are for feature networks and classifiers, not {architecture!r}. "
             f"Take {architecture.removesuffix('_track')!r}, or the tracker's .backbone."
         )
     levels = tuple(range(len(model.feature_info)))  # type: ignore[arg-type]
-    return timm.models.FeatureGetterNet(model, out_indices=levels if out_indices is None else tuple(out_indices))
+    return timm.models.FeatureGetterNet(
+        model, out_indices=levels if out_indices is None else tuple(out_indices)
+    )
 
 
 def _pretrained_cfg(
@@ -393,7 +397,9 @@ def _register_with_timm(name: str, function: EntryPoint) -> None:
         cache_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> nn.Module:
-        kwargs.pop("pretrained_model_args", None)  # timm's copy of the saved arguments, which are in kwargs too
+        kwargs.pop(
+            "pretrained_model_args", None
+        )  # timm's copy of the saved arguments, which are in kwargs too
         return create_model(
             name,
             pretrained,
@@ -413,7 +419,9 @@ def _register_with_timm(name: str, function: EntryPoint) -> None:
     listed = getattr(module, "__all__", None)
     defaults = module.__dict__.setdefault("default_cfgs", {})
     if name not in defaults:
-        defaults[name] = DefaultCfg(tags=tags, cfgs=cfgs or {"": PretrainedCfg(**data)}, is_pretrained=bool(cfgs))
+        defaults[name] = DefaultCfg(
+            tags=tags, cfgs=cfgs or {"": PretrainedCfg(**data)}, is_pretrained=bool(cfgs)
+        )
     with warnings.catch_warnings():
         timm.models.register_model(entrypoint)
     if listed is None:
@@ -450,3 +458,7 @@ def _timm_cfg(entry: WeightsEntry, data: Mapping[str, Any]) -> PretrainedCfg:
 
 
 on_register(_register_with_timm)
+for _module in pkgutil.iter_modules(
+    models.__path__, f"{models.__name__}."
+):  # every family registers its names
+    importlib.import_module(_module.name)

@@ -304,7 +304,7 @@ def test_bad_input_says_what_is_wrong():
     with pytest.raises(ValueError, match="comes from another network"):
         net(other, search)
     track = ca.create_model("sbt_test_track")
-    with pytest.raises(ValueError, match="needs 16 x 16. Resize the search image"):
+    with pytest.raises(ValueError, match="needs 16 x 16"):
         track(template, torch.cat([search, search], dim=3))
 
 

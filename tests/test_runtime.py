@@ -177,7 +177,7 @@ def test_sessions_equal_the_model(runtime, tracker_model, cached):
     for scores in session(search.expand(2, -1, -1, -1))[0]:  # one template, two pictures
         assert torch.allclose(scores, wanted.scores[0], atol=1e-5)
     session.set_template(template)
-    with pytest.raises(ValueError, match="2 search pictures for 3 templates"):
+    with pytest.raises(ValueError, match="template batch 3 and search batch 2"):
         session(search.expand(2, -1, -1, -1))
 
 

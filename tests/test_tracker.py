@@ -1,6 +1,8 @@
 """The tracker: geometry to sub-pixel, many targets, odd frames, clear errors, constant memory."""
 
+import copy
 import gc
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -291,7 +293,7 @@ def test_weights_from_a_folder(tmp_path):
     config = ca.TrackerConfig(damp_size=False)
     tracker = ca.create_tracker(tmp_path, device="cpu", dtype=torch.bfloat16, config=config)
     assert tracker.weights == str(tmp_path) and tracker.session.dtype == torch.bfloat16
-    assert tracker.model.backbone.config.search_factor == 5
+    assert tracker.model.sizes.search_factor == 5
     tracker.init(noise(), (140, 100, 30, 20))
     plant(tracker, (8, 8), (0.5, 0.5, 0.5, 0.5))
     side = Crop.around((140, 100, 30, 20), 5).side
@@ -326,3 +328,44 @@ def test_memory_is_constant_over_ten_thousand_frames():
         if i == 500:
             before = resident_mib()
     assert resident_mib() - before < 16  # one 240 x 320 frame kept each time would be 2 GiB
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnx"])
+def test_a_pickled_tracker_goes_on_where_it_was(runtime, tmp_path, monkeypatch):
+    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
+    if runtime == "onnx":
+        pytest.importorskip("onnxruntime")
+    frames = np.random.default_rng(0).integers(0, 255, (3, 90, 120, 3), np.uint8)
+    tracker = ca.create_tracker(ca.create_model("sbt_test_track"), device="cpu", runtime=runtime)
+    tracker.init(frames[0], (30, 30, 24, 20))
+    tracker.update(frames[1])
+    again = pickle.loads(pickle.dumps(tracker))
+    assert again.update(frames[2]) == tracker.update(frames[2])
+
+
+def test_a_copied_tracker_has_a_model_of_its_own():
+    frames = np.random.default_rng(0).integers(0, 255, (3, 90, 120, 3), np.uint8)
+    tracker = ca.create_tracker(ca.create_model("sbt_test_track"), device="cpu")
+    tracker.init(frames[0], (30, 30, 24, 20))
+    again = copy.deepcopy(tracker)
+    with torch.no_grad():
+        for parameter in again.model.parameters():
+            parameter.zero_()
+    assert again.update(frames[1]).score == pytest.approx(0.5)  # all logits are 0
+    assert tracker.update(frames[1]).score != pytest.approx(0.5)
+
+
+def test_a_model_of_one_channel_tracks():
+    frames = np.random.default_rng(0).integers(0, 255, (2, 90, 120, 3), np.uint8)
+    tracker = ca.create_tracker(ca.create_model("sbt_test_track", in_chans=1), device="cpu")
+    grey = np.broadcast_to(frames.mean(axis=3, keepdims=True).round().astype(np.uint8), frames.shape)
+    for video in (frames, grey, grey[..., 0]):
+        tracker.init(video[0], (30, 30, 24, 20))
+        assert 0 < tracker.update(video[1]).score < 1
+    with pytest.raises(ValueError, match="in_chans=4"):
+        ca.create_tracker(ca.create_model("sbt_test_track", in_chans=4), device="cpu")
+
+
+def test_weights_for_a_model_that_exists_are_refused():
+    with pytest.raises(ValueError, match="pretrained='half' has no effect on a model that exists"):
+        ca.create_tracker(ca.create_model("sbt_test_track"), pretrained="half")

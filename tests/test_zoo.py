@@ -50,7 +50,9 @@ def test_sizes_of_the_half_tracker_are_in_its_name():
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-@pytest.mark.parametrize("name", ["sbt_light_cell_track.nonsense", "sbt_light_track.nonsense", "sbt_base.in1K"])
+@pytest.mark.parametrize(
+    "name", ["sbt_light_cell_track.nonsense", "sbt_light_track.nonsense", "sbt_base.in1K"]
+)
 def test_an_unknown_tag_raises_everywhere(name, pretrained):
     architecture, _, tag = name.partition(".")
     message = f"{architecture} has no weights with the tag '{tag}'"
@@ -92,7 +94,9 @@ def test_a_bare_tag_means_the_same_everywhere(source):
     model = ca.create_model("sbt_light_cell_track", device="cpu")
     ca.load_pretrained(model, source)
     again = ca.create_model("sbt_light_cell_track", pretrained=source)
-    assert model.weights_name == again.weights_name == ca.create_tracker(pretrained=source).weights == BUNDLED[0]
+    assert (
+        model.weights_name == again.weights_name == ca.create_tracker(pretrained=source).weights == BUNDLED[0]
+    )
 
 
 def test_a_backbone_takes_its_part_of_a_trackers_checkpoint():
@@ -129,7 +133,9 @@ def test_a_file_that_does_not_exist_is_an_error():
 def test_an_overlay_cannot_contradict_the_network():
     with pytest.raises(ValueError, match=r"input_size=\(3, 64, 64\), but the model has \(3, 256, 256\)"):
         ca.create_model("sbt_light", pretrained_cfg_overlay={"input_size": (3, 64, 64)})
-    model = ca.create_model("sbt_test_cls", pretrained_cfg_overlay={"input_size": (3, 64, 64), "crop_pct": 1.0})
+    model = ca.create_model(
+        "sbt_test_cls", pretrained_cfg_overlay={"input_size": (3, 64, 64), "crop_pct": 1.0}
+    )
     assert model.pretrained_cfg["input_size"] == (3, 64, 64) and model.pretrained_cfg["crop_pct"] == 1.0
 
 
@@ -143,8 +149,14 @@ def test_the_description_is_true_for_the_model(name, features_only):
     first = model.get_submodule(cfg["first_conv"])
     assert isinstance(first, torch.nn.Conv2d) and first.in_channels == cfg["input_size"][0] == 3
     if name.endswith("_cls"):
-        assert cfg["input_size"] == (3, 224, 224) and cfg["interpolation"] == "bicubic" and cfg["crop_pct"] == 0.9
-        assert features_only or model.get_submodule(cfg["classifier"]).out_features == cfg["num_classes"] == 1000
+        assert (
+            cfg["input_size"] == (3, 224, 224)
+            and cfg["interpolation"] == "bicubic"
+            and cfg["crop_pct"] == 0.9
+        )
+        assert (
+            features_only or model.get_submodule(cfg["classifier"]).out_features == cfg["num_classes"] == 1000
+        )
     else:
         assert cfg["input_size"] == (3, 128, 128) and cfg["template_size"] == (3, 64, 64)
         assert cfg["num_classes"] == 0 and cfg["classifier"] is None
@@ -166,7 +178,10 @@ def test_resetting_the_classifier_survives_saving(tmp_path):
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         expected = model(image)
-        for again in (ca.from_pretrained(tmp_path), timm.create_model(f"local-dir:{tmp_path}", pretrained=True)):
+        for again in (
+            ca.from_pretrained(tmp_path),
+            timm.create_model(f"local-dir:{tmp_path}", pretrained=True),
+        ):
             assert torch.equal(again.eval()(image), expected) and expected.shape == (1, 5)
 
 

@@ -184,7 +184,9 @@ def bench_model(
         kind = f"{len(seen) * len(seen[0][0])} {'drawn' if seen is inputs else 'real'}"
         by_name = {_short(dtype): size for dtype, size in moved.items()}
         first = f"{rival.contender.name} {_short(rival.contender.dtype)}"
-        yield Case(name, described, model.sizes.search_size, batch, costs, by_name, kind, first, rows, skipped)
+        yield Case(
+            name, described, model.sizes.search_size, batch, costs, by_name, kind, first, rows, skipped
+        )
 
 
 class _Entry:

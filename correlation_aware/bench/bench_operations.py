@@ -102,7 +102,8 @@ def calls_of(model: str, batch: int) -> dict[Operands, int]:
     network: Any = zoo.create_model(model, device="meta").eval()
     sizes, channels = network.sizes, network.in_chans
     template, search = (
-        torch.empty(batch, channels, side, side, device="meta") for side in (sizes.template_size, sizes.search_size)
+        torch.empty(batch, channels, side, side, device="meta")
+        for side in (sizes.template_size, sizes.search_size)
     )
     found: Counter[Operands] = Counter()
     with torch.no_grad(), set_backend("reference"):
@@ -248,7 +249,9 @@ def _recorded(found: Counter[Operands]) -> Iterator[None]:
 
         return record
 
-    modules = {name: importlib.import_module(f"correlation_aware.ops.{name}.reference") for name in OPERATIONS}
+    modules = {
+        name: importlib.import_module(f"correlation_aware.ops.{name}.reference") for name in OPERATIONS
+    }
     plain = {name: getattr(module, name) for name, module in modules.items()}
     try:
         for name, module in modules.items():

@@ -9,6 +9,7 @@ from rich.table import Table
 
 __all__ = ["models"]
 
+
 def models(
     filter: Annotated[str, typer.Argument(help="Wildcards, for example 'sbt_*_track'.")] = "",
     pretrained: Annotated[
@@ -21,7 +22,8 @@ def models(
         int | None, typer.Option(help="Side of the template in pixels, for --profile; default: the model's.")
     ] = None,
     search_size: Annotated[
-        int | None, typer.Option(help="Side of the search image in pixels, for --profile; default: the model's.")
+        int | None,
+        typer.Option(help="Side of the search image in pixels, for --profile; default: the model's."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

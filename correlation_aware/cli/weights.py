@@ -15,7 +15,9 @@ from correlation_aware._files import atomic_path, read_json, sha256_file
 
 app = typer.Typer(help="List, verify, download, convert and publish weights.", no_args_is_help=True)
 
-Format = Annotated[str, typer.Option(help="Format of SOURCE, such as sbt or pvt_v2; by default told by its names.")]
+Format = Annotated[
+    str, typer.Option(help="Format of SOURCE, such as sbt or pvt_v2; by default told by its names.")
+]
 Remote = Annotated[str, typer.Argument(help="model, model.tag or hf-hub:organisation/name[@revision].")]
 RemoteOrLocal = Annotated[str, typer.Argument(help="As for download, or a local file or folder.")]
 

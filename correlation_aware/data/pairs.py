@@ -69,7 +69,9 @@ class Renormalized:
         ValueError: Another number of channels.
     """
 
-    def __init__(self, source: PairSource, mean: Sequence[float], std: Sequence[float], in_chans: int) -> None:
+    def __init__(
+        self, source: PairSource, mean: Sequence[float], std: Sequence[float], in_chans: int
+    ) -> None:
         if in_chans not in (1, 3):
             raise ValueError(f"Pairs are images of 1 or 3 channels, not in_chans={in_chans}.")
         self.source, self.in_chans = source, in_chans

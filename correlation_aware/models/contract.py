@@ -5,7 +5,7 @@ has a default that a family may replace by something faster.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ class Sizes:
         for name in ("template_factor", "search_factor"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 1 <= value < float("inf"):
-                raise ValueError(f"{name}={value!r} must be a number of at least 1: the crop holds the target.")
+                raise ValueError(
+                    f"{name}={value!r} must be a number of at least 1: the crop holds the target."
+                )
 
 
 class TemplateState(tuple[Tensor, ...]):

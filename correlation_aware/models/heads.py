@@ -90,7 +90,7 @@ class MixerHead(nn.Module):
         if size != self.feature_size:
             raise ValueError(
                 f"The search features are {size[0]} x {size[1]}; this head needs {self.feature_size[0]} x "
-                f"{self.feature_size[1]}. Resize the search image, or create the model with another search_size."
+                f"{self.feature_size[1]}. Resize the search image, or give create_model another search_size."
             )
         x = features.flatten(2)
         logits = self.cls(x).unflatten(2, size)

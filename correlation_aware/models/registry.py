@@ -37,9 +37,7 @@ _observers: list[Observer] = []
 @overload
 def register_model(function: Function) -> Function: ...
 @overload
-def register_model(
-    *, reported: tuple[float, float] | None = None
-) -> Callable[[Function], Function]: ...
+def register_model(*, reported: tuple[float, float] | None = None) -> Callable[[Function], Function]: ...
 def register_model(
     function: Function | None = None, *, reported: tuple[float, float] | None = None
 ) -> Function | Callable[[Function], Function]:

@@ -5,8 +5,8 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv
 Written for this package and checked, number by number, against the outputs of the authors' released code
 (https://github.com/phiphiphi31/SBT, MIT) and of timm's `pvt_v2` (Apache-2.0). Licensed under Apache-2.0.
 
-Up to the first EoC-CA block each image is processed alone, and the template's part of that is its cached state.
-From there on the tokens of both travel in one packed tensor through the blocks of `models/eoc.py`.
+Up to the first EoC-CA block each image is processed alone, and the template's part of that is its cached
+state. From there on the tokens of both travel in one packed tensor through the blocks of `models/eoc.py`.
 """
 
 import math
@@ -357,9 +357,9 @@ class SBT(StagedNetwork, TwoInputModel):
         channels = self.config.dims[self.config.cross_positions[0][0]]
         if len(state) != 1 or state[0].ndim != 4 or state[0].shape[-1] != channels:
             raise ValueError(
-                f"The template state has tensors of shape {', '.join(str(tuple(t.shape)) for t in state)}; this "
-                f"network needs one of (batch, height, width, {channels}): it comes from another network. Call "
-                "encode_template of this one."
+                f"The template state has tensors of shape {', '.join(str(tuple(t.shape)) for t in state)}; "
+                f"this network needs one of (batch, height, width, {channels}): it comes from another network. "
+                "Call encode_template of this one."
             )
         common_batch(state, search)
         return self.forward_stages(search, state[0], search_only=search_only)
@@ -433,8 +433,8 @@ def _nchw(m: Tensor) -> Tensor:
     return m.permute(0, 3, 1, 2).contiguous()
 
 
-# checkpoints of others: (pattern, replacement); \d is 1-indexed in the original code of PVTv2 and SBT, 0-indexed
-# in timm and here
+# checkpoints of others: (pattern, replacement); \d is 1-indexed in the original code of PVTv2 and SBT,
+# 0-indexed in timm and here
 _RENAMES = (
     (r"patch_embed([1-9])\.", lambda m: f"stages.{int(m[1]) - 1}.embed."),
     (r"block([1-9])\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
@@ -564,7 +564,9 @@ def _refuse(arguments: Mapping[str, Any], *known: type) -> None:
     for name in arguments:
         if name in ("num_classes", "drop_rate"):
             if arguments[name]:
-                raise TypeError(f"{name}={arguments[name]!r} is for the classifiers, whose names end in _cls.")
+                raise TypeError(
+                    f"{name}={arguments[name]!r} is for the classifiers, whose names end in _cls."
+                )
         elif name != "in_chans":
             raise TypeError(f"Unknown argument {name!r}. Near: {', '.join(near_names(name, names))}.")
 

@@ -55,7 +55,8 @@ class CudaGraphStep:
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
         own = tuple(
-            torch.empty(tensor.shape, device=self._device, dtype=self._dtype).copy_(tensor) for tensor in inputs
+            torch.empty(tensor.shape, device=self._device, dtype=self._dtype).copy_(tensor)
+            for tensor in inputs
         )
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())

@@ -54,7 +54,7 @@ class Graph:
         return tuple(inputs)
 
     def input_names(self, count: int) -> list[str]:
-        """Names of `count` input tensors; a state of several tensors is numbered, `state_0`, `state_1`, ..."""
+        """Names of `count` input tensors; a state of several tensors is numbered, `state_0`, `state_1`."""
         names = []
         for name in self.inputs:
             names += state_names(count - len(self.inputs) + 1) if name == "state" else [name]

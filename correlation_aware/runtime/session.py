@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from correlation_aware._extras import require
+from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
-from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.runtime.graphs import TwoInput, split_graphs
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
@@ -25,7 +25,7 @@ Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 Step = Callable[..., tuple[Tensor, ...]]
-# eager on a CPU: batch size times bytes per element of a part; larger batches overflow the cache and are slower
+# eager on a CPU: batch size times bytes per element; larger batches overflow the cache and are slower
 EAGER_CPU_MICROBATCH_BYTES = 8
 
 
@@ -105,7 +105,7 @@ class InferenceSession:
         self._state = TemplateState(self._encode(template))
 
     def __call__(self, search: Tensor) -> tuple[Tensor, ...]:
-        """Compares search pictures with the templates.
+        """Compares search images with the templates.
 
         Args:
             search: (B, 3, Hx, Wx), normalised; one for each template, one for all, or many for one.
@@ -117,7 +117,7 @@ class InferenceSession:
 
         Raises:
             RuntimeError: No template is set.
-            ValueError: As many search pictures as templates, or one of either, are needed.
+            ValueError: Batches of templates and search images that differ, neither of them 1.
         """
         if self._state is None:
             raise RuntimeError("The session has no template yet: call set_template(template) first.")

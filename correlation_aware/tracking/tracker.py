@@ -107,7 +107,9 @@ class Tracker:
                 f"{type(model).__name__} has no prediction head; a tracker needs a `_track` model."
             )
         if model.in_chans not in (1, 3):
-            raise ValueError(f"A tracker's model takes images of 1 or 3 channels, not in_chans={model.in_chans}.")
+            raise ValueError(
+                f"A tracker's model takes images of 1 or 3 channels, not in_chans={model.in_chans}."
+            )
         self.session = session
         self.config = config or TrackerConfig()
         self.name: str = model.pretrained_cfg["architecture"]
@@ -296,7 +298,7 @@ def create_tracker(
     if isinstance(model, torch.nn.Module):
         if pretrained is not None:
             raise ValueError(
-                f"pretrained={pretrained!r} has no effect on a model that exists: load_pretrained(model, ...) first."
+                f"pretrained={pretrained!r} has no effect on a model that exists; use load_pretrained(model, ...)."
             )
         network = model
     else:

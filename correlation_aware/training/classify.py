@@ -17,10 +17,10 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from correlation_aware.weights import load_pretrained
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
 from correlation_aware.training.engine import Trainer, make_accelerator
 from correlation_aware.training.shards import ShardReader
+from correlation_aware.weights import load_pretrained
 from correlation_aware.zoo import create_model
 
 __all__ = ["ClassifyTraining", "ImageBatch", "ImageData", "Images", "TeacherConfig", "make_classify_trainer"]

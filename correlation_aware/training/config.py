@@ -21,8 +21,8 @@ class ModelConfig:
 
     Attributes:
         name: Name of the model; with a tag, training starts from those weights.
-        pretrained: Weights to start from: a tag, `model.tag`, an `hf-hub:` name, a file or a folder. Tensors that
-            fit are loaded, and the run says which are not.
+        pretrained: Weights to start from: a tag, `model.tag`, an `hf-hub:` name, a file or a folder. Tensors
+            that fit are loaded, and the run says which are not.
         overrides: Further arguments of `create_model`.
     """
 
@@ -39,7 +39,7 @@ class ModelConfig:
         tagged = "." in self.name and not Path(self.name).exists()
         if tagged and self.pretrained is not None:
             raise ValueError(
-                f"model.name={self.name} and model.pretrained={self.pretrained} both name weights: leave one out."
+                f"model.name={self.name} and model.pretrained={self.pretrained} both name weights: drop one."
             )
         return self.name if tagged else self.pretrained
 

@@ -21,12 +21,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from correlation_aware._files import read_json, write_text
-from correlation_aware.weights import save_pretrained
 from correlation_aware.training import checkpoint
 from correlation_aware.training.config import OptimizerConfig, RunConfig, ScheduleConfig
 from correlation_aware.training.log import Means, RunLog
 from correlation_aware.training.optimizer import learning_rate_factor, make_optimizer
-from correlation_aware.weights import check_finite
+from correlation_aware.weights import check_finite, save_pretrained
 
 __all__ = ["Outcome", "Source", "Trainer", "make_accelerator"]
 

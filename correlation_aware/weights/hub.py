@@ -121,7 +121,9 @@ def fetch_file(
     digits = re.search(r"-([0-9a-f]{8,64})\.", name)
     if digits and not sha256_file(path).startswith(digits[1]):
         _remove(path)
-        raise RuntimeError(f"{path} is not the file that its name says; it was removed. Get it again from {url}.")
+        raise RuntimeError(
+            f"{path} is not the file that its name says; it was removed. Get it again from {url}."
+        )
     return path
 
 

@@ -166,7 +166,9 @@ class WeightsEntry:
 
     def to_json(self) -> dict[str, Any]:
         """The entry as the manifest has it under `name`; what equals its default is left out."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "tag", "root")}
+        values = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "tag", "root")
+        }
         defaults = {f.name: f.default for f in fields(self)}
         values["results"] = tuple(vars(result) for result in self.results)
         return {key: value for key, value in values.items() if value != defaults[key]}
@@ -215,7 +217,9 @@ def register_weights(path: str | Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights manifest {path}.")
     entries = _read(path)
-    taken = [name for name in entries if name in known_entries() and known_entries()[name].root != path.parent]
+    taken = [
+        name for name in entries if name in known_entries() and known_entries()[name].root != path.parent
+    ]
     if taken:
         raise ValueError(f"{path}: {', '.join(taken)} is in another manifest already. Take another tag.")
     _registered.update(entries)

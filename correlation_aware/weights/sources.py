@@ -13,7 +13,15 @@ from correlation_aware.weights.files import SUFFIXES, read_state_dict
 from correlation_aware.weights.hub import fetch, fetch_file, fetch_repository
 from correlation_aware.weights.manifest import WeightsEntry, load_manifest
 
-__all__ = ["RENAMED", "WeightsSource", "current_name", "default_entry", "local_file", "resolve_weights", "tags_of"]
+__all__ = [
+    "RENAMED",
+    "WeightsSource",
+    "current_name",
+    "default_entry",
+    "local_file",
+    "resolve_weights",
+    "tags_of",
+]
 
 # names of 0.1 that will go after the next release, and what they are called now
 RENAMED = {
@@ -91,7 +99,9 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
     """
     if source is True:
         if model is None:
-            raise ValueError("pretrained=True needs the name of a model; name the weights, such as 'model.tag'.")
+            raise ValueError(
+                "pretrained=True needs the name of a model; name the weights, such as 'model.tag'."
+            )
         entry = default_entry(model)
         if entry is None:
             raise ValueError(f"No weights are known for {model!r}. {_hint(model, model)}")

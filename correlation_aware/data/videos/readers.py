@@ -161,8 +161,8 @@ READERS: dict[str, Reader] = {
 def register_reader(name: str) -> Callable[[Reader], Reader]:
     """Decorator: makes a reader known as `data.videos={name:ROOT: share}` in training.
 
-    A reader is a class or function that takes the root folder of a dataset and returns a `SequenceSet`: it has
-    a length, and item i is a `Video`.
+    A reader is a class or function that takes the root folder of a dataset and returns a `SequenceSet`: it
+    has a length, and item i is a `Video`.
 
     Args:
         name: Name of the layout.
@@ -173,7 +173,9 @@ def register_reader(name: str) -> Callable[[Reader], Reader]:
 
     def add(reader: Reader) -> Reader:
         if name in READERS or ":" in name:
-            raise ValueError(f"A reader cannot be called {name!r}: taken are {', '.join(READERS)}; no colons.")
+            raise ValueError(
+                f"A reader cannot be called {name!r}: taken are {', '.join(READERS)}; no colons."
+            )
         READERS[name] = reader
         return reader
 
