@@ -15,6 +15,7 @@ import timm.models
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import DefaultCfg, PretrainedCfg
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from correlation_aware import models, weights
@@ -328,9 +329,7 @@ def _features_only(model: nn.Module, architecture: str, out_indices: Sequence[in
             f"Take {architecture.removesuffix('_track')!r}, or the tracker's .backbone."
         )
     levels = tuple(range(len(model.feature_info)))  # type: ignore[arg-type]
-    return timm.models.FeatureGetterNet(
-        model, out_indices=levels if out_indices is None else tuple(out_indices)
-    )
+    return FeatureGetterNet(model, out_indices=levels if out_indices is None else tuple(out_indices))
 
 
 def _pretrained_cfg(

@@ -63,7 +63,7 @@ def _row(name: str, template_size: int | None, search_size: int | None) -> dict[
 
     model: Any = create_model(name, device="meta")
     chosen = {"template_size": template_size, "search_size": search_size}
-    changed = {key: value for key, value in chosen.items() if value is not None}
+    changed: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     if changed and hasattr(model, "sizes"):  # a head may depend on them
         model = create_model(name, device="meta", **changed)
     costs = profile(model, template_size, search_size)

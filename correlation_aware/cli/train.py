@@ -112,12 +112,17 @@ def calibrate(
     from correlation_aware.weights import save_pretrained
 
     tracker = load_tracker(model, weights, device)
+    calibrate_head = getattr(tracker.model.head, "calibrate", None)
+    if calibrate_head is None:
+        raise ValueError(
+            f"The head of {tracker.name} has no calibrate(scale, shift), which this command needs."
+        )
     clips = make_clips(dict.fromkeys(sources, 1.0), count, seed)
     results = [evaluate_clip(tracker, clip) for clip in track_progress(clips, count, "clips")]
     scores, right = scored_frames(results)
     scale, shift = fit_calibration(scores, right)
     before = reliability(scores, right).error
-    tracker.model.head.calibrate(scale, shift)
+    calibrate_head(scale, shift)
     save_pretrained(tracker.model, output)
     console.print(f"{right.mean():.1%} of {len(right)} boxes are right; calibration error {before:.3f}")
     console.print(f"logit -> {scale:.4f} * logit {shift:+.4f}; wrote {escape(str(output))}")

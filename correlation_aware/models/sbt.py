@@ -180,7 +180,8 @@ class StagedNetwork(nn.Module):
             for i, rate in enumerate(rates)
         )
         crosses = cfg.cross_positions
-        self.first_cross, self.last_cross = (crosses[0], crosses[-1]) if crosses else (None, None)
+        self.first_cross = crosses[0] if crosses else None
+        self.last_cross = crosses[-1] if crosses else None
         self.apply(init_weights)
 
     def check_size(self, image: Tensor, name: str) -> None:
@@ -356,8 +357,9 @@ class SBT(StagedNetwork, TwoInputModel):
         state = self.state_of(template)
         channels = self.config.dims[self.config.cross_positions[0][0]]
         if len(state) != 1 or state[0].ndim != 4 or state[0].shape[-1] != channels:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in state)
             raise ValueError(
-                f"The template state has tensors of shape {', '.join(str(tuple(t.shape)) for t in state)}; "
+                f"The template state has tensors of shape {shapes}; "
                 f"this network needs one of (batch, height, width, {channels}): it comes from another network. "
                 "Call encode_template of this one."
             )

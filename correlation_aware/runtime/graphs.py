@@ -1,6 +1,7 @@
 """A model split into graphs of plain tensors: what is exported, and what sessions run."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,25 +33,24 @@ class Graph:
 
     def example(self, seed: int, batch: int) -> tuple[Tensor, ...]:
         """Inputs for a comparison: smooth noise instead of photographs, and states encoded from it."""
-        model = self.module.model
-        assert isinstance(model, nn.Module)
+        model: Any = self.module.model
         device = next(model.parameters()).device
         generator = torch.Generator().manual_seed(seed)
 
         def image(side: int) -> Tensor:
-            coarse = torch.randn(batch, model.in_chans, 6, 6, generator=generator)  # type: ignore[call-overload]
+            coarse = torch.randn(batch, model.in_chans, 6, 6, generator=generator)
             smooth = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)
             return (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).to(device)
 
         inputs: list[Tensor] = []
         for name in self.inputs:
             if name == "image":
-                inputs.append(image(model.pretrained_cfg["input_size"][-1]))  # type: ignore[index]
+                inputs.append(image(model.pretrained_cfg["input_size"][-1]))
             elif name == "search":
-                inputs.append(image(model.sizes.search_size))  # type: ignore[union-attr]
+                inputs.append(image(model.sizes.search_size))
             else:
-                template = image(model.sizes.template_size)  # type: ignore[union-attr]
-                inputs.extend([template] if name == "template" else model.encode_template(template))  # type: ignore[operator]
+                template = image(model.sizes.template_size)
+                inputs.extend([template] if name == "template" else model.encode_template(template))
         return tuple(inputs)
 
     def input_names(self, count: int) -> list[str]:

@@ -298,7 +298,7 @@ def create_tracker(
     if isinstance(model, torch.nn.Module):
         if pretrained is not None:
             raise ValueError(
-                f"pretrained={pretrained!r} has no effect on a model that exists; use load_pretrained(model, ...)."
+                f"pretrained={pretrained!r} has no effect on a model that exists: use load_pretrained."
             )
         network = model
     else:
