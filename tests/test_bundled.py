@@ -18,10 +18,10 @@ import correlation_aware as ca
 CHECKPOINTS = {"stills": "sbt_light_track.stills", "half": "sbt_light_track.half"}
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_bundled.json").read_text())
-# Other CPUs and libraries round otherwise: one grey level in 2 % of the pixels moves a box by up to 0.05 px and
-# # a score by up to 0.0004. So every frame starts from the true box of the one before: in a free run such a shift
-# may round a crop to the next pixel. The best location leads by 0.0003 of the score, so that none is tipped.
-# The smallest fault tried (window 0.45 for 0.49) moves a box by 0.9 px.
+# Other CPUs and libraries round otherwise: one grey level in 2 % of the pixels moves a box by up to 0.05 px
+# and a score by up to 0.0004. So every frame starts from the true box of the one before: in a free run such a
+# shift may round a crop to the next pixel. The best location leads by 0.0003 of the score, so that none is
+# tipped. The smallest fault tried (window 0.45 for 0.49) moves a box by 0.9 px.
 PIXELS, SCORE = 0.1, 0.002
 
 

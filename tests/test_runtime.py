@@ -210,7 +210,7 @@ def test_a_tracker_follows_alike_on_every_runtime(runtime, tracker_model, cached
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (3, 3), (3, 1), (1, 3)])
 def test_a_second_init_forgets_the_first_target(runtime, first, second, tracker_model, cached):
-    """Templates and boxes of the targets before must not be used: the numbers are those of a fresh tracker."""
+    """Templates and boxes of the targets before are not used: the numbers are those of a fresh tracker."""
     needs(runtime)
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (3, 120, 160, 3), dtype=np.uint8)
