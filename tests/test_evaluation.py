@@ -15,7 +15,7 @@ from correlation_aware.tracking.tracker import TrackResult
 
 pytest.importorskip("got10k")
 from correlation_aware.evaluation.got10k import evaluate, open_dataset, write_results
-from correlation_aware.evaluation.one_pass import Scores, average, score
+from correlation_aware.evaluation.one_pass import Scores, SequenceResult, average, score
 
 
 class Still:
@@ -69,6 +69,16 @@ def test_figures_by_hand(root):
     assert sequences.ao == pytest.approx((2 / 3 + 3 / 4) / 2)
     assert (sequences.sr50, sequences.sr75) == (0.75, 0.25)  # 0.75 is not above 0.75
     assert frames.fps == sequences.fps == pytest.approx(4 / (a.seconds[1:].sum() + b.seconds[1:].sum()))
+
+
+def test_an_overlap_counts_where_it_is_above_a_threshold_not_at_it():
+    """As in the toolkit's `ExperimentGOT10k.report` (ious > 0.5) and `_calc_curves` (np.greater)."""
+    ious = np.array([np.nan, 0.5, np.nextafter(0.5, 1), 0.75, np.nextafter(0.75, 1), 0.0])
+    (zeros, ones) = np.zeros((6, 4)), np.ones(6)
+    found = score([SequenceResult("a", zeros, ones, ones, ious)])
+    assert (found.sr50, found.sr75, found.frames) == (3 / 5, 1 / 5, 5)
+    # above how many of 0, 0.05, ..., 1
+    assert found.auc == pytest.approx((10 + 11 + 15 + 16 + 0) / (5 * 21))
 
 
 def test_the_toolkit_reports_the_same(root, tmp_path, monkeypatch):
