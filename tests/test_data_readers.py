@@ -269,6 +269,14 @@ def test_broken_files_are_named_and_counted_up_to_a_limit(got10k, caplog):
         VideoPairs([(Got10k(got10k), 1.0)], 16, 32, 64, faults=Faults(limit=1)).batch(0)
 
 
+def test_as_many_faults_as_the_limit_are_passed_over():
+    faults = Faults(limit=2)
+    for name in ("a.jpg", "b.jpg"):
+        faults.add(name, ValueError("damaged"))
+    with pytest.raises(RuntimeError, match=r"c\.jpg.*damaged.*fault 3, and at most 2"):
+        faults.add("c.jpg", ValueError("damaged"))
+
+
 def test_a_broken_annotation_is_a_fault_too(got10k, caplog):
     (got10k / "train" / "GOT-10k_Train_000002" / "groundtruth.txt").write_text("1,2\n")
     with caplog.at_level(logging.WARNING):

@@ -51,6 +51,15 @@ def test_a_planted_box_comes_back_in_the_frame():
     assert result.score == pytest.approx(0.9) and not result.lost
 
 
+def test_the_search_region_lies_around_what_the_frame_shows_of_the_last_box():
+    tracker = make_tracker(config=ca.TrackerConfig(damp_size=False))
+    tracker.init(noise(), (300, 100, 60, 40))  # 20 of 60 px are in the frame
+    plant(tracker, (8, 8), (0.5, 0.5, 0.1, 0.1))  # in the middle of the crop
+    x, y, w, h = tracker.update(noise()).box
+    assert (x + w / 2, y + h / 2) == pytest.approx((310, 120), abs=0.5)  # of whole pixels
+    assert w == pytest.approx(0.1 * Crop.around((300, 100, 20, 40), 4).side)
+
+
 def test_a_planted_box_comes_back_through_pixels():
     """A disc is found in the resized crop by its centre of mass and mapped back to the frame."""
     for seed in range(20):
@@ -269,6 +278,8 @@ def test_grey_and_rgba_frames_and_sizes_that_change():
     for size in ((480, 640), (60, 80), (11, 9)):
         x, y, w, h = tracker.update(noise(*size)).box
         assert x >= 0 and y >= 0 and x + w <= size[1] + 1e-6 and y + h <= size[0] + 1e-6
+    colour = np.concatenate([frame, grey[..., None]], axis=2)
+    assert np.array_equal(as_rgb(colour), frame)  # alpha is the last channel
     rotated = noise(320, 240).transpose(1, 0, 2)  # a view that is not contiguous
     tracker.update(rotated)
 
@@ -355,6 +366,16 @@ def test_timings_add_up():
     assert t.frames == 3 and min(t.crop, t.model, t.post) > 0 and t.crop + t.model + t.post <= spent
     tracker.init(noise(), (140, 100, 30, 20))
     assert tracker.timings.frames == 0
+
+
+def test_timings_tell_the_parts_apart():
+    tracker = make_tracker()
+    tracker.init(noise(), (140, 100, 30, 20))
+    tracker.model.head.register_forward_hook(lambda *_: time.sleep(0.05))
+    for _ in range(2):
+        tracker.update(noise())
+    t = tracker.timings
+    assert t.model > 0.1 > max(t.crop, t.post)
 
 
 @pytest.mark.slow

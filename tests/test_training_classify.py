@@ -94,6 +94,21 @@ def test_distillation(pictures, tmp_path):
     assert r["loss"] == pytest.approx(0.75 * r["labels"] + 0.25 * r["teacher"], rel=1e-4)
 
 
+def test_a_temperature_softens_both_and_keeps_the_size_of_the_gradient(pictures, tmp_path):
+    """Hinton et al. (2015): both logits over t, and t^2 before the divergence."""
+    teacher = ca.create_model("sbt_test_cls", num_classes=3).eval()
+    ca.save_pretrained(teacher, tmp_path / "teacher")
+    changes = ["teacher.name=sbt_test_cls", f"teacher.checkpoint={tmp_path}/teacher/model.safetensors"]
+    config = make_config(pictures, *QUIET, *changes, "teacher.temperature=3", "teacher.share=1")
+    trainer = make_classify_trainer(config, tmp_path / "run", "cpu")
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        p = (teacher(images) / 3).softmax(dim=1)
+    divergence = (p * (p.log() - (Recorder.answer / 3).log_softmax(dim=0))).sum(dim=1).mean()
+    loss = trainer.compute(Recorder(), ImageBatch(images, torch.tensor([0, 1])))["loss"]
+    assert loss.item() == pytest.approx(9 * divergence.item(), rel=1e-4)
+
+
 QUIET = ("data.auto_augment=null", "data.erase=0", "data.mixup=0", "data.cutmix=0", "data.smoothing=0")
 
 

@@ -7,7 +7,7 @@ from training_runs import Drawn
 
 import correlation_aware as ca
 from correlation_aware.training.config import OptimizerConfig, ScheduleConfig, load, to_yaml
-from correlation_aware.training.optimizer import learning_rate_factor, parameter_groups
+from correlation_aware.training.optimizer import learning_rate_factor, make_optimizer, parameter_groups
 from correlation_aware.training.track import TrackTraining, make_track_trainer
 
 
@@ -71,6 +71,14 @@ def test_groups():
     assert [g["name"] for g in parameter_groups(nn.Linear(2, 2, bias=False), OptimizerConfig())] == [
         "backbone"
     ]
+
+
+def test_the_optimizer_has_the_settings_of_its_section():
+    config = OptimizerConfig(lr=1e-2, backbone_lr=1e-3, weight_decay=0.2, betas=(0.8, 0.95))
+    optimizer = make_optimizer(ca.create_model("sbt_test_track"), config)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.95)}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.2, 0.0}
 
 
 def test_learning_rate_by_hand():
