@@ -97,6 +97,14 @@ def test_the_toolkit_reports_the_same(root, tmp_path, monkeypatch):
     assert report["seq_wise"]["a"]["ao"] == pytest.approx(score(results[:1]).ao)
 
 
+def test_results_are_written_to_a_thousandth_of_a_pixel(tmp_path):
+    boxes = np.array([[10.1234, 20.5, 30.25, 40.9996], [1 / 3, -2.5, 1000.75, 7.0]])
+    seconds = np.array([0.25, 0.00390625])
+    path = write_results(tmp_path, "mine", SequenceResult("a", boxes, np.ones(2), seconds, None))
+    assert path.read_text() == "10.123,20.500,30.250,41.000\n0.333,-2.500,1000.750,7.000\n"
+    assert np.loadtxt(path.with_name("a_time.txt")).tolist() == seconds.tolist()
+
+
 def test_a_choice_of_sequences_and_what_is_not_there(root, tmp_path):
     dataset = open_dataset(root)
     assert [result.name for result in evaluate(Still(), dataset, ["b"])] == ["b"]

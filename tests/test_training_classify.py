@@ -56,6 +56,8 @@ def test_batches_depend_on_their_number_alone():
     labels = torch.cat([batch.labels for batch in straight]).tolist()
     assert sorted(labels[:10]) == sorted(labels[10:20]) == list(range(10))  # an epoch sees each once
     assert labels[:10] != labels[10:20]
+    other = torch.cat([batch.labels for batch in islice(Images(Numbers(), 4, seed=2).batches(0, 1), 3)])
+    assert other[:10].tolist() != labels[:10]
     drawn = {row[1].item() for batch in straight[:5] for row in batch.images}
     assert len(drawn) == 20  # another one each epoch
     before = torch.get_rng_state()

@@ -162,6 +162,13 @@ def test_a_run_starts_from_the_weights_that_its_configuration_names(tmp_path):
         assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
+def test_checkpoints_are_written_by_the_clock(tmp_path):
+    for minutes, steps in ((0.0, [1, 2, 3]), (10.0, [3])):
+        folder = tmp_path / str(minutes)
+        make_trainer(folder, 3, checkpoint_minutes=minutes, keep=9).fit()
+        assert sorted((folder / "checkpoints").iterdir()) == [checkpoint_at(folder, step) for step in steps]
+
+
 def test_a_changed_rate_holds_after_resume(tmp_path):
     make_trainer(tmp_path).fit(max_minutes=0)
     records = []

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from correlation_aware.weights import (
     atomic_path,
     check_finite,
+    load_state_dict,
     read_state_dict,
     sha256_file,
     write_state_dict,
@@ -192,6 +193,16 @@ def test_atomic_path_that_cannot_be_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
     write_text("Größe\n", tmp_path / "new")
     assert (tmp_path / "new").read_bytes() == "Größe\n".encode()
+
+
+def test_a_load_says_what_it_took_what_it_left_and_what_stays_fresh() -> None:
+    model = nn.Sequential(OrderedDict(a=nn.Linear(2, 3), b=nn.Linear(3, 4)))
+    given = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(5), "c": torch.ones(1)}
+    report = load_state_dict(model, given, partial=True)
+    assert report.taken == ("a.weight",) and report.left == ("a.bias", "c")
+    assert report.fresh == ("a.bias", "b.weight", "b.bias") and bool((model[0].weight == 1).all())
+    with pytest.raises(ValueError, match=r"Shapes that differ: a\.bias \(5,\) for \(3,\)"):
+        load_state_dict(model, given)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
