@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import cv2
+import golden_pairs
 import numpy as np
 import pytest
 import torch
@@ -76,3 +77,7 @@ def test_an_occluder_lowers_visibility(pool, bright_target):
     ]
     assert min(clip.visible.min() for clip in covered) < 0.7
     assert max(clip.visible.max() for clip in covered) == 1
+
+
+def test_a_seed_gives_the_clips_that_it_gave_before():
+    golden_pairs.check("clips", golden_pairs.clips())

@@ -4,6 +4,7 @@ import json
 import logging
 
 import cv2
+import golden_pairs
 import numpy as np
 import pytest
 import torch
@@ -265,6 +266,14 @@ def test_broken_files_are_named_and_counted_up_to_a_limit(got10k, caplog):
         VideoPairs([(Got10k(got10k), 1.0)], 16, 32, 64, faults=Faults(limit=1)).batch(0)
 
 
+def test_as_many_faults_as_the_limit_are_passed_over():
+    faults = Faults(limit=2)
+    for name in ("a.jpg", "b.jpg"):
+        faults.add(name, ValueError("damaged"))
+    with pytest.raises(RuntimeError, match=r"c\.jpg.*damaged.*fault 3, and at most 2"):
+        faults.add("c.jpg", ValueError("damaged"))
+
+
 def test_a_broken_annotation_is_a_fault_too(got10k, caplog):
     (got10k / "train" / "GOT-10k_Train_000002" / "groundtruth.txt").write_text("1,2\n")
     with caplog.at_level(logging.WARNING):
@@ -285,3 +294,51 @@ def test_mixed_pairs_take_turns_by_weight(got10k, coco):
     mixed = MixedPairs([(sources[0], 1.0), (sources[1], 3.0)], seed=1)
     turns = [torch.equal(mixed.batch(i).search, sources[1].batch(i).search) for i in range(24)]
     assert 0.5 < np.mean(turns) < 0.95
+
+
+def test_a_seed_gives_the_pairs_that_it_gave_before(tmp_path):
+    golden_pairs.check("videos", golden_pairs.video_pairs(tmp_path))
+
+
+def coloured_pairs(folder, photometric):
+    """Pairs of a video whose target is red on its left half and blue on its right one."""
+    for i, (x, y, w, h) in enumerate(BOXES):
+        frame = np.full((120, 160, 3), (90, 110, 70), np.uint8)
+        frame[y : y + h, x : x + w] = (60, 80, 190)  # blue, green, red, as OpenCV writes them
+        frame[y : y + h, x + w // 2 : x + w] = (190, 80, 60)
+        cv2.imwrite(str(folder / f"{i}.png"), frame)
+    write_boxes(folder / "groundtruth.txt")
+    return VideoPairs(
+        [(Folder(folder), 1.0)], 32, 64, 128, config=VideoConfig(photometric=photometric)
+    ).batch(0)
+
+
+def test_half_of_the_video_pairs_are_mirrored(tmp_path):
+    """Template, search image and box together: the target has its colours on the same sides in both."""
+    batch = coloured_pairs(tmp_path, QUIET)
+    mirrored = []
+    for template, search, (cx, cy, w, _) in zip(
+        denormalize(batch.template).int(), denormalize(batch.search).int(), batch.boxes.tolist()
+    ):
+        red_left_in_template = bool(template[0, 32, 24] > template[2, 32, 24])
+        left, right, row = int((cx - w / 4) * 128), int((cx + w / 4) * 128), int(cy * 128)
+        for column, red in ((left, red_left_in_template), (right, not red_left_in_template)):
+            if 0 <= column < 128 and 0 <= row < 128:
+                assert search[0 if red else 2, row, column] == pytest.approx(190, abs=8)
+        mirrored.append(not red_left_in_template)
+    assert 8 <= sum(mirrored) <= 24
+
+
+def test_the_two_frames_of_a_video_pair_differ_in_light(tmp_path):
+    """Most of both images is ground of one colour: its median tells the light."""
+    (tmp_path / "quiet").mkdir()
+    (tmp_path / "usual").mkdir()
+    quiet = coloured_pairs(tmp_path / "quiet", QUIET)
+    usual = coloured_pairs(tmp_path / "usual", VideoConfig().photometric)
+    medians = [
+        [denormalize(i).float().flatten(2).median(dim=2).values for i in (batch.template, batch.search)]
+        for batch in (quiet, usual)
+    ]
+    apart = [(template - search).abs().mean() for template, search in medians]
+    assert apart[0] < 2 and apart[1] > 5  # grey levels, within a pair
+    assert min(images.std(dim=0).min() for images in medians[1]) > 8  # from pair to pair

@@ -135,6 +135,7 @@ def test_masks_and_their_outlines():
     mask = np.zeros((60, 80), np.uint8)
     mask[10:30, 20:60] = 255
     mask[40:44, 5:9] = 255  # crumbs do not count
+    mask[2:6, 2:8] = 255
     cleaned = clean_mask(mask)
     box, outline = tight_outline(cleaned)
     assert box.tolist() == [20, 10, 40, 20]

@@ -1,6 +1,7 @@
 """Pairs from stills: boxes to the pixel, the mix in its proportions, batches by their number alone."""
 
 import cv2
+import golden_pairs
 import numpy as np
 import pytest
 import torch
@@ -175,3 +176,7 @@ def test_a_sheet_shows_pairs_and_boxes(bright_pool):
     assert sheet.shape == (3 * 68, 2 * 100, 3) and sheet.dtype == np.uint8
     assert (sheet == (0, 255, 0)).all(axis=2).sum() > 100
     assert np.array_equal(sheet[:32, :32], denormalize(batch.template)[0].permute(1, 2, 0).numpy())
+
+
+def test_a_seed_gives_the_pairs_that_it_gave_before():
+    golden_pairs.check("stills", golden_pairs.still_pairs())

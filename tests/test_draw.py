@@ -30,6 +30,14 @@ def test_the_line_follows_the_box() -> None:
     )  # red on the left edge
 
 
+@pytest.mark.parametrize("edge", [40, 40.5])
+def test_the_line_lies_on_the_edge_to_half_a_pixel(edge: float) -> None:
+    """Pixel i covers i..i + 1, as everywhere: the middle of the left line is at the box's x."""
+    drawn = draw_box(GREY, (edge, 30, 50, 40), (255, 255, 255), thickness=1)[50, 30:60, 0]
+    light = np.clip(drawn.astype(float) - 128, 0, None)  # the line, without its dark rim
+    assert (np.arange(30, 60) + 0.5) @ light / light.sum() == pytest.approx(edge, abs=0.1)
+
+
 def test_the_line_grows_with_the_frame() -> None:
     large = np.full((1080, 1920, 3), 128, np.uint8)
     widths = [

@@ -15,7 +15,7 @@ from correlation_aware.tracking.tracker import TrackResult
 
 pytest.importorskip("got10k")
 from correlation_aware.evaluation.got10k import evaluate, open_dataset, write_results
-from correlation_aware.evaluation.one_pass import Scores, average, score
+from correlation_aware.evaluation.one_pass import Scores, SequenceResult, average, score
 
 
 class Still:
@@ -71,6 +71,16 @@ def test_figures_by_hand(root):
     assert frames.fps == sequences.fps == pytest.approx(4 / (a.seconds[1:].sum() + b.seconds[1:].sum()))
 
 
+def test_an_overlap_counts_where_it_is_above_a_threshold_not_at_it():
+    """As in the toolkit's `ExperimentGOT10k.report` (ious > 0.5) and `_calc_curves` (np.greater)."""
+    ious = np.array([np.nan, 0.5, np.nextafter(0.5, 1), 0.75, np.nextafter(0.75, 1), 0.0])
+    (zeros, ones) = np.zeros((6, 4)), np.ones(6)
+    found = score([SequenceResult("a", zeros, ones, ones, ious)])
+    assert (found.sr50, found.sr75, found.frames) == (3 / 5, 1 / 5, 5)
+    # above how many of 0, 0.05, ..., 1
+    assert found.auc == pytest.approx((10 + 11 + 15 + 16 + 0) / (5 * 21))
+
+
 def test_the_toolkit_reports_the_same(root, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     experiments = pytest.importorskip("got10k.experiments")
@@ -85,6 +95,14 @@ def test_the_toolkit_reports_the_same(root, tmp_path, monkeypatch):
     assert report["overall"]["ao"] == pytest.approx(score(results).ao)
     assert report["overall"]["sr"] == pytest.approx(score(results).sr50)
     assert report["seq_wise"]["a"]["ao"] == pytest.approx(score(results[:1]).ao)
+
+
+def test_results_are_written_to_a_thousandth_of_a_pixel(tmp_path):
+    boxes = np.array([[10.1234, 20.5, 30.25, 40.9996], [1 / 3, -2.5, 1000.75, 7.0]])
+    seconds = np.array([0.25, 0.00390625])
+    path = write_results(tmp_path, "mine", SequenceResult("a", boxes, np.ones(2), seconds, None))
+    assert path.read_text() == "10.123,20.500,30.250,41.000\n0.333,-2.500,1000.750,7.000\n"
+    assert np.loadtxt(path.with_name("a_time.txt")).tolist() == seconds.tolist()
 
 
 def test_a_choice_of_sequences_and_what_is_not_there(root, tmp_path):

@@ -65,6 +65,13 @@ def test_hidden_frames_do_not_count():
         scored_frames([])
 
 
+def test_a_frame_counts_from_a_quarter_of_the_target_on():
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    clip = Clip(frames, np.tile(np.float32([0, 0, 4, 4]), (4, 1)), np.float32([1, 0.24, 0.25, 0.3]))
+    result = evaluate_clip(Scripted(*[TrackResult((0, 0, 4, 4), 0.9, False)] * 3), clip)
+    assert result.counts.tolist() == [False, False, True, True]
+
+
 def test_reliability_by_hand():
     found = reliability(np.array([0.1, 0.2, 0.9, 1.0]), np.array([False, True, True, True]), bins=2)
     np.testing.assert_allclose(found.score, [0.15, 0.95])
@@ -89,6 +96,14 @@ def test_a_fit_finds_the_truth():
     assert np.isfinite([scale, shift]).all()
     with pytest.raises(ValueError, match="2 right and 0 wrong"):
         fit_calibration(np.array([0.5, 0.6]), np.array([True, True]))
+
+
+def test_a_fit_of_few_frames_is_cautious():
+    """Platt's targets: of one right and three wrong boxes, 2/3 and 1/5 instead of 1 and 0."""
+    scores, right = np.array([0.3, 0.6, 0.5, 0.8]), np.array([False, True, False, False])
+    scale, shift = fit_calibration(scores, right)
+    fitted = 1 / (1 + np.exp(-(scale * np.log(scores / (1 - scores)) + shift)))
+    assert fitted.sum() == pytest.approx(2 / 3 + 3 / 5)  # where the slope of the loss by the shift is 0
 
 
 @pytest.mark.parametrize("head", ["mixer", "cell"])

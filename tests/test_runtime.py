@@ -207,6 +207,26 @@ def test_a_tracker_follows_alike_on_every_runtime(runtime, tracker_model, cached
         assert np.abs(ours - reference).max() < 0.5  # pixels
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (3, 3), (3, 1), (1, 3)])
+def test_a_second_init_forgets_the_first_target(runtime, first, second, tracker_model, cached):
+    """Templates and boxes of the targets before are not used: the numbers are those of a fresh tracker."""
+    needs(runtime)
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 256, (3, 120, 160, 3), dtype=np.uint8)
+    boxes = np.array([(20, 20, 30, 24), (90, 60, 40, 40), (60, 10, 24, 36), (100, 20, 30, 30)], float)
+    targets = boxes[0] if first == 1 else boxes[:3]
+    others = boxes[3] if second == 1 else boxes[1:]
+    used, fresh = (ca.create_tracker(tracker_model, device="cpu", runtime=runtime) for _ in range(2))
+    used.init(frames[0], targets)
+    before = used.update(frames[1])
+    used.init(frames[0], others)
+    fresh.init(frames[0], others)
+    for frame in frames[1:]:
+        after = used.update(frame)
+        assert after == fresh.update(frame) and after != before
+
+
 def test_exports_are_kept(cached, tracker_model, monkeypatch):
     needs("onnx")
     InferenceSession(tracker_model, runtime="onnx")

@@ -53,6 +53,15 @@ def test_a_planted_box_comes_back_in_the_frame():
     assert result.score == pytest.approx(0.9) and not result.lost
 
 
+def test_the_search_region_lies_around_what_the_frame_shows_of_the_last_box():
+    tracker = make_tracker(config=ca.TrackerConfig(damp_size=False))
+    tracker.init(noise(), (300, 100, 60, 40))  # 20 of 60 px are in the frame
+    plant(tracker, (8, 8), (0.5, 0.5, 0.1, 0.1))  # in the middle of the crop
+    x, y, w, h = tracker.update(noise()).box
+    assert (x + w / 2, y + h / 2) == pytest.approx((310, 120), abs=0.5)  # of whole pixels
+    assert w == pytest.approx(0.1 * Crop.around((300, 100, 20, 40), 4).side)
+
+
 def test_a_planted_box_comes_back_through_pixels():
     """A disc is found in the resized crop by its centre of mass and mapped back to the frame."""
     for seed in range(20):
@@ -80,6 +89,22 @@ def test_crop_side_position_and_padding():
         assert not Crop(x, y, 20).cut(frame, 32).any()  # wholly outside
     box = (3.5, 7.25, 11.0, 5.5)
     assert crop.to_frame(crop.to_crop(box)) == pytest.approx(box)
+
+
+@pytest.mark.parametrize(
+    ("box", "factor", "expected"),
+    [
+        ((10, 20, 10, 10), 2, Crop(5, 15, 20)),  # 20 exactly
+        ((10, 20, 40, 31), 2, Crop(-6, 0, 71)),  # 70.4; x -5.5, of two as near the even one
+        ((100.3, 50.8, 30, 20), 4, Crop(66, 12, 98)),  # 97.98; x 66.3, y 11.8
+        ((100.3, 50.8, 33.3, 21.1), 4, Crop(63, 8, 107)),  # 106.03; x 63.45, y 7.85
+        ((100.3, 50.8, 33.3, 21.1), 4.5, Crop(57, 1, 120)),  # 119.28; x 56.95, y 1.35
+        ((-7.2, -3.9, 5, 9), 4, Crop(-18, -13, 27)),  # 26.8; x -18.2, y -12.9
+        ((8, 8, 0.1, 0.1), 2, Crop(8, 8, 1)),  # 0.2; x 7.55
+    ],
+)
+def test_sides_are_rounded_up_and_positions_to_the_nearest(box, factor, expected):
+    assert Crop.around(box, factor) == expected
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
@@ -172,6 +197,36 @@ def test_the_window_prefers_the_middle():
     assert [r.score for r in results] == pytest.approx([0.9, 0.8])
 
 
+def test_the_window_is_symmetric_and_highest_in_the_middle():
+    """Of two locations that mirror each other the better one wins, however little better it is."""
+    scores = {}
+
+    def hook(head, inputs, output):
+        logits, values, boxes = (torch.zeros_like(t) for t in output)
+        rows, columns = ((torch.arange(n) + 0.5) / n for n in values.shape[1:])
+        boxes[:, 0], boxes[:, 1], boxes[:, 2:] = columns, rows[:, None], 0.25
+        for (row, column), score in scores.items():
+            values[:, row, column] = score
+        return TrackOutput(logits, values, boxes)
+
+    def best_location(window):
+        tracker = make_tracker(config=ca.TrackerConfig(window=window, penalty=0))
+        tracker.model.head.register_forward_hook(hook)
+        tracker.init(noise(), (140, 100, 30, 30))  # a crop of 120 px, 7.5 a location
+        x, y, w, h = tracker.update(noise()).box
+        return int((y + h / 2 - 115 + 60) / 7.5), int((x + w / 2 - 155 + 60) / 7.5)
+
+    for cell in ((0, 5), (3, 3), (4, 9), (7, 7), (12, 2)):
+        mirrored = {(15 - cell[0], cell[1]), (cell[0], 15 - cell[1]), (15 - cell[0], 15 - cell[1])}
+        for other in mirrored:
+            for better in (cell, other):
+                scores.clear()
+                scores.update({cell: 0.5, other: 0.5, better: 0.5001})
+                assert best_location(0.2) == better
+    scores.clear()
+    assert best_location(1.0) in {(7, 7), (7, 8), (8, 7), (8, 8)}
+
+
 def test_size_is_damped_by_score_and_penalty():
     start, score = (140.0, 100.0, 30.0, 30.0), 0.8
     tracker = make_tracker(config=ca.TrackerConfig(penalty=0.1, window=0))
@@ -225,6 +280,8 @@ def test_grey_and_rgba_frames_and_sizes_that_change():
     for size in ((480, 640), (60, 80), (11, 9)):
         x, y, w, h = tracker.update(noise(*size)).box
         assert x >= 0 and y >= 0 and x + w <= size[1] + 1e-6 and y + h <= size[0] + 1e-6
+    colour = np.concatenate([frame, grey[..., None]], axis=2)
+    assert np.array_equal(as_rgb(colour), frame)  # alpha is the last channel
     rotated = noise(320, 240).transpose(1, 0, 2)  # a view that is not contiguous
     tracker.update(rotated)
 
@@ -311,6 +368,16 @@ def test_timings_add_up():
     assert t.frames == 3 and min(t.crop, t.model, t.post) > 0 and t.crop + t.model + t.post <= spent
     tracker.init(noise(), (140, 100, 30, 20))
     assert tracker.timings.frames == 0
+
+
+def test_timings_tell_the_parts_apart():
+    tracker = make_tracker()
+    tracker.init(noise(), (140, 100, 30, 20))
+    tracker.model.head.register_forward_hook(lambda *_: time.sleep(0.05))
+    for _ in range(2):
+        tracker.update(noise())
+    t = tracker.timings
+    assert t.model > 0.1 > max(t.crop, t.post)
 
 
 @pytest.mark.slow

@@ -9,9 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import functional as vision
 
 import correlation_aware as ca
-from correlation_aware.training.classify import ClassifyTraining, Images, make_classify_trainer
+from correlation_aware.training.classify import ClassifyTraining, ImageBatch, Images, make_classify_trainer
 from correlation_aware.training.config import load
 from correlation_aware.training.shards import ShardReader
 from correlation_aware.weights import read_state_dict
@@ -53,6 +56,8 @@ def test_batches_depend_on_their_number_alone():
     labels = torch.cat([batch.labels for batch in straight]).tolist()
     assert sorted(labels[:10]) == sorted(labels[10:20]) == list(range(10))  # an epoch sees each once
     assert labels[:10] != labels[10:20]
+    other = torch.cat([batch.labels for batch in islice(Images(Numbers(), 4, seed=2).batches(0, 1), 3)])
+    assert other[:10].tolist() != labels[:10]
     drawn = {row[1].item() for batch in straight[:5] for row in batch.images}
     assert len(drawn) == 20  # another one each epoch
     before = torch.get_rng_state()
@@ -89,6 +94,139 @@ def test_distillation(pictures, tmp_path):
     )
     r = records[0]
     assert r["loss"] == pytest.approx(0.75 * r["labels"] + 0.25 * r["teacher"], rel=1e-4)
+
+
+def test_a_temperature_softens_both_and_keeps_the_size_of_the_gradient(pictures, tmp_path):
+    """Hinton et al. (2015): both logits over t, and t^2 before the divergence."""
+    teacher = ca.create_model("sbt_test_cls", num_classes=3).eval()
+    ca.save_pretrained(teacher, tmp_path / "teacher")
+    changes = ["teacher.name=sbt_test_cls", f"teacher.checkpoint={tmp_path}/teacher/model.safetensors"]
+    config = make_config(pictures, *QUIET, *changes, "teacher.temperature=3", "teacher.share=1")
+    trainer = make_classify_trainer(config, tmp_path / "run", "cpu")
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        p = (teacher(images) / 3).softmax(dim=1)
+    divergence = (p * (p.log() - (Recorder.answer / 3).log_softmax(dim=0))).sum(dim=1).mean()
+    loss = trainer.compute(Recorder(), ImageBatch(images, torch.tensor([0, 1])))["loss"]
+    assert loss.item() == pytest.approx(9 * divergence.item(), rel=1e-4)
+
+
+QUIET = ("data.auto_augment=null", "data.erase=0", "data.mixup=0", "data.cutmix=0", "data.smoothing=0")
+
+
+def train_images(pictures, folder, count, *changes):
+    """What a run with these settings trains on: (count, 3, 64, 64), normalised."""
+    config = make_config(pictures, f"data.batch_size={count}", *QUIET, *changes)
+    return next(make_classify_trainer(config, folder, "cpu").source.batches(0, 1)).images
+
+
+def fill(pictures, image):
+    """Puts one picture in place of all that are trained on."""
+    for path in (pictures / "train").rglob("*.png"):
+        cv2.imwrite(str(path), image)
+
+
+class Recorder(torch.nn.Module):
+    """A network that keeps what it sees and always answers the same."""
+
+    answer = torch.tensor([0.5, -1.0, 3.0])
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(images.clone())
+        return self.answer.expand(len(images), 3) + self.weight
+
+
+def one_loss(pictures, folder, *changes, count=4):
+    """Images and labels of a batch, the images that the network sees, and the loss."""
+    trainer = make_classify_trainer(make_config(pictures, *QUIET, *changes), folder, "cpu")
+    images, labels = torch.rand(count, 3, 64, 64), torch.arange(count) % 3
+    network = Recorder()
+    loss = trainer.compute(network, ImageBatch(images.clone(), labels))["loss"]
+    return images, labels, network.seen[0], loss.item()
+
+
+def cross_entropy(targets):
+    return -(targets * Recorder.answer.log_softmax(dim=0)).sum(dim=1).mean().item()
+
+
+def test_mixup_blends_pictures_and_labels(pictures, tmp_path):
+    images, labels, seen, loss = one_loss(pictures, tmp_path, "data.mixup=0.8", "data.smoothing=0.3")
+    other = images.flip(0)
+    share = ((seen - other) * (images - other)).sum() / (images - other).square().sum()
+    assert 0.01 < share < 0.99
+    torch.testing.assert_close(seen, share * images + (1 - share) * other)
+    hot = F.one_hot(labels, 3) * 0.7 + 0.1
+    assert loss == pytest.approx(cross_entropy(share * hot + (1 - share) * hot.flip(0)), rel=1e-4)
+
+
+def test_cutmix_pastes_a_rectangle_and_shares_the_labels(pictures, tmp_path):
+    images, labels, seen, loss = one_loss(pictures, tmp_path, "data.cutmix=1", "data.smoothing=0.3")
+    pasted = (seen == images.flip(0)).all(dim=1)
+    assert torch.equal(pasted, (seen != images).any(dim=1)) and (pasted == pasted[0]).all()
+    rows, columns = pasted[0].any(dim=1), pasted[0].any(dim=0)
+    assert torch.equal(pasted[0], rows[:, None] & columns) and 0 < rows.sum() * columns.sum() < 64 * 64
+    share = 1 - pasted[0].float().mean()
+    hot = F.one_hot(labels, 3) * 0.7 + 0.1
+    assert loss == pytest.approx(cross_entropy(share * hot + (1 - share) * hot.flip(0)), rel=1e-4)
+
+
+def test_labels_are_smoothed_without_mixing_too(pictures, tmp_path):
+    images, labels, seen, loss = one_loss(pictures, tmp_path, "data.smoothing=0.3")
+    assert torch.equal(seen, images)
+    assert loss == pytest.approx(cross_entropy(F.one_hot(labels, 3) * 0.7 + 0.1), rel=1e-5)
+    *_, plain = one_loss(pictures, tmp_path)
+    assert plain == pytest.approx(cross_entropy(F.one_hot(labels, 3).float()), rel=1e-5)
+
+
+def test_erasing_puts_noise_into_a_rectangle(pictures, tmp_path):
+    whole, erased = (train_images(pictures, tmp_path, 6, f"data.erase={erase}") for erase in (0, 1))
+    for before, after in zip(whole, erased):
+        changed = (before != after).any(dim=0)
+        rows, columns = changed.any(dim=1), changed.any(dim=0)
+        assert torch.equal(changed, rows[:, None] & columns) and 0.015 < changed.float().mean() < 0.34
+        assert after[:, changed].std() == pytest.approx(1, abs=0.3)  # of every pixel, normal
+
+
+def test_training_crops_vary_in_size_and_aspect(pictures, tmp_path):
+    fill(pictures, np.kron(np.indices((10, 10)).sum(0) % 2 * 255, np.ones((8, 8))).astype(np.uint8))
+    images = train_images(pictures, tmp_path, 24).mean(dim=1)
+    bright = images > images.mean(dim=(1, 2), keepdim=True)
+    across = [int((row[1:] != row[:-1]).sum()) for row in bright[:, 20]]  # edges of the squares
+    down = [int((column[1:] != column[:-1]).sum()) for column in bright[:, :, 20]]
+    for edges in (across, down):
+        assert min(edges) <= 4 and max(edges) >= 7 and len(set(edges)) >= 4
+    assert across != down  # the aspect varies too
+
+
+def test_training_pictures_are_mirrored_and_augmented(pictures, tmp_path):
+    half = np.zeros((80, 80, 3), np.uint8)
+    half[:, 40:] = (60, 140, 220)
+    fill(pictures, half)
+    images = train_images(pictures, tmp_path, 24)
+    slopes = images[..., 32:].mean(dim=(1, 2, 3)) - images[..., :32].mean(dim=(1, 2, 3))
+    assert (slopes > 0.1).sum() >= 4 and (slopes < -0.1).sum() >= 4
+    policy = train_images(pictures, tmp_path, 24, "data.auto_augment=rand-m9-mstd0.5-inc1")
+    assert not torch.allclose(policy, images, atol=0.1)
+
+
+def test_validation_sees_the_middle_of_every_picture_each_time_alike(pictures, tmp_path):
+    validate = make_classify_trainer(make_config(pictures), tmp_path, "cpu").validate
+    network = Recorder()
+    results = [validate(network) for _ in range(2)]
+    assert [r["top1"] for r in results] == pytest.approx([1 / 3, 1 / 3])  # class 2 is what it always says
+    half = len(network.seen) // 2
+    first, second = torch.cat(network.seen[:half]), torch.cat(network.seen[half:])
+    assert len(first) == 6 and torch.equal(first, second)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    for image, path in zip(first, sorted((pictures / "val").rglob("*.png")), strict=True):
+        whole = vision.resize(Image.open(path), 73, vision.InterpolationMode.BILINEAR)  # 64 / 0.875
+        middle = vision.pil_to_tensor(vision.center_crop(whole, 64)) / 255
+        torch.testing.assert_close(image, (middle - mean) / std, rtol=0, atol=1e-4)
 
 
 def test_no_pictures(tmp_path):

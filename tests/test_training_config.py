@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from training_runs import Drawn
 
 import correlation_aware as ca
 from correlation_aware.training.config import OptimizerConfig, ScheduleConfig, load, to_yaml
-from correlation_aware.training.optimizer import learning_rate_factor, parameter_groups
-from correlation_aware.training.track import TrackTraining
+from correlation_aware.training.optimizer import learning_rate_factor, make_optimizer, parameter_groups
+from correlation_aware.training.track import TrackTraining, make_track_trainer
 
 
 def test_yaml_and_back(tmp_path):
@@ -72,6 +73,14 @@ def test_groups():
     ]
 
 
+def test_the_optimizer_has_the_settings_of_its_section():
+    config = OptimizerConfig(lr=1e-2, backbone_lr=1e-3, weight_decay=0.2, betas=(0.8, 0.95))
+    optimizer = make_optimizer(ca.create_model("sbt_test_track"), config)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.95)}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.2, 0.0}
+
+
 def test_learning_rate_by_hand():
     cosine = ScheduleConfig(steps=12, warmup=2, floor=0.1)
     assert [learning_rate_factor(i, cosine) for i in (0, 1, 2)] == [0.5, 1.0, 1.0]
@@ -85,3 +94,29 @@ def test_overrides_reach_the_model():
     config = load(TrackTraining, None, ["model.overrides={search_size: 96}", "model.name=sbt_test_track"])
     model = ca.create_model(config.model.name, **config.model.overrides)
     assert model(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 96, 96)).scores.shape == (1, 12, 12)
+
+
+def first_record(folder, *changes):
+    """The log of one step on drawn pairs."""
+    settings = ["model.name=sbt_test_track", "model.overrides={drop_path_rate: 0}", "data.batch_size=2"]
+    settings += ["schedule.steps=1", "schedule.warmup=0", "run.log_every=1"]
+    config = load(TrackTraining, None, [*settings, *changes])
+    records = []
+    make_track_trainer(config, folder, "cpu", Drawn()).fit(on_record=records.append)
+    return records[0]
+
+
+@pytest.mark.parametrize("part", ["score", "l1", "giou"])
+def test_loss_weights_reach_the_step(tmp_path, part):
+    usual, without = first_record(tmp_path / "1"), first_record(tmp_path / "2", f"loss.{part}=0")
+    weights = {"score": 12, "l1": 7, "giou": 5}
+    for record, own in ((usual, weights), (without, {**weights, part: 0})):
+        assert record["loss"] == pytest.approx(sum(own[name] * record[name] for name in weights), rel=1e-4)
+        assert all(record[name] == usual[name] > 0 for name in weights)
+    assert without["loss"] < 0.99 * usual["loss"] and without["grad_norm"] != usual["grad_norm"]
+
+
+@pytest.mark.parametrize(("change", "part"), [("loss.background=1", "score"), ("loss.per_pair=true", "l1")])
+def test_other_loss_settings_reach_the_step(tmp_path, change, part):
+    usual, changed = first_record(tmp_path / "1"), first_record(tmp_path / "2", change)
+    assert changed[part] != pytest.approx(usual[part], rel=1e-3)

@@ -1,5 +1,6 @@
 """The training loop: it learns, it resumes to the bit, it scales to processes, it survives being killed."""
 
+import copy
 import os
 import signal
 import socket
@@ -15,7 +16,9 @@ from training_runs import checkpoint_at, make_trainer, read_state
 
 import correlation_aware as ca
 from correlation_aware.training import checkpoint
+from correlation_aware.training.config import ModelConfig
 from correlation_aware.training.log import read_log
+from correlation_aware.training.track import TrackTraining, make_track_trainer
 
 SCRIPT = str(Path(training_runs.__file__))
 
@@ -118,6 +121,52 @@ def test_time_is_up_and_the_last_are_kept(tmp_path):
         make_trainer(tmp_path).fit()
     tracker = ca.create_tracker(checkpoint_at(tmp_path, 6) / "weights", device="cpu")
     assert tracker.name == "sbt_test_track"
+
+
+def test_gradients_are_averaged_over_batches_and_clipped(tmp_path):
+    trainer = make_trainer(tmp_path, 1, accumulate=2, drop_path=0.0)
+    trainer.clip, pairs, steps = 0.01, training_runs.Drawn(), []
+    reference = copy.deepcopy(trainer.module)
+    for n in range(2):
+        (trainer.compute(reference, pairs.batch(n))["loss"] / 2).backward()
+
+    def norm(model):
+        return torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+
+    trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: steps.append(norm(trainer.module)))
+    records = []
+    trainer.fit(on_record=records.append)
+    assert records[0]["grad_norm"] == pytest.approx(norm(reference), rel=1e-4) and norm(reference) > 1
+    assert steps == [pytest.approx(0.01, rel=1e-3)]
+
+
+def test_the_average_is_short_at_the_start(tmp_path):
+    trainer = make_trainer(tmp_path, 2)  # with a decay of 0.9 alone it would keep 0.81 of the fresh weights
+    first = copy.deepcopy(trainer.module).state_dict()
+    trainer.fit()
+    name = "head.cls.channel.1.weight"
+    start, last, average = (
+        m[name] for m in (first, trainer.module.state_dict(), trainer.averaged.state_dict())
+    )
+    kept = ((average - last).norm() / (start - last).norm()).item()
+    assert 0.01 < kept < 0.4
+
+
+def test_a_run_starts_from_the_weights_that_its_configuration_names(tmp_path):
+    torch.manual_seed(7)
+    model = ca.create_model("sbt_test_track")
+    ca.save_pretrained(model, tmp_path / "model")
+    config = TrackTraining(model=ModelConfig("sbt_test_track", pretrained=str(tmp_path / "model")))
+    trainer = make_track_trainer(config, tmp_path / "run", "cpu", training_runs.Drawn())
+    for weights in (trainer.module.state_dict(), trainer.averaged.state_dict()):
+        assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_checkpoints_are_written_by_the_clock(tmp_path):
+    for minutes, steps in ((0.0, [1, 2, 3]), (10.0, [3])):
+        folder = tmp_path / str(minutes)
+        make_trainer(folder, 3, checkpoint_minutes=minutes, keep=9).fit()
+        assert sorted((folder / "checkpoints").iterdir()) == [checkpoint_at(folder, step) for step in steps]
 
 
 def test_a_changed_rate_holds_after_resume(tmp_path):

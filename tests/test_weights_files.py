@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from correlation_aware._files import atomic_path, sha256_file
-from correlation_aware.weights import check_finite, read_state_dict, write_state_dict
+from correlation_aware.weights import check_finite, load_state_dict, read_state_dict, write_state_dict
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 
@@ -175,6 +175,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
             raise error
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_load_says_what_it_took_what_it_left_and_what_stays_fresh() -> None:
+    model = nn.Sequential(OrderedDict(a=nn.Linear(2, 3), b=nn.Linear(3, 4)))
+    given = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(5), "c": torch.ones(1)}
+    report = load_state_dict(model, given, partial=True)
+    assert report.taken == ("a.weight",) and report.left == ("a.bias", "c")
+    assert report.fresh == ("a.bias", "b.weight", "b.bias") and bool((model[0].weight == 1).all())
+    with pytest.raises(ValueError, match=r"Shapes that differ: a\.bias \(5,\) for \(3,\)"):
+        load_state_dict(model, given)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
