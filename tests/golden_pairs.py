@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import adaptive_avg_pool2d
 
-from correlation_aware.data.clips import ClipConfig, synthetic_clip
 from correlation_aware.data.pairs import denormalize
-from correlation_aware.data.pool import ImagePool
-from correlation_aware.data.sequences import Folder
-from correlation_aware.data.still_files import Still
-from correlation_aware.data.stills import StillPairs
-from correlation_aware.data.video_pairs import VideoConfig, VideoPairs
+from correlation_aware.data.stills.files import Still
+from correlation_aware.data.stills.pool import ImagePool
+from correlation_aware.data.stills.still_pairs import StillPairs
+from correlation_aware.data.stills.synthetic_clips import ClipConfig, synthetic_clip
+from correlation_aware.data.videos.sequences import Folder
+from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 
 FILE = Path(__file__).parent / "data" / "golden_pairs.safetensors"
 # Grey levels. A tip of one rounding in the codec's blocks moves a mean by up to one, and so does the rounding

@@ -15,7 +15,7 @@ import pytest
 import correlation_aware as ca
 
 # Tag of the weights: name of the model. The numbers are stored by tag, so that a model may be renamed here.
-CHECKPOINTS = {"stills": "sbt_light_track.stills", "half": "sbt_light_track.half"}
+CHECKPOINTS = {"stills": "sbt_light_cell_track.stills", "half": "sbt_light_half_track.stills"}
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_bundled.json").read_text())
 # Other CPUs and libraries round otherwise: one grey level in 2 % of the pixels moves a box by up to 0.05 px
