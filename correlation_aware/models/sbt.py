@@ -430,8 +430,8 @@ class SBT(StagedNetwork, TwoInputModel):
         if len(state) != 1 or state[0].ndim != 4 or state[0].shape[-1] != channels:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in state)
             raise ValueError(
-                f"The template state has tensors of shape {shapes}; this network needs one of "
-                f"(batch, height, width, {channels}): it comes from another network. Call encode_template of this one."
+                f"The template state has tensors of shape {shapes}; this network needs one of (B, H, W, "
+                f"{channels}): it comes from another network. Call encode_template of this one."
             )
         common_batch(state, search)
         return self.forward_stages(search, state[0], search_only=search_only)
