@@ -16,7 +16,7 @@ the layer's weights in place of the call, but only where `can_bypass` says that 
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 Attention = Literal["spatial_reduction", "global", "pooled"]
+STANDARD = ((3, 3), (1, 1), (1, 1), (1, 1), "zeros")  # kernel, stride, padding, dilation: all that dwconv_gelu does
 
 
 class DropPath(nn.Module):
@@ -137,13 +138,17 @@ class Mlp(nn.Module):
             tokens = F.relu(tokens)
         if self.dwconv is None:
             tokens = F.gelu(tokens)
-        elif can_bypass(self.dwconv, nn.Conv2d):
+        elif can_bypass(self.dwconv, nn.Conv2d) and _geometry(self.dwconv) == STANDARD:
             assert self.dwconv.bias is not None
             tokens = dwconv_gelu(tokens, self.dwconv.weight, self.dwconv.bias, shapes)
         else:
             maps = [self.dwconv(m.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for m in unpack(tokens, shapes)]
             tokens = F.gelu(pack(maps)[0])
         return apply_linear(self.fc2, tokens)
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode
 
 
 class EoCAttention(nn.Module):
