@@ -224,6 +224,7 @@ def test_classifier_surface():
     image = pictures()[1]
     assert model(image).shape == (1, 7) and model.get_classifier().out_features == 7
     assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (1, 32)
+    assert model.head_hidden_size == model.num_features == 32
     model.reset_classifier(3)
     assert model(image).shape == (1, 3)
     model.reset_classifier(0)
@@ -233,6 +234,73 @@ def test_classifier_surface():
     net.reset_classifier(0)
     with pytest.raises(ValueError, match="_cls"):
         net.reset_classifier(10)
+
+
+def test_a_new_classifier_is_like_its_network():
+    model = ca.create_model("sbt_test_cls").eval().to(torch.float64)
+    model.reset_classifier(4)
+    assert model.num_classes == 4 and model.head.weight.dtype == torch.float64 and not model.head.training
+    model.train().to("meta").reset_classifier(2)
+    assert model.head.weight.is_meta and model.head.training
+
+
+def test_pooling_of_the_classifier():
+    image = pictures()[1]
+    model = ca.create_model("sbt_test_cls", num_classes=0, global_pool="").eval()
+    features = model.forward_features(image)
+    assert torch.equal(model(image), features) and features.shape == (1, 32, 4, 4)
+    model.reset_classifier(0, "avg")
+    torch.testing.assert_close(model(image), features.mean(dim=(2, 3)))
+    model.reset_classifier(5)
+    assert model.global_pool == "avg" and model(image).shape == (1, 5)
+    with pytest.raises(ValueError, match="global_pool='max' must be 'avg', or ''"):
+        model.reset_classifier(3, "max")
+    with pytest.raises(ValueError, match="global_pool='max' must be 'avg', or ''"):
+        ca.create_model("sbt_test_cls", global_pool="max")
+    assert model.global_pool == "avg" and model.num_classes == 5
+    model.reset_classifier(5, "")
+    with pytest.raises(ValueError, match=r"reset_classifier\(5, 'avg'\)"):
+        model(image)
+
+
+@torch.inference_mode()
+def test_intermediate_features_of_the_classifier():
+    model, image = ca.create_model("sbt_test_cls").eval(), pictures()[1]
+    output, maps = model.forward_intermediates(image)
+    assert torch.equal(output, model.forward_features(image)) and torch.equal(output, maps[-1])
+    assert [m.shape[1:] for m in maps] == [(16, 32, 32), (32, 16, 16), (32, 8, 8), (32, 4, 4)]
+    assert all(m.is_contiguous() for m in maps)
+    for indices, expected in ((2, maps[2:]), ([0, -2], [maps[0], maps[2]])):
+        chosen = model.forward_intermediates(image, indices, intermediates_only=True)
+        assert all(torch.equal(a, b) for a, b in zip(chosen, expected, strict=True))
+    early, _ = model.forward_intermediates(image, [1], stop_early=True)
+    assert torch.equal(early, maps[1])
+    for arguments, message in (
+        ({"indices": [4]}, r"indices=\[4\] must be among the 4 stages"),
+        ({"indices": 5}, "indices=5 must be"),
+        ({"output_fmt": "NHWC"}, "'NHWC' must be 'NCHW'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.forward_intermediates(image, **arguments)
+
+
+@torch.inference_mode()
+def test_a_pruned_classifier_ends_at_the_last_level():
+    image = pictures()[1]
+    for indices, last, kept in (([0, -2], 2, [0, 2]), (1, 3, [3])):
+        model = ca.create_model("sbt_test_cls").eval()
+        expected = model.forward_intermediates(image, intermediates_only=True)[last]
+        assert model.prune_intermediate_layers(indices) == kept
+        assert len(model.stages) == last + 1 and isinstance(model.head, torch.nn.Identity)
+        assert torch.equal(model(image), expected)
+        model.reset_classifier(3, "avg")
+        assert model(image).shape == (1, 3)
+    model = ca.create_model("sbt_test_cls").eval()
+    logits = model(image)
+    model.prune_intermediate_layers([3], prune_head=False)
+    assert torch.equal(model(image), logits)
+    model.prune_intermediate_layers([0], prune_head=False)
+    assert model.num_features == model.head_hidden_size == 16 and model.num_classes == 0
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from correlation_aware import ops
-from correlation_aware.models.sbt import Linear
+from correlation_aware.models.eoc import apply_linear
 from correlation_aware.ops.linear import X86
 
 needs_onednn = pytest.mark.skipif(
@@ -24,6 +25,24 @@ class Called(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.names.add(function.overloadpacket.__name__)
         return function(*args, **kwargs or {})
+
+
+class Packed(torch.Tensor):
+    """A weight that only `F.linear` takes, such as an eight-bit one of torchao."""
+
+    @classmethod
+    def __torch_function__(cls, function, classes, args=(), kwargs=None):
+        assert function is F.linear, function
+        return F.linear(args[0], args[1].as_subclass(torch.Tensor), args[2])
+
+
+class Projection(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(32, 32)
+
+    def forward(self, tokens):
+        return apply_linear(self.fc, tokens)
 
 
 def operands(rows, inputs, outputs, dtype=torch.float32):
@@ -79,5 +98,29 @@ def test_everything_else_is_the_reference(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     assert not convolves(*operands(1024, 32, 32))
     monkeypatch.undo()
-    program = torch.export.export(Linear(32, 32), (torch.zeros(1024, 32),))
-    assert "linear" in program.graph_module.code and "conv" not in program.graph_module.code
+    assert convolves(*operands(1024, 32, 32))
+    tokens, weight, bias = (t.detach() for t in operands(1024, 32, 32))
+    assert torch.equal(ops.linear(tokens, weight.as_subclass(Packed), bias), F.linear(tokens, weight, bias))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_graphs_have_linear_layers():
+    """A convolution that is quick on this CPU is none on a GPU or in another runtime."""
+    layer, tokens = Projection(), torch.zeros(1024, 32)
+    exported = torch.export.export(layer, (tokens,)).graph_module.code
+    traced = str(torch.jit.trace(layer, (tokens,)).inlined_graph)
+    traced_operation = str(torch.jit.trace(ops.linear, (tokens, layer.fc.weight, layer.fc.bias)).graph)
+    for graph in (exported, traced, traced_operation):
+        assert "linear" in graph and "conv" not in graph
+
+
+@needs_onednn
+def test_a_layer_goes_the_way_of_the_operation():
+    layer, tokens = Projection(), torch.randn(1024, 32)
+    with Called() as called:
+        layer(tokens)
+    assert "convolution" in called.names
+    layer.fc.register_forward_hook(lambda *_: None)
+    with Called() as called:
+        layer(tokens)
+    assert "convolution" not in called.names

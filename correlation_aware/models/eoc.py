@@ -7,17 +7,21 @@ https://arxiv.org/abs/2106.13797
 Written for this package. Licensed under Apache-2.0.
 
 The two streams share every weight, so their tokens travel in one packed tensor (see `ops/packed.py`), and
-linear layers and norms run once for both streams whatever their sizes. What is not a linear layer is an
-operation of `ops/`.
+linear layers and norms run once for both streams whatever their sizes.
+
+Every layer with weights is a plain `nn.Linear`, `nn.LayerNorm` or `nn.Conv2d`, so that tools which look for
+these types (profilers, quantizers, LoRA) see all of them. In eager mode a faster operation of `ops/` works on
+the layer's weights in place of the call, but only where `can_bypass` says that nobody would notice.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from correlation_aware.ops import (
     Shape,
@@ -25,6 +29,7 @@ from correlation_aware.ops import (
     dwconv_gelu,
     eoc_attention,
     gather_patches,
+    get_backend,
     linear,
     pack,
     unpack,
@@ -38,15 +43,18 @@ __all__ = [
     "Mlp",
     "PatchEmbed",
     "add_norm",
+    "apply_linear",
+    "can_bypass",
     "concat_streams",
     "init_weights",
 ]
 
 Attention = Literal["spatial_reduction", "global", "pooled"]
+STANDARD = ((3, 3), (1, 1), (1, 1), (1, 1), "zeros")  # kernel, stride, padding, dilation: all that dwconv_gelu does
 
 
 class DropPath(nn.Module):
-    """Stochastic depth on packed tokens: a branch is dropped for a whole sample of a stream, not a token."""
+    """Stochastic depth on packed tokens: drops a residual for a whole sample of a stream, not for a token."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -66,11 +74,36 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-class Linear(nn.Linear):
-    """A linear layer of packed tokens."""
+def can_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether an operation on the weights of `module` may replace its call, because nobody would notice.
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return linear(tokens, self.weight, self.bias)
+    That is not so for a module of another type (quantized, wrapped or parametrized), with weights of another
+    tensor type, with hooks, or with a `forward` of its own. Compiled, exported and traced programs keep the
+    call as well, so that their graphs name the layer; only the Triton kernels replace it there, too.
+
+    Args:
+        module: A layer with a `weight`.
+        kind: The type whose `forward` the operation computes.
+    """
+    if get_backend() != "triton" and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        return False
+    return (
+        type(module) is kind
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and "forward" not in module.__dict__  # as accelerate replaces it
+        and not _has_any_global_hook()
+    )
+
+
+def apply_linear(module: nn.Module, tokens: Tensor) -> Tensor:
+    """Calls a linear layer, or `ops.linear` with its weights: (..., C) -> (..., D)."""
+    if can_bypass(module, nn.Linear):
+        assert isinstance(module, nn.Linear)
+        return linear(tokens, module.weight, module.bias)
+    output: Tensor = module(tokens)
+    return output
 
 
 class PatchEmbed(nn.Module):
@@ -82,12 +115,10 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def forward(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
-        # channels_last in makes channels_last out, so the permute below is free
-        maps = [
-            self.proj(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-            for image in images
-        ]
-        tokens, shapes = pack(maps)
+        # channels_last in makes channels_last out, so the last permute is free; torch.func.vmap does not know
+        # contiguous(memory_format=torch.channels_last)
+        channels_last = [image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for image in images]
+        tokens, shapes = pack([self.proj(image).permute(0, 2, 3, 1) for image in channels_last])
         return self.norm(tokens), shapes
 
 
@@ -97,18 +128,27 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int, conv: bool, relu: bool) -> None:
         super().__init__()
         self.relu = relu  # before the convolution; PVTv2 has it beside pooled attention
-        self.fc1 = Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if conv else None
-        self.fc2 = Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, tokens: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        tokens = self.fc1(tokens)  # T, hidden
+        tokens = apply_linear(self.fc1, tokens)  # T, hidden
         if self.relu:
             tokens = F.relu(tokens)
         if self.dwconv is None:
-            return self.fc2(F.gelu(tokens))
-        assert self.dwconv.bias is not None
-        return self.fc2(dwconv_gelu(tokens, self.dwconv.weight, self.dwconv.bias, shapes))
+            tokens = F.gelu(tokens)
+        elif can_bypass(self.dwconv, nn.Conv2d) and _geometry(self.dwconv) == STANDARD:
+            assert self.dwconv.bias is not None
+            tokens = dwconv_gelu(tokens, self.dwconv.weight, self.dwconv.bias, shapes)
+        else:
+            maps = [self.dwconv(m.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for m in unpack(tokens, shapes)]
+            tokens = F.gelu(pack(maps)[0])
+        return apply_linear(self.fc2, tokens)
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode
 
 
 class EoCAttention(nn.Module):
@@ -119,27 +159,26 @@ class EoCAttention(nn.Module):
         self.heads = heads
         self.kind = kind
         self.sr_ratio = sr_ratio if kind == "spatial_reduction" else 1
-        self.q = Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
         if self.sr_ratio > 1 or kind == "pooled":
-            self.sr = Linear(
-                dim * self.sr_ratio**2, dim
-            )  # a convolution with kernel = stride, on gathered patches
+            # a convolution with kernel = stride, on gathered patches
+            self.sr = nn.Linear(dim * self.sr_ratio**2, dim)
             self.norm = nn.LayerNorm(dim, eps=1e-5)
 
-    def reduce(self, tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
+    def reduce_kv(self, tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
         """Fewer tokens to make keys and values from: (T, C) -> (T', C)."""
         if self.sr_ratio > 1:
             patches, shapes = gather_patches(tokens, shapes, self.sr_ratio)
-            return self.norm(self.sr(patches)), shapes
+            return self.norm(apply_linear(self.sr, patches)), shapes
         if self.kind == "pooled":
             maps = [
                 F.adaptive_avg_pool2d(m.permute(0, 3, 1, 2), 7).permute(0, 2, 3, 1)
                 for m in unpack(tokens, shapes)
             ]
             tokens, shapes = pack(maps)
-            return F.gelu(self.norm(self.sr(tokens))), shapes
+            return F.gelu(self.norm(apply_linear(self.sr, tokens))), shapes
         return tokens, list(shapes)
 
     def forward(
@@ -150,9 +189,10 @@ class EoCAttention(nn.Module):
         source_shapes: Sequence[Shape],
         cross: bool,
     ) -> Tensor:
-        reduced, reduced_shapes = self.reduce(sources, source_shapes)
-        q, kv = self.q(queries), self.kv(reduced)
-        return self.proj(eoc_attention(q, kv, self.heads, query_shapes, reduced_shapes, cross))
+        reduced, reduced_shapes = self.reduce_kv(sources, source_shapes)
+        q, kv = apply_linear(self.q, queries), apply_linear(self.kv, reduced)
+        mixed = eoc_attention(q, kv, self.heads, query_shapes, reduced_shapes, cross)
+        return apply_linear(self.proj, mixed)
 
 
 class EoCBlock(nn.Module):
@@ -166,7 +206,7 @@ class EoCBlock(nn.Module):
         sr_ratio: Side of the square of tokens that spatial reduction turns into one key.
         attention: Form of the attention, see `SBTConfig`.
         conv: Depth-wise convolution in the MLP, the position encoding.
-        drop_path: Probability that a residual branch is dropped in training.
+        drop_path: Probability that a residual is dropped in training.
     """
 
     def __init__(
@@ -210,16 +250,20 @@ class EoCBlock(nn.Module):
             template_len = math.prod(shapes[0])
             sources, queries, tokens = queries[:template_len], queries[template_len:], tokens[template_len:]
             source_shapes, query_shapes = shapes[:1], shapes[1:]
-        branch = self.attn(queries, query_shapes, sources, source_shapes, self.cross)
-        tokens, normed = add_norm(self.norm2, tokens, self.drop_path(branch, query_shapes))
-        return tokens, self.drop_path(self.mlp(normed, query_shapes), query_shapes), query_shapes
+        residual = self.attn(queries, query_shapes, sources, source_shapes, self.cross)
+        tokens, normed = add_norm(self.norm2, tokens, self.drop_path(residual, query_shapes))
+        residual = self.drop_path(self.mlp(normed, query_shapes), query_shapes)
+        return tokens, residual, query_shapes
 
 
-def add_norm(norm: nn.LayerNorm, tokens: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+def add_norm(norm: nn.Module, tokens: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """The tokens with a residual added, and their norm: (T, C), (T, C) -> (T, C), (T, C)."""
-    if residual is None:
-        return tokens, norm(tokens)
-    return add_layer_norm(tokens, residual, norm.weight, norm.bias, norm.eps)
+    if residual is not None and can_bypass(norm, nn.LayerNorm):
+        assert isinstance(norm, nn.LayerNorm)
+        return add_layer_norm(tokens, residual, norm.weight, norm.bias, norm.eps)
+    if residual is not None:
+        tokens = tokens + residual
+    return tokens, norm(tokens)
 
 
 def concat_streams(template: Tensor, search: Tensor) -> tuple[Tensor, list[Shape]]:

@@ -13,11 +13,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models import FeatureInfo
+from timm.models import FeatureInfo, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +36,7 @@ from correlation_aware.ops import Shape, pack, unpack
 
 __all__ = ["SBT", "SBTClassifier", "SBTConfig"]
 
+CLASSIFIER_ARGUMENTS = ("num_classes", "drop_rate", "global_pool")
 MIN_SIZE = 32  # pixels; below this the spatial reduction leaves no key
 
 
@@ -116,8 +117,16 @@ class SBTConfig:
         ]
 
 
+@register_notrace_module
 class Stage(nn.Module):
-    """Patch embedding, EoC blocks and, where the configuration has one, a final norm."""
+    """Patch embedding, EoC blocks and, where the configuration has one, a final norm.
+
+    Attributes:
+        first_cross: Block that a template joins at, the first EoC-CA block of the network; None where that
+            is in another stage.
+        last_cross: Block after which a search image can do without its template; None likewise.
+        grad_checkpointing: Whether blocks are computed again in the backward pass.
+    """
 
     def __init__(
         self, cfg: SBTConfig, index: int, in_chans: int, drop_path: Sequence[float], image_size: int
@@ -126,6 +135,9 @@ class Stage(nn.Module):
         dim, stride = cfg.dims[index], cfg.strides[index]
         kernel = stride if cfg.patch_embed == "patchify" else (7 if index == 0 else 3)
         padding = 0 if cfg.patch_embed == "patchify" else kernel // 2
+        self.first_cross: int | None = None
+        self.last_cross: int | None = None
+        self.grad_checkpointing = False
         self.embed = PatchEmbed(in_chans, dim, kernel, stride, padding)
         if cfg.position == "absolute":
             side = image_size // math.prod(cfg.strides[: index + 1])
@@ -158,11 +170,65 @@ class Stage(nn.Module):
         maps = [m + table for m, table in zip(unpack(tokens, shapes), tables)]
         return pack(maps)
 
-    def finish(self, tokens: Tensor, residual: Tensor | None) -> Tensor:
-        """Adds the last block's residual and, where the configuration has it, the norm: (T, C) -> (T, C)."""
+    def forward(
+        self, *images: Tensor, template: Tensor | None = None, search_only: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Runs one stream, or template and search, through the stage.
+
+        In the stage of the first EoC-CA block `template` joins the stream at that block. Without `template`
+        the stream ends there; without an image the template goes on alone, correlated with itself.
+
+        Args:
+            images: (B, C, H, W) of every stream.
+            template: (B', H', W', C') features that enter the first EoC-CA block, see `SBT.encode_template`.
+            search_only: Drop the template's stream after the last EoC-CA block.
+
+        Returns:
+            (B, C', H', W') of the stream, or a tuple of template and search where there are two; views of
+            channels-last maps.
+        """
+        if images and isinstance(images[0], torch.fx.Proxy):
+            raise TypeError(
+                "torch.fx cannot trace through a stage of SBT. Make `Stage` a leaf module, as "
+                "timm.models.create_feature_extractor does, or use torch.export."
+            )
+        start = 0
+        if images:
+            tokens, shapes = self.embed_images(images)
+        else:
+            assert template is not None and self.first_cross is not None
+            (tokens, shapes), start = pack([template]), self.first_cross
+        residual = None
+        for i, block in enumerate(self.blocks):
+            if i < start:
+                continue
+            if i == self.first_cross and images:
+                (search,) = unpack(tokens if residual is None else tokens + residual, shapes)
+                if template is None:
+                    return search.permute(0, 3, 1, 2)
+                (tokens, shapes), residual = concat_streams(template, search), None
+            arguments = tokens, residual, shapes, search_only and i == self.last_cross
+            if self.grad_checkpointing and self.training:
+                tokens, residual, shapes = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                tokens, residual, shapes = block(*arguments)
         if self.norm is not None:
-            return add_norm(self.norm, tokens, residual)[1]
-        return tokens if residual is None else tokens + residual
+            _, tokens = add_norm(self.norm, tokens, residual)
+        elif residual is not None:
+            tokens = tokens + residual
+        maps = [m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes)]
+        return maps[0] if len(maps) == 1 else tuple(maps)
+
+    def __prepare_scriptable__(self) -> "Stage":
+        """What `torch.jit.script` asks for.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(
+            "torch.jit.script cannot compile SBT: its operations are chosen in Python. Use torch.compile or "
+            "torch.export, or torch.jit.trace for TorchScript."
+        )
 
 
 class StagedNetwork(nn.Module):
@@ -173,81 +239,60 @@ class StagedNetwork(nn.Module):
 
     def build_stages(self, cfg: SBTConfig, in_chans: int, image_size: int) -> None:
         self.config = cfg
-        self.grad_checkpointing = False
         rates = torch.linspace(0, cfg.drop_path_rate, sum(cfg.depths), device="cpu").split(list(cfg.depths))
-        self.stages = nn.ModuleList(
+        stages = [
             Stage(cfg, i, in_chans if i == 0 else cfg.dims[i - 1], rate.tolist(), image_size)
             for i, rate in enumerate(rates)
-        )
-        crosses = cfg.cross_positions
-        self.first_cross = crosses[0] if crosses else None
-        self.last_cross = crosses[-1] if crosses else None
+        ]
+        if crosses := cfg.cross_positions:
+            (first, first_block), (last, last_block) = crosses[0], crosses[-1]
+            stages[first].first_cross, stages[last].last_cross = first_block, last_block
+        self.stages = nn.ModuleList(stages)
         self.apply(init_weights)
-
-    def check_size(self, image: Tensor, name: str) -> None:
-        if image.ndim != 4 or image.shape[1] != self.in_chans:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}; expected (batch, {self.in_chans}, height, width)."
-            )
-        if min(image.shape[2:]) < MIN_SIZE:
-            raise ValueError(
-                f"{name} is {image.shape[2]} x {image.shape[3]} px; each side must be at least {MIN_SIZE}. "
-                "Resize the image, or crop a larger region."
-            )
-
-    def forward_stages(
-        self,
-        image: Tensor,
-        template: Tensor | None = None,
-        search_only: bool = False,
-    ) -> list[list[Tensor]]:
-        """Runs an image through the stages: to the end, or without a template to the first EoC-CA block.
-
-        Args:
-            image: (B, C, H, W), template or search.
-            template: Template features (B', H', W', C') that enter the first EoC-CA block.
-            search_only: Drop the template stream where nothing depends on it any more.
-
-        Returns:
-            One list per stage that ran: [search] or [template, search] maps (B, H, W, C) after the stage.
-        """
-        outputs: list[list[Tensor]] = []
-        images = [image]
-        for i, stage in enumerate(self.stages):
-            assert isinstance(stage, Stage)
-            tokens, shapes = stage.embed_images(images)
-            residual = None
-            for j, block in enumerate(stage.blocks):
-                if (i, j) == self.first_cross:
-                    alone = unpack(tokens if residual is None else tokens + residual, shapes)
-                    if template is None:
-                        return [*outputs, alone]
-                    (tokens, shapes), residual = concat_streams(template, *alone), None
-                drop_template = search_only and (i, j) == self.last_cross
-                if self.grad_checkpointing and self.training:
-                    arguments = tokens, residual, shapes, drop_template
-                    tokens, residual, shapes = checkpoint(block, *arguments, use_reentrant=False)
-                else:
-                    tokens, residual, shapes = block(tokens, residual, shapes, drop_template)
-            maps = unpack(stage.finish(tokens, residual), shapes)
-            outputs.append(maps)
-            images = [m.permute(0, 3, 1, 2) for m in maps]
-        return outputs
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training: blocks are computed again in the backward pass."""
-        self.grad_checkpointing = enable
+        for stage in self.stages:
+            cast(Stage, stage).grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides biases and norms."""
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layer groups for layer-wise learning-rate decay, in timm's format."""
+        """Layer groups for layer-wise learning-rate decay, in timm's format.
+
+        Args:
+            coarse: A group per stage instead of one per block. A stage's embedding and norm belong to its
+                first and last block.
+        """
+        stem = r"^stages\.0\.(?:embed|pos_embed)"
+        if coarse:
+            return {"stem": stem, "blocks": r"^stages\.(\d+)"}
         return {
-            "stem": r"^stages\.0\.embed",
-            "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)",
+            "stem": stem,
+            "blocks": [
+                (r"^stages\.(\d+)\.(?:embed|pos_embed)", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99999,)),  # timm's sign for "the group before"
+            ],
         }
+
+
+def check_image(image: Tensor, name: str, in_chans: int) -> None:
+    """Raises ValueError for an image that is not (B, in_chans, H, W), or too small."""
+    if image.ndim != 4 or image.shape[1] != in_chans:
+        raise ValueError(
+            f"{name} has shape {tuple(image.shape)}; expected (batch, {in_chans}, height, width)."
+        )
+    if min(image.shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"{name} is {image.shape[2]} x {image.shape[3]} px; each side must be at least {MIN_SIZE}. "
+            "Resize the image, or crop a larger region."
+        )
+
+
+torch.fx.wrap("check_image")  # not traced
 
 
 class SBT(StagedNetwork, TwoInputModel):
@@ -281,8 +326,9 @@ class SBT(StagedNetwork, TwoInputModel):
         Args:
             template: (B, 3, Hz, Wz), each side at least 32 px.
         """
-        self.check_size(template, "template")
-        return TemplateState(self.forward_stages(template)[-1])
+        check_image(template, "template", self.in_chans)
+        (features,) = self.forward_stages(template)[-1]
+        return TemplateState([features.permute(0, 2, 3, 1)])
 
     def forward(self, template: Tensor | TemplateState, search: Tensor) -> Tensor:
         """Search features that depend on the template.
@@ -300,12 +346,12 @@ class SBT(StagedNetwork, TwoInputModel):
             ValueError: Wrong number of channels, a side under 32 px, batches that do not fit, a state of
                 another network.
         """
-        return _nchw(self._forward_pair(template, search, search_only=True)[-1][-1])
+        return self._forward_pair(template, search, search_only=True)[-1][-1].contiguous()
 
     def forward_features(self, template: Tensor | TemplateState, search: Tensor) -> tuple[Tensor, Tensor]:
         """Features of both, correlated with each other: (B, C, Hz / 8, Wz / 8), (B, C, Hx / 8, Wx / 8)."""
         z, x = self._forward_pair(template, search)[-1]
-        return _nchw(z), _nchw(x)
+        return z.contiguous(), x.contiguous()
 
     def forward_template(self, template: Tensor, state: TemplateState | None = None) -> Tensor:
         """Features of the template correlated with itself: (B, C, Hz / 8, Wz / 8), contiguous NCHW.
@@ -313,23 +359,19 @@ class SBT(StagedNetwork, TwoInputModel):
         The values of `net(template, template)` at a fraction of the cost.
         """
         (features,) = self.encode_template(template) if state is None else state
-        (first, block), (tokens, shapes) = self.config.cross_positions[0], pack([features])
-        for i, stage in enumerate(self.stages[first:]):
-            assert isinstance(stage, Stage)
-            if i > 0:
-                tokens, shapes = stage.embed_images([m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes)])
-            residual = None
-            for eoc in stage.blocks[block if i == 0 else 0 :]:
-                tokens, residual, shapes = eoc(tokens, residual, shapes)
-            tokens = stage.finish(tokens, residual)
-        return _nchw(unpack(tokens, shapes)[0])
+        first = self.config.cross_positions[0][0]
+        output: Tensor = self.stages[first](template=features)
+        for stage in self.stages[first + 1 :]:
+            output = stage(output)
+        return output.contiguous()
 
     def forward_intermediates(
         self, template: Tensor | TemplateState, search: Tensor, indices: Sequence[int] | None = None
     ) -> list[Tensor]:
         """Search features after the stages `indices` (all by default), contiguous NCHW."""
         outputs = self._forward_pair(template, search, search_only=True)
-        return [_nchw(outputs[i][-1]) for i in (range(len(outputs)) if indices is None else indices)]
+        chosen = range(len(outputs)) if indices is None else indices
+        return [outputs[i][-1].contiguous() for i in chosen]
 
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
         """Removes the stages after the last of `indices`.
@@ -343,25 +385,53 @@ class SBT(StagedNetwork, TwoInputModel):
                 f"out_indices={tuple(indices)} end before the first EoC-CA block, in stage {crosses[0][0]}."
             )
         self.stages = self.stages[: last + 1]
-        self.last_cross = max(cross for cross in crosses if cross[0] <= last)
+        stage, block = max(cross for cross in crosses if cross[0] <= last)
+        cast(Stage, self.stages[stage]).last_cross = block
         self.num_features = self.config.dims[last]
 
     def join_templates(self, states: Sequence[TemplateState]) -> TemplateState:
         """Concatenates the templates' maps along height, so that search tokens attend to all of them."""
         return TemplateState([torch.cat([features for (features,) in states], dim=1)])
 
+    def forward_stages(
+        self, image: Tensor, template: Tensor | None = None, search_only: bool = False
+    ) -> list[tuple[Tensor, ...]]:
+        """Runs an image through the stages: to the end, or without a template to the first EoC-CA block.
+
+        Args:
+            image: (B, C, H, W), template or search.
+            template: Template features (B', H', W', C') that enter the first EoC-CA block.
+            search_only: Drop the template's stream where nothing depends on it any more.
+
+        Returns:
+            For each stage that ran the maps (B, C', H', W') after it: (search,) or (template, search).
+        """
+        outputs: list[tuple[Tensor, ...]] = []
+        maps: tuple[Tensor, ...] = (image,)
+        for stage in self.stages:
+            output = stage(*maps, template=template, search_only=search_only)
+            maps = output if isinstance(output, tuple) else (output,)
+            outputs.append(maps)
+            if template is None and stage.first_cross is not None:
+                break
+        return outputs
+
     def _forward_pair(
         self, template: Tensor | TemplateState, search: Tensor, search_only: bool = False
-    ) -> list[list[Tensor]]:
-        self.check_size(search, "search")
+    ) -> list[tuple[Tensor, ...]]:
+        if isinstance(search, torch.fx.Proxy):
+            raise TypeError(
+                "torch.fx cannot trace a two-input network. For features of its stages use "
+                "create_model(..., features_only=True), for a graph torch.export."
+            )
+        check_image(search, "search", self.in_chans)
         state = self.state_of(template)
         channels = self.config.dims[self.config.cross_positions[0][0]]
         if len(state) != 1 or state[0].ndim != 4 or state[0].shape[-1] != channels:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in state)
             raise ValueError(
-                f"The template state has tensors of shape {shapes}; "
-                f"this network needs one of (batch, height, width, {channels}): it comes from another network. "
-                "Call encode_template of this one."
+                f"The template state has tensors of shape {shapes}; this network needs one of (B, H, W, "
+                f"{channels}): it comes from another network. Call encode_template of this one."
             )
         common_batch(state, search)
         return self.forward_stages(search, state[0], search_only=search_only)
@@ -373,11 +443,16 @@ class SBTClassifier(StagedNetwork):
     Args:
         cfg: The variant; `cross_blocks` must be empty.
         in_chans: Channels of the image.
-        num_classes: Classes; 0 returns pooled features.
+        num_classes: Number of classes; 0 for pooled features.
         drop_rate: Dropout before the classifier.
+        global_pool: `avg`, or an empty string for no pooling, which needs `num_classes=0`.
 
     Attributes:
+        num_features: Channels of the last stage.
         default_data_cfg: How images are prepared for it, in timm's terms: that of PVTv2.
+
+    Raises:
+        ValueError: An EoC-CA block, or an unknown `global_pool`.
     """
 
     pretrained_cfg: dict[str, Any]
@@ -392,7 +467,12 @@ class SBTClassifier(StagedNetwork):
     }
 
     def __init__(
-        self, cfg: SBTConfig, in_chans: int = 3, num_classes: int = 1000, drop_rate: float = 0.0
+        self,
+        cfg: SBTConfig,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
     ) -> None:
         super().__init__()
         if cfg.cross_positions:
@@ -401,38 +481,138 @@ class SBTClassifier(StagedNetwork):
         self.num_features = cfg.dims[-1]
         self.feature_info = FeatureInfo(cfg.levels(), out_indices=tuple(range(len(cfg.dims))))
         self.build_stages(cfg, in_chans, self.default_data_cfg["input_size"][-1])
-        self.num_classes = num_classes
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = self._make_head(num_classes)
+        self.reset_classifier(num_classes, global_pool)
 
-    def _make_head(self, num_classes: int) -> nn.Module:
-        head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        return head.apply(init_weights)
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels that the classifier works on; timm's name."""
+        return self.num_features
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H / 32, W / 32)."""
-        self.check_size(image, "image")
-        return _nchw(self.forward_stages(image)[-1][0])
+        """(B, 3, H, W) -> (B, C, H / 32, W / 32), contiguous."""
+        check_image(image, "image", self.in_chans)
+        for stage in self.stages:
+            image = stage(image)
+        return image.contiguous()
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, H, W) -> (B, num_classes)."""
-        pooled = self.head_drop(features.mean(dim=(2, 3)))
+        """(B, C, H, W) -> (B, num_classes).
+
+        Args:
+            features: (B, C, H, W) of `forward_features`.
+            pre_logits: Return what enters the classifier: (B, C), unpooled (B, C, H, W).
+
+        Raises:
+            ValueError: There is a classifier, but no pooling.
+        """
+        if self.num_classes and not self.global_pool and not pre_logits:
+            raise ValueError(
+                f"num_classes={self.num_classes} needs pooled features, but global_pool='': call "
+                f"reset_classifier({self.num_classes}, 'avg'), or reset_classifier(0) for the feature map."
+            )
+        pooled = self.head_drop(features.mean(dim=(2, 3)) if self.global_pool else features)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, num_classes); without a classifier pooled features, or their map."""
         return self.forward_head(self.forward_features(image))
 
+    def forward_intermediates(
+        self,
+        image: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features after several stages, as timm has it.
+
+        Args:
+            image: (B, 3, H, W).
+            indices: Stages, 0-indexed; the last n for a number; all by default.
+            norm: No difference: a stage's norm is part of the stage, as in timm's `pvt_v2`.
+            stop_early: Leave out the stages after the last of `indices`.
+            output_fmt: `NCHW`.
+            intermediates_only: Return the intermediate features alone.
+
+        Returns:
+            (B, C_i, H / s_i, W / s_i) of each stage, contiguous, after the output of the last stage that ran.
+
+        Raises:
+            ValueError: A stage that does not exist, or another format.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'.")
+        check_image(image, "image", self.in_chans)
+        chosen = self._stage_indices(indices)
+        intermediates = []
+        for i, stage in enumerate(self.stages):
+            image = stage(image)
+            if i in chosen:
+                intermediates.append(image.contiguous())
+            if stop_early and i == max(chosen):
+                break
+        return intermediates if intermediates_only else (image.contiguous(), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes what the stages `indices` do not need, as timm has it.
+
+        Args:
+            indices: Stages, 0-indexed; the last n for a number.
+            prune_norm: No difference: a stage's norm is part of the stage, as in timm's `pvt_v2`.
+            prune_head: Remove the pooling and the classifier; they go in any case with the last stage.
+
+        Returns:
+            `indices`, each counted from the first stage.
+
+        Raises:
+            ValueError: A stage that does not exist.
+        """
+        chosen = self._stage_indices(indices)
+        last_goes = max(chosen) < len(self.stages) - 1
+        self.stages = self.stages[: max(chosen) + 1]
+        self.num_features = self.config.dims[max(chosen)]
+        if prune_head or last_goes:
+            self.reset_classifier(0, "")
+        return chosen
+
+    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        stages = len(self.stages)
+        if indices is None:
+            indices = stages
+        chosen = list(range(-indices, 0) if isinstance(indices, int) else indices)
+        if not chosen or any(not -stages <= i < stages for i in chosen):
+            raise ValueError(
+                f"indices={indices!r} must be among the {stages} stages, or how many of the last."
+            )
+        return [i % stages for i in chosen]
+
     def get_classifier(self) -> nn.Module:
+        """The linear layer, or an identity."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the linear layer by a fresh one."""
+        """Replaces the linear layer by a fresh one.
+
+        Args:
+            num_classes: Number of classes; 0 for no classifier.
+            global_pool: `avg`, or an empty string for no pooling; by default it stays as it is.
+
+        Raises:
+            ValueError: An unknown `global_pool`.
+        """
+        if global_pool not in (None, "avg", ""):
+            raise ValueError(f"global_pool={global_pool!r} must be 'avg', or '' for no pooling.")
+        if global_pool is not None:
+            self.global_pool = global_pool
         self.num_classes = num_classes
-        self.head = self._make_head(num_classes).to(next(self.parameters()))
-
-
-def _nchw(m: Tensor) -> Tensor:
-    return m.permute(0, 3, 1, 2).contiguous()
+        like = next(self.parameters())
+        head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.head: nn.Module = head.apply(init_weights).to(like.device, like.dtype).train(self.training)
 
 
 # checkpoints of others: (pattern, replacement); \d is 1-indexed in the original code of PVTv2 and SBT,
@@ -549,7 +729,7 @@ def _tracker(variant: Variant, arguments: Mapping[str, Any], head: str = "mixer"
 
 def _classifier(variant: Variant, arguments: Mapping[str, Any]) -> SBTClassifier:
     rest, config = _take(arguments, variant.classifier_config())
-    own = {name: rest.pop(name) for name in ("num_classes", "drop_rate") if name in rest}
+    own = {name: rest.pop(name) for name in CLASSIFIER_ARGUMENTS if name in rest}
     _refuse(rest, SBTConfig)
     return SBTClassifier(config, arguments.get("in_chans", 3), **own)
 
@@ -564,7 +744,7 @@ def _take(arguments: Mapping[str, Any], default: Any) -> tuple[dict[str, Any], A
 def _refuse(arguments: Mapping[str, Any], *known: type) -> None:
     names = ["in_chans", *(field.name for kind in known for field in fields(kind))]
     for name in arguments:
-        if name in ("num_classes", "drop_rate"):
+        if name in CLASSIFIER_ARGUMENTS:
             if arguments[name]:
                 raise TypeError(
                     f"{name}={arguments[name]!r} is for the classifiers, whose names end in _cls."
