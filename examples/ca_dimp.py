@@ -15,7 +15,7 @@ optimizer = torch.optim.Adam(
     lr=2e-4,
 )
 
-# One train and one test picture of two sequences, boxes x, y, w, h, and three proposals a test picture.
+# One train and one test image of two sequences, boxes x, y, w, h, and three proposals a test image.
 train_images, test_images = torch.randn(2, 1, 2, 3, 288, 288)
 boxes = torch.tensor([[[110.0, 120, 60, 50], [130, 100, 40, 70]]])
 proposals = boxes[:, :, None] + torch.randn(1, 2, 3, 4)

@@ -1,7 +1,7 @@
 """SiamFC++ on SBT features. Needs a checkout of megvii-research/video_analyst on PYTHONPATH.
 
 With its own commands nothing of this is needed: import the adapter on the first line of main/train.py and
-main/test.py, and write `backbone: {name: SBTBackbone}` and `task_model: {name: SiamTrackCA}` in the YAML.
+main/test.py, and write `backbone: {name: SiamFCppBackbone}` and `task_model: {name: SiamTrackCA}` in the YAML.
 """
 
 import torch
@@ -10,7 +10,7 @@ from videoanalyst.model.task_head.taskhead_impl.track_head import DenseboxHead
 from correlation_aware.adapters import siamfcpp
 
 torch.manual_seed(0)
-backbone = siamfcpp.SBTBackbone()
+backbone = siamfcpp.SiamFCppBackbone()
 backbone.set_hps({"model": "sbt_light"})  # by default the network nearest to the paper's
 backbone.update_params()
 head = DenseboxHead()

@@ -43,6 +43,6 @@ print(f"{slow / 1e6:.2f} M parameters learn at LR * BACKBONE_MULTIPLIER")
 
 with torch.no_grad():
     for name, side in (("template", 64), ("search", 128)):
-        picture = NestedTensor(torch.randn(1, 3, side, side), torch.zeros(1, side, side, dtype=torch.bool))
-        maps, positions = network.backbone(picture)
+        image = NestedTensor(torch.randn(1, 3, side, side), torch.zeros(1, side, side, dtype=torch.bool))
+        maps, positions = network.backbone(image)
         print(name, "features", tuple(maps[0].tensors.shape), "positions", tuple(positions[0].shape))

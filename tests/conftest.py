@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import acme_family
 import cv2
 import numpy as np
 import pytest
 import torch
+
+from correlation_aware.models import registry
 
 
 def pytest_configure() -> None:
@@ -49,3 +52,10 @@ def photos(tmp_path: Path) -> Path:
         coarse = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC))
     return folder
+
+
+@pytest.fixture
+def acme(monkeypatch):
+    """The names `acme` and `acme_rigid`: networks of a family that is not SBT, for one test."""
+    for function in (acme_family.acme, acme_family.acme_rigid):
+        monkeypatch.setitem(registry._MODELS, function.__name__, function)

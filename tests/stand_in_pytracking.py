@@ -1,6 +1,6 @@
 """A small stand-in that states what the DiMP adapter needs of pytracking: names, shapes, the order of calls.
 
-Written for the tests; where pytracking has a ResNet, an optimiser of filters and an IoU network, this has a
+Written for the tests; where pytracking has a ResNet, an optimizer of filters and an IoU network, this has a
 convolution, a pooled filter and a linear layer.
 """
 
@@ -194,7 +194,7 @@ def dimpnet50(
 
 
 class NetWithBackbone:
-    """The network of a checkpoint, loaded by `initialize`, and pictures of 0..255 into it."""
+    """The network of a checkpoint, loaded by `initialize`, and images of 0..255 into it."""
 
     def __init__(self, net_path):
         self.net_path, self.net = net_path, None
@@ -262,13 +262,13 @@ class DiMP:
         return self.net.extract_classification_feat(features)
 
     def get_sample_location(self, coords):
-        centres = 0.5 * (coords[:, :2] + coords[:, 2:] - 1)
-        return centres, ((coords[:, 2:] - coords[:, :2]) / self.img_sample_sz).prod(1).sqrt()
+        centers = 0.5 * (coords[:, :2] + coords[:, 2:] - 1)
+        return centers, ((coords[:, 2:] - coords[:, :2]) / self.img_sample_sz).prod(1).sqrt()
 
     def get_iounet_box(self, pos, sz, sample_pos, sample_scale):
         """Box (x, y, w, h) in pixels of the sample."""
-        centre = (pos - sample_pos) / sample_scale + (self.img_sample_sz - 1) / 2
-        return torch.cat([(centre - (sz / sample_scale - 1) / 2).flip(0), (sz / sample_scale).flip(0)])
+        center = (pos - sample_pos) / sample_scale + (self.img_sample_sz - 1) / 2
+        return torch.cat([(center - (sz / sample_scale - 1) / 2).flip(0), (sz / sample_scale).flip(0)])
 
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:

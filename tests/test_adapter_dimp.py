@@ -11,12 +11,13 @@ import stand_in_pytracking as pytracking
 import torch
 
 import correlation_aware as ca
-from correlation_aware.models.sbt import SBT, TemplateState
+from correlation_aware.models.contract import TemplateState
+from correlation_aware.models.sbt import SBT
 from correlation_aware.weights import load_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = "correlation_aware.adapters.dimp"
-SIZE = 96  # of search pictures, so that tests are quick; DiMP's are 288 px
+SIZE = 96  # of search images, so that tests are quick; DiMP's are 288 px
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def make_net(dimp, **arguments):
 
 
 def batch(images=2, tests=3, sequences=4, seed=0):
-    """What DiMP's actor gives its network; the boxes lie around the middle."""
+    """What DiMP's actor gives its network; the boxes are around the middle."""
     generator = torch.Generator().manual_seed(seed)
     boxes = 30 + 12 * torch.rand(images, sequences, 4, generator=generator)
     return {
@@ -73,7 +74,7 @@ def make_tracker(dimp, tmp_path, box=(50, 40, 24, 20), params=None):
 
 
 def test_default_is_the_modified_sbt_with_resnet_50s_outputs(dimp):
-    backbone = dimp.SBTBackbone().eval()
+    backbone = dimp.DiMPBackbone().eval()
     assert sum(p.numel() for p in backbone.parameters()) == 9_380_160
     with torch.no_grad():
         state = backbone.encode_template(torch.randn(1, 3, 128, 128))
@@ -89,7 +90,7 @@ def test_default_is_the_modified_sbt_with_resnet_50s_outputs(dimp):
 
 
 def test_layer3_knows_the_template_and_a_state_gives_the_same_numbers(dimp):
-    backbone = dimp.SBTBackbone("sbt_test").eval()
+    backbone = dimp.DiMPBackbone("sbt_test").eval()
     one, other = torch.randn(2, 1, 3, 64, 64)
     x = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -100,13 +101,23 @@ def test_layer3_knows_the_template_and_a_state_gives_the_same_numbers(dimp):
     assert torch.equal(a["layer2"], b["layer2"])  # comes before the first EoC-CA block
 
 
+SBT_PARTS = {"conv1": "stages.0.embed.proj", "bn1": "stages.0.embed.norm"}
+SBT_PARTS |= {f"layer{i + 1}": f"stages.{i}." for i in range(3)}
+ACME_PARTS = {
+    "conv1": "stem.conv",
+    "bn1": "stem.norm",
+    "layer1": "stem",
+    "layer2": "middle",
+    "layer3": "last",
+}
+
+
 @pytest.mark.parametrize(
     "names", [["conv1", "bn1", "layer1"], ["layer2"], ["conv1", "layer3"], "all", "none"]
 )
-def test_frozen_layers_do_not_train(dimp, names):
-    backbone = make_net(dimp, frozen_backbone_layers=names).train().feature_extractor
-    parts = {"conv1": "stages.0.embed.proj", "bn1": "stages.0.embed.norm"}
-    parts |= {f"layer{i + 1}": f"stages.{i}." for i in range(3)}
+@pytest.mark.parametrize(("model", "parts"), [("sbt_test", SBT_PARTS), ("acme", ACME_PARTS)])
+def test_frozen_layers_do_not_train(dimp, acme, model, parts, names):
+    backbone = make_net(dimp, backbone=model, frozen_backbone_layers=names).train().feature_extractor
     for name, parameter in backbone.named_parameters():
         frozen = names == "all" or any(parts[n] in name for n in names if n in parts)
         assert parameter.requires_grad is not frozen
@@ -114,11 +125,11 @@ def test_frozen_layers_do_not_train(dimp, names):
 
 def test_weights_of_a_network_of_the_zoo_fill_the_backbone(dimp, tmp_path):
     net = ca.create_model("sbt_test")  # stride 8; strides are no part of the weights
-    backbone = dimp.SBTBackbone("sbt_test", ca.save_pretrained(net, tmp_path))
+    backbone = dimp.DiMPBackbone("sbt_test", ca.save_pretrained(net, tmp_path))
     trunk = backbone.trunk.model.state_dict()
     assert all(torch.equal(tensor, trunk[name]) for name, tensor in net.state_dict().items())
     with pytest.raises(ValueError, match="sbt_test"):  # it has no weights of its own
-        dimp.SBTBackbone("sbt_test", True)
+        dimp.DiMPBackbone("sbt_test", True)
 
 
 # Templates
@@ -144,14 +155,15 @@ def test_templates_come_from_the_first_train_image(dimp):
         later = {**data, "train_bb": data["train_bb"].clone()}
         later["train_bb"][1:] += 5
         assert torch.equal(net(**later)[0][0], scores[0])
-    assert state.features.shape == (4, 4, 4, 32)  # 64 px at stride 16
+    assert [tuple(t.shape) for t in state] == [(4, 4, 4, 32)]  # 64 px at stride 16
     assert [tuple(s.shape) for s in scores] == [(3, 4, 6, 6)] * 2 and overlaps.shape == (3, 4, 5)
 
 
 @pytest.mark.parametrize(("images", "tests"), [(1, 1), (3, 2)])
-def test_sequences_do_not_mix(dimp, images, tests):
-    """A batch of sequences equals the sequences one by one: states repeat in the order of the pictures."""
-    net, data = make_net(dimp).eval(), batch(images, tests, sequences=3)
+@pytest.mark.parametrize("model", ["sbt_test", "acme", "acme_rigid"])
+def test_sequences_do_not_mix(dimp, acme, model, images, tests):
+    """A batch of sequences equals the sequences one by one: states repeat in the order of the images."""
+    net, data = make_net(dimp, backbone=model).eval(), batch(images, tests, sequences=3)
     with torch.no_grad():
         scores, overlaps = net(**data)
         for i in range(3):
@@ -163,8 +175,11 @@ def test_sequences_do_not_mix(dimp, images, tests):
 # Training
 
 
-def test_a_gradient_in_every_parameter_and_a_falling_loss(dimp):
-    net, data = make_net(dimp).train(), batch(tests=1, sequences=4)
+@pytest.mark.parametrize("model", ["sbt_test", "acme"])
+def test_a_gradient_in_every_parameter_and_a_falling_loss(dimp, acme, model):
+    net, data = make_net(dimp, backbone=model).train(), batch(tests=1, sequences=4)
+    if model == "sbt_test":
+        net.feature_extractor.trunk.set_grad_checkpointing()
     groups = [net.classifier.filter_initializer, net.classifier.filter_optimizer]
     groups += [net.classifier.feature_extractor, net.bb_regressor, net.feature_extractor]
     parameters = [p for group in groups for p in group.parameters()]  # as pytracking's train settings do
@@ -224,9 +239,9 @@ def test_the_template_is_encoded_once_and_stays(dimp, tmp_path, monkeypatch):
     with torch.no_grad():
         features = net.extract_backbone_features(net.preprocess_image(patch), template=state)
     assert torch.equal(net.extract_classification_feat(features), tracker.memory[-1])
-    # the template is cut as in training: from the search picture, at the target's box in it
-    centres, scales = tracker.get_sample_location(coords)
-    box = tracker.get_iounet_box(tracker.pos, tracker.target_sz, centres[0], scales[0])
+    # the template is cut as in training: from the search image, at the target's box in it
+    centers, scales = tracker.get_sample_location(coords)
+    box = tracker.get_iounet_box(tracker.pos, tracker.target_sz, centers[0], scales[0])
     patch, _ = pytracking.sample_patch(
         pytracking.as_tensor(frame(0)),
         tracker.pos,
@@ -252,9 +267,9 @@ def test_targets_share_a_network_but_not_their_templates(dimp, tmp_path):
 
 def test_a_second_initialize_takes_a_new_template(dimp, tmp_path):
     tracker = make_tracker(dimp, tmp_path)
-    before = tracker.template.features
+    before = tracker.template
     tracker.initialize(frame(7), {"init_bbox": (20, 30, 40, 20)})
-    assert not torch.equal(before, tracker.template.features)
+    assert not torch.equal(before[0], tracker.template[0])
     assert tracker.net.extract_backbone is not tracker.params.net.extract_backbone
     assert tracker.net.classifier is tracker.params.net.classifier
 
@@ -287,19 +302,31 @@ def test_a_package_that_pytracking_misses_is_named_as_such(monkeypatch):
         importlib.import_module(MODULE)
 
 
+def test_the_former_name_of_the_backbone(dimp):
+    with pytest.warns(DeprecationWarning, match="'SBTBackbone' is called 'DiMPBackbone' now"):
+        assert dimp.SBTBackbone is dimp.DiMPBackbone
+    with pytest.raises(AttributeError, match="has no attribute 'SBTBone'"):
+        dimp.SBTBone  # noqa: B018
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"frozen_layers": ["layer5"]}, "frozen_layers has 'layer5', which is not one of"),
         ({"frozen_layers": "some"}, "frozen_layers has 'some', which is not one of all, none"),
-        ({"overrides": {"depth": (1, 1, 2)}}, "Unknown override 'depth'. Near: depths"),
-        ({"overrides": {"strides": (4, 2, 1)}}, r"give features at strides \[8, 8\]; DiMP needs 8 and 16"),
+        ({"overrides": {"depth": (1, 1, 2)}}, "Unknown argument 'depth'. Near: depths"),
+        ({"overrides": {"strides": (4, 2, 1)}}, r"DiMP needs features of stride 8, 16; .* have \[4, 8, 8\]"),
+        (
+            {"model": "acme", "overrides": {"output_stride": 8}},
+            r"have \[4, 8, 8\] with output_stride=8: leave",
+        ),
+        ({"model": "sbt_test_track"}, "'sbt_test_track' is a TrackModel: take a name without _track"),
         ({"model": "sbt_tset"}, "There is no model 'sbt_tset'. Near: sbt_test"),
     ],
 )
-def test_wrong_arguments_are_named(dimp, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        dimp.SBTBackbone(**{"model": "sbt_test", **arguments})
+def test_wrong_arguments_are_named(dimp, acme, arguments, message):
+    with pytest.raises(TypeError if "depth'" in message else ValueError, match=message):
+        dimp.DiMPBackbone(**{"model": "sbt_test", **arguments})
 
 
 def test_wrong_inputs_are_named(dimp):
@@ -317,7 +344,7 @@ def test_wrong_inputs_are_named(dimp):
         net(**{**data, "test_imgs": data["test_imgs"][0]})
 
 
-def test_a_checkpoint_of_stock_dimp_is_recognised(dimp):
+def test_a_checkpoint_of_stock_dimp_is_recognized(dimp):
     stock, net = pytracking.dimpnet50(), make_net(dimp)
     with pytest.raises(
         RuntimeError, match=r"checkpoint of stock DiMP: 11 of its 17 tensors fit this network"

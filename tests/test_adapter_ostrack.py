@@ -16,7 +16,7 @@ import correlation_aware as ca
 from correlation_aware.adapters import ostrack
 
 ROOT = Path(__file__).resolve().parent.parent
-T, S = 64, 128  # pixels of template and search picture
+T, S = 64, 128  # pixels of template and search image
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def config(type="sbt_test", stride=16, template=T, search=S, file="", ce_loc=(),
     )
 
 
-def picture(side, seed=0, batch=1):
+def image(side, seed=0, batch=1):
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
@@ -53,19 +53,20 @@ def network(training=True, **options):
 
 
 def encodings(backbone):
-    """A list that grows by the side of each picture that the first layer sees."""
+    """A list that grows by the side of each image that the first layer sees."""
     sides = []
     backbone.net.stages[0].embed.proj.register_forward_hook(lambda m, i, o: sides.append(i[0].shape[-1]))
     return sides
 
 
 @pytest.mark.parametrize("stride", [16, 8])
+@pytest.mark.parametrize(("name", "channels"), [("sbt_test", 32), ("acme", 16)])
 @torch.no_grad()
-def test_search_tokens_are_those_of_the_two_input_network(stand_in, stride):
-    backbone = network(stride=stride).backbone.eval()
-    z, x = picture(T, 1, batch=2), picture(S, 2, batch=2)
+def test_search_tokens_are_those_of_the_two_input_network(stand_in, acme, name, channels, stride):
+    backbone = network(type=name, stride=stride).backbone.eval()
+    z, x = image(T, 1, batch=2), image(S, 2, batch=2)
     tokens, extra = backbone(z, x, ce_template_mask=None, ce_keep_rate=None, return_last_attn=False)
-    assert tokens.shape == (2, (S // stride) ** 2, 32) and backbone.embed_dim == 32
+    assert tokens.shape == (2, (S // stride) ** 2, channels) and backbone.embed_dim == channels
     assert extra == {"attn": None}
     assert torch.equal(tokens, backbone.net(z, x).flatten(2).transpose(1, 2))
 
@@ -77,7 +78,7 @@ def test_a_training_step_reaches_every_parameter(stand_in):
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(3):
-        out = net(template=picture(T, batch=2), search=picture(S, 1, batch=2))
+        out = net(template=image(T, batch=2), search=image(S, 1, batch=2))
         loss = (out["score_map"] - 0.3).abs().mean() + (out["maps"] - 0.2).abs().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -95,12 +96,12 @@ def test_a_template_is_encoded_once_and_belongs_to_its_tracker(stand_in):
     trackers = [importlib.import_module("lib.test.tracker.ostrack").OSTrack(None, net) for _ in range(2)]
     seen = encodings(net.backbone)
     for seed, tracker in enumerate(trackers):
-        tracker.initialize({"template": picture(T, seed)}, {})
+        tracker.initialize({"template": image(T, seed)}, {})
     for seed in range(3):
-        maps = [tracker.track({"search": picture(S, seed)}) for tracker in trackers]
+        maps = [tracker.track({"search": image(S, seed)}) for tracker in trackers]
         assert not torch.equal(*maps)
         with torch.no_grad():
-            fresh = [net(template=picture(T, i), search=picture(S, seed))["score_map"] for i in range(2)]
+            fresh = [net(template=image(T, i), search=image(S, seed))["score_map"] for i in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(maps, fresh))
         if seed == 0:
             assert seen == [T, S] * 4
@@ -113,7 +114,7 @@ def test_a_template_is_encoded_once_and_belongs_to_its_tracker(stand_in):
 
 def test_a_state_does_not_outlive_what_it_was_made_of(stand_in):
     net = network(training=False).eval()
-    seen, z, x = encodings(net.backbone), picture(T), picture(S, 1)
+    seen, z, x = encodings(net.backbone), image(T), image(S, 1)
     for change in (
         lambda: None,
         lambda: z.add_(1),
@@ -130,7 +131,7 @@ def test_a_state_does_not_outlive_what_it_was_made_of(stand_in):
     assert seen == [T, S]
     seen.clear()
     with torch.inference_mode():
-        z = picture(T)
+        z = image(T)
         net(template=z, search=x), net(template=z, search=x)
     assert seen == [T, S, S]
 
@@ -138,7 +139,7 @@ def test_a_state_does_not_outlive_what_it_was_made_of(stand_in):
 @torch.no_grad()
 def test_networks_are_saved_and_copied_without_templates(stand_in, tmp_path):
     net, again = network().eval(), network().eval()
-    pair = {"template": picture(T), "search": picture(S, 1)}
+    pair = {"template": image(T), "search": image(S, 1)}
     expected = net(**pair)["score_map"]
     for p in again.parameters():
         torch.nn.init.zeros_(p)
@@ -147,13 +148,13 @@ def test_networks_are_saved_and_copied_without_templates(stand_in, tmp_path):
         assert torch.equal(other(**pair)["score_map"], expected)
 
 
-def test_stock_types_are_built_as_ever(stand_in):
+def test_stock_types_are_built_as_before(stand_in):
     importlib.import_module("lib.test.tracker.ostrack")  # has bound the name already
     module = importlib.import_module("lib.models.ostrack.ostrack")
     for _ in range(2):
         assert isinstance(network(type="vit_base_patch16_224").backbone, module.ViT)
     tracker = importlib.import_module("lib.test.tracker.ostrack").OSTrack(config())
-    assert isinstance(tracker.network.backbone, ostrack.SBTBackbone)
+    assert isinstance(tracker.network.backbone, ostrack.OSTrackBackbone)
     with torch.device("meta"):
         assert network(type="SBT", search=256).backbone.net.config.depths == (3, 4, 10)
 
@@ -170,25 +171,36 @@ def test_pretrain_file_names_weights_of_the_zoo(stand_in, tmp_path):
         network(file="mae_pretrain_vit_base.pth")
 
 
-def test_mistakes_are_named(stand_in):
+def test_the_former_name_of_the_backbone():
+    with pytest.warns(DeprecationWarning, match="'SBTBackbone' is called 'OSTrackBackbone' now"):
+        assert ostrack.SBTBackbone is ostrack.OSTrackBackbone
+
+
+def test_mistakes_are_named(stand_in, acme):
     net = network()
     with pytest.raises(ValueError, match="template is 96 x 96 px; expected 64"):
-        net(template=picture(96), search=picture(S))
-    with pytest.raises(ValueError, match="search picture is 64 x 64 px; expected 128"):
-        net(template=picture(T), search=picture(T))
+        net(template=image(96), search=image(S))
+    with pytest.raises(ValueError, match="search image is 64 x 64 px; expected 128"):
+        net(template=image(T), search=image(T))
     with pytest.raises(ValueError, match=r"z is a list, not one template"):
-        net(template=[picture(T)], search=picture(S))
+        net(template=[image(T)], search=image(S))
     with pytest.raises(ValueError, match=r"Near: .*sbt_small"):
         network(type="sbt_smal")
     with pytest.raises(ValueError, match="STRIDE=4 is not one of 16, 8"):
         network(stride=4)
+    with pytest.raises(
+        ValueError, match=r"stride 8; those of 'acme_rigid' have \[4, 8, 16\], and output_stride=8"
+    ):
+        network(type="acme_rigid", stride=8)
+    with pytest.raises(TypeError, match="drop_path_rate"):
+        network(type="acme_rigid", drop_path=0.1)
     with pytest.raises(ValueError, match=r"CE_LOC=\[3, 6\] drops tokens"):
         network(ce_loc=(3, 6))
 
 
 def test_a_checkpoint_of_stock_ostrack_says_what_can_be_kept(stand_in):
     stock, ours = network(type="vit_base_patch16_224"), network()
-    with pytest.raises(RuntimeError, match=r"2 tensors under backbone\. are a ViT's.*load_stock keeps"):
+    with pytest.raises(RuntimeError, match=r"2 tensors under backbone\. are a ViT's.*load_stock loads"):
         ours.load_state_dict(stock.state_dict(), strict=True)
     report = ostrack.load_stock(ours, {"net": stock.state_dict(), "epoch": 300})
     assert report.taken == ("box_head.conv1.bias", "box_head.conv2.weight", "box_head.conv2.bias")

@@ -53,7 +53,7 @@ class ModuleBase(nn.Module):
 
 
 class DenseboxHead(ModuleBase):
-    """Maps for class and box (B, C, N, N) -> scores and centres (B, N * N, 1), boxes (B, N * N, 4), map."""
+    """Maps for class and box (B, C, N, N) -> scores and centers (B, N * N, 1), boxes (B, N * N, 4), map."""
 
     default_hyper_params: ClassVar = {"x_size": 303}
 
@@ -67,7 +67,7 @@ class DenseboxHead(ModuleBase):
 
 
 class SiamTrack(ModuleBase):
-    """The stock model: one picture at a time, and kernels as the template's features."""
+    """The stock model: one image at a time, and kernels as the template's features."""
 
     default_hyper_params: ClassVar = {
         "pretrain_model_path": "",
@@ -134,8 +134,12 @@ def tracker(monkeypatch):
 
 
 def build_backbone(tracker, **options):
+    return backbone_of(tracker.SiamFCppBackbone, **options)
+
+
+def backbone_of(kind, **options):
     torch.manual_seed(0)
-    backbone = tracker.SBTBackbone()
+    backbone = kind()
     backbone.set_hps({"model": "sbt_test", "out_channels": WIDTH, **options})
     backbone.update_params()
     return backbone
@@ -162,11 +166,30 @@ def pair(batch=2, z_size=127, x_size=151, seed=0):
 def test_it_registers_itself_with_options_that_yacs_takes(tracker):
     backbones = sys.modules["videoanalyst.model.backbone.backbone_base"].TRACK_BACKBONES
     models = sys.modules["videoanalyst.model.task_model.taskmodel_base"].TRACK_TASKMODELS
-    assert backbones["SBTBackbone"] is tracker.SBTBackbone and models["SiamTrackCA"] is tracker.SiamTrackCA
+    assert backbones["SiamFCppBackbone"] is tracker.SiamFCppBackbone
+    assert models["SiamTrackCA"] is tracker.SiamTrackCA
     legal = (str, int, float, bool, list, tuple)
-    assert all(isinstance(v, legal) for v in tracker.SBTBackbone.default_hyper_params.values())
-    assert "pretrain_model_path" in tracker.SBTBackbone.default_hyper_params
-    assert not list(tracker.SBTBackbone().parameters())  # built lazily, from the options
+    assert all(isinstance(v, legal) for v in tracker.SiamFCppBackbone.default_hyper_params.values())
+    assert "pretrain_model_path" in tracker.SiamFCppBackbone.default_hyper_params
+    assert not list(tracker.SiamFCppBackbone().parameters())  # built lazily, from the options
+
+
+def test_former_names_in_yaml_files(tracker):
+    backbones = sys.modules["videoanalyst.model.backbone.backbone_base"].TRACK_BACKBONES
+    former = backbones["SBTBackbone"]
+    assert former.default_hyper_params == tracker.SiamFCppBackbone.default_hyper_params
+    with pytest.warns(DeprecationWarning, match="'SBTBackbone' is called 'SiamFCppBackbone' now"):
+        backbone = former()
+    backbone.set_hps({"model": "siamfcpp_ca"})
+    with (
+        pytest.warns(DeprecationWarning, match="'siamfcpp_ca' is called 'sbt_small_siamfcpp' now"),
+        torch.device("meta"),
+    ):
+        backbone.update_params()
+    assert backbone.net.pretrained_cfg["architecture"] == tracker.DEFAULT_NAME
+    assert isinstance(build(tracker, backbone=backbone_of(former)).basemodel, tracker.SiamFCppBackbone)
+    with pytest.warns(DeprecationWarning, match="'FITTED' is called 'DEFAULT_NAME'"):
+        assert tracker.FITTED == tracker.DEFAULT_NAME
 
 
 def test_without_the_tracker_the_error_names_the_checkout(monkeypatch):
@@ -192,28 +215,28 @@ def test_an_import_that_comes_too_late_is_said(tracker, monkeypatch):
 
 
 @pytest.mark.parametrize("side", [95, 127, 128, 151, 255, 256, 271, 289, 303, 304])
-def test_cells_are_centred_on_the_picture_and_lie_on_the_networks_grid(tracker, side):
-    pad, start, cells = tracker.grid(side)
-    assert cells == (side - 87) // 8 and 0 <= pad < 8
-    first = 8 * start - pad  # the network's cell i is centred on pixel 8 i of the padded picture
-    assert first == (side - 1 - 8 * (cells - 1)) // 2  # where the tracker's head puts it
-    assert start + cells <= math.ceil((side + pad) / 8)
+def test_locations_are_centered_on_the_image_and_lie_on_the_networks_grid(tracker, side):
+    pad, start, locations = tracker.grid(side)
+    assert locations == (side - 87) // 8 and 0 <= pad < 8
+    first = 8 * start - pad  # the network's location i is centered on pixel 8 i of the padded image
+    assert first == (side - 1 - 8 * (locations - 1)) // 2  # where the tracker's head puts it
+    assert start + locations <= math.ceil((side + pad) / 8)
 
 
-@pytest.mark.parametrize(("side", "cells"), [(289, 25), (303, 27)])
+@pytest.mark.parametrize(("side", "locations"), [(289, 25), (303, 27)])
 @torch.inference_mode()
-def test_shapes(tracker, side, cells):
+def test_shapes(tracker, side, locations):
     backbone = build_backbone(tracker, out_channels=256).eval()
-    pictures = pair(1, x_size=side)
-    z, x = backbone.correlate(backbone.encode_template(pictures["im_z"]), pictures["im_x"])
-    assert z.shape == (1, 256, 5, 5) and x.shape == (1, 256, cells, cells)
+    images = pair(1, x_size=side)
+    z, x = backbone.correlate(backbone.encode_template(images["im_z"]), images["im_x"])
+    assert z.shape == (1, 256, 5, 5) and x.shape == (1, 256, locations, locations)
     assert z.is_contiguous() and x.is_contiguous()
-    assert backbone(pictures["im_z"]).shape == (1, 256, 5, 5)
-    torch.testing.assert_close(backbone(pictures["im_x"]), x, rtol=0, atol=1e-5)
+    assert backbone(images["im_z"]).shape == (1, 256, 5, 5)
+    torch.testing.assert_close(backbone(images["im_x"]), x, rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_pictures_arrive_as_normalised_rgb_with_their_pixels_on_the_grid(tracker):
+def test_images_arrive_as_normalized_rgb_with_their_pixels_on_the_grid(tracker):
     backbone = build_backbone(tracker)
     seen = []
     backbone.net.stages[0].embed.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
@@ -226,18 +249,20 @@ def test_pictures_arrive_as_normalised_rgb_with_their_pixels_on_the_grid(tracker
     assert not seen[0][:, :, 0].any() and not seen[0][:, :, :, 0].any()  # the network's mean
 
 
+@pytest.mark.parametrize("name", ["sbt_test", "acme"])
 @torch.inference_mode()
-def test_phases_give_the_numbers_of_training_and_encode_a_template_once(tracker):
-    model = build(tracker).eval()
-    pictures = pair(1, x_size=303)
-    expected = model(pictures, phase="train")
+def test_phases_give_the_numbers_of_training_and_encode_a_template_once(tracker, acme, name):
+    model = build(tracker, backbone=build_backbone(tracker, model=name)).eval()
+    images = pair(1, x_size=303)
+    expected = model(images, phase="train")
     calls = Counter()
     net = model.basemodel.net
-    net.stages[0].embed.register_forward_pre_hook(lambda _, args: calls.update([args[0][0].shape[-1]]))
-    features = model(pictures["im_z"], phase="feature")
+    first = net.get_submodule(net.pretrained_cfg["first_conv"])
+    first.register_forward_pre_hook(lambda _, args: calls.update([args[0].shape[-1]]))
+    features = model(images["im_z"], phase="feature")
     assert len(features) == 1 and isinstance(features[0], ca.TemplateState)
     for _ in range(2):
-        score, boxes, cls, ctr, extra = model(pictures["im_x"], *features, phase="track")
+        score, boxes, cls, ctr, extra = model(images["im_x"], *features, phase="track")
     assert calls == {128: 1, 304: 2}
     assert score.shape == (1, 23 * 23, 1) and boxes.shape == (1, 23 * 23, 4)
     torch.testing.assert_close(cls, expected["cls_pred"].sigmoid(), rtol=0, atol=1e-6)
@@ -246,7 +271,7 @@ def test_phases_give_the_numbers_of_training_and_encode_a_template_once(tracker)
     assert torch.equal(score, cls * ctr)
     assert set(extra) == {"c_x", "r_x", "corr_fea"} and model.cf is extra["c_x"]
     model.set_hps({"corr_fea_output": True})
-    assert "corr_fea" in model(pictures, phase="train")
+    assert "corr_fea" in model(images, phase="train")
 
 
 @torch.inference_mode()
@@ -258,7 +283,7 @@ def test_several_targets_share_one_model(tracker):
     assert not torch.allclose(*alone)
     assert torch.equal(model(one["im_x"], states[0], phase="track")[0], alone[0])
     both = model(torch.cat([one["im_z"], other["im_z"]]), phase="feature")
-    together = model(one["im_x"], *both, phase="track")[0]  # two targets in one picture
+    together = model(one["im_x"], *both, phase="track")[0]  # two targets in one image
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
 
 
@@ -269,7 +294,7 @@ def test_features_for_the_online_classifier(tracker):
     with pytest.raises(RuntimeError, match="run phase 'feature' first"):
         model.instance(one["im_x"])
     (state,) = model(one["im_z"], phase="feature")
-    model.instance(other["im_x"])  # augmented pictures of one target
+    model.instance(other["im_x"])  # augmented images of one target
     recent = model.cf
     assert recent.shape == (2, WIDTH, 6, 6)
     model(other["im_z"][:1], phase="feature")
@@ -321,8 +346,8 @@ class Stock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, WIDTH, 88, stride=8)
 
-    def forward(self, picture):
-        return self.conv1(picture)
+    def forward(self, image):
+        return self.conv1(image)
 
 
 def test_weights_of_a_backbone(tracker, tmp_path, caplog):
@@ -341,24 +366,26 @@ def test_options_reach_the_network(tracker):
     backbone = build_backbone(
         tracker, depths=[1, 2, 3], mlp_ratios=[8, 8, 4], cross_blocks=cross, drop_path_rate=0.2, z_size=111
     )
-    config = backbone.net.config
-    assert config.depths == (1, 2, 3) and config.mlp_ratios == (8, 8, 4) and config.drop_path_rate == 0.2
-    assert config.cross_blocks == ((), (), (0, 2))
+    assert backbone.net.model_args == {
+        "depths": [1, 2, 3],
+        "mlp_ratios": [8, 8, 4],
+        "cross_blocks": cross,
+        "drop_path_rate": 0.2,
+    }
     assert backbone(pair(1, z_size=111)["im_z"]).shape == (1, WIDTH, 3, 3)
     with torch.device("meta"):
-        fitted = build_backbone(tracker, model=tracker.FITTED, out_channels=256)
-    assert fitted.net.config.depths == (2, 2, 5)
+        fitted = build_backbone(tracker, model=tracker.DEFAULT_NAME, out_channels=256)
     # with 5.9 M of the tracker's own 16.3 M, as the paper's Table 6
     assert sum(p.numel() for p in fitted.parameters()) == 10_379_328
 
 
-def test_mistakes_say_how_to_mend_them(tracker):
+def test_mistakes_say_how_to_mend_them(tracker, acme):
     backbone = build_backbone(tracker)
     with pytest.raises(ValueError, match=r"template is 128 x 128 px, but z_size=127"):
         backbone.encode_template(torch.zeros(1, 3, 128, 128))
     with pytest.raises(RuntimeError, match="151 x 151 px came before any template of z_size=127"):
         backbone(pair()["im_x"])
-    with pytest.raises(ValueError, match="94 px leaves no cell; SiamFC\\+\\+ needs at least 95 px"):
+    with pytest.raises(ValueError, match="94 px has no location; SiamFC\\+\\+ needs at least 95 px"):
         backbone.correlate(backbone.encode_template(pair()["im_z"]), torch.zeros(2, 3, 94, 94))
     with pytest.raises(ValueError, match="Near: sbt_test"):
         build_backbone(tracker, model="sbt_tset")
@@ -368,9 +395,17 @@ def test_mistakes_say_how_to_mend_them(tracker):
         build_backbone(tracker, pretrain_model_path="models/alexnet/alexnet-nopad-bn-md5.pkl")
     with pytest.raises(ValueError, match="without _track or _cls"):
         build_backbone(tracker, model="sbt_test_track")
-    with pytest.raises(ValueError, match=r"not on Stock: set model\.backbone\.name: SBTBackbone"):
+    with pytest.raises(
+        ValueError, match=r"SiamFC\+\+ needs features of stride 8; those of 'acme_rigid' have"
+    ):
+        build_backbone(tracker, model="acme_rigid")
+    with pytest.raises(TypeError, match="depths"):
+        build_backbone(tracker, model="acme", depths=[1, 1, 2])
+    with pytest.raises(ValueError, match="AcmeNet has no gradient checkpointing"):
+        build_backbone(tracker, model="acme", grad_checkpointing=True)
+    with pytest.raises(ValueError, match=r"not on Stock: set model\.backbone\.name: SiamFCppBackbone"):
         build(tracker, backbone=Stock())
-    with pytest.raises(ValueError, match=r"head_width=8 must equal SBTBackbone\.out_channels=16"):
+    with pytest.raises(ValueError, match=r"head_width=8 must equal SiamFCppBackbone\.out_channels=16"):
         build(tracker, head_width=8)
     with pytest.raises(ValueError, match="no TensorRT form"):
         build(tracker, trt_mode=True)

@@ -14,7 +14,7 @@ import correlation_aware as ca
 from correlation_aware.adapters import stark
 
 ROOT = Path(__file__).resolve().parent.parent
-T, S = 64, 128  # pixels of template and search picture
+T, S = 64, 128  # pixels of template and search image
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def config(
     )
 
 
-def picture(side, seed=0, batch=1):
+def image(side, seed=0, batch=1):
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
@@ -69,9 +69,7 @@ def features(module, image):
 
 
 def frames(count, seed=0):
-    return [
-        {"template": picture(T, seed + 2 * i), "search": picture(S, seed + 2 * i + 1)} for i in range(count)
-    ]
+    return [{"template": image(T, seed + 2 * i), "search": image(S, seed + 2 * i + 1)} for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -87,18 +85,21 @@ def test_a_nested_tensor_goes_in_and_a_dict_of_one_comes_out(
     for side in sides:
         mask = torch.zeros(1, side, side, dtype=torch.bool)
         mask[:, : side // 2] = True  # the upper half is padding
-        out = module(nested(picture(side), mask))
-        assert list(out) == ["0"] and type(out["0"]) is type(nested(picture(side)))
-        cells = side // stride
-        assert out["0"].tensors.shape == (1, channels, cells, cells) and out["0"].tensors.is_contiguous()
-        assert out["0"].mask.dtype == torch.bool and out["0"].mask.shape == (1, cells, cells)
-        assert out["0"].mask[:, : cells // 2].all() and not out["0"].mask[:, cells // 2 :].any()
+        out = module(nested(image(side), mask))
+        assert list(out) == ["0"] and type(out["0"]) is type(nested(image(side)))
+        locations = side // stride
+        assert (
+            out["0"].tensors.shape == (1, channels, locations, locations) and out["0"].tensors.is_contiguous()
+        )
+        assert out["0"].mask.dtype == torch.bool and out["0"].mask.shape == (1, locations, locations)
+        assert out["0"].mask[:, : locations // 2].all() and not out["0"].mask[:, locations // 2 :].any()
 
 
 @torch.no_grad()
-def test_search_features_are_those_of_the_two_input_network(stand_in):
-    module = backbone().eval()
-    template, search = picture(T, 1, batch=2), picture(S, 2, batch=2)
+@pytest.mark.parametrize("name", ["sbt_test", "acme", "acme_rigid"])
+def test_search_features_are_those_of_the_two_input_network(stand_in, acme, name):
+    module = backbone(type=name).eval()
+    template, search = image(T, 1, batch=2), image(S, 2, batch=2)
     # one stream in a pack against two alike: sums of other lengths
     torch.testing.assert_close(features(module, template), module.net(template, template), rtol=0, atol=1e-6)
     assert torch.equal(features(module, search), module.net(template, search))
@@ -109,22 +110,24 @@ def test_the_template_is_encoded_once(stand_in):
     module = backbone().eval()
     calls = []
     module.net.stages[0].embed.proj.register_forward_hook(lambda m, i, o: calls.append(i[0].shape[-1]))
-    features(module, picture(T))
+    features(module, image(T))
     for seed in range(3):
-        features(module, picture(S, seed))
+        features(module, image(S, seed))
     assert calls == [T, S, S, S]
 
 
 @torch.no_grad()
-def test_first_and_dynamic_template_are_seen_together(stand_in):
-    module = backbone(number=2).eval()
-    first, dynamic, search = picture(T, 1), picture(T, 2), picture(S, 3)
+@pytest.mark.parametrize("name", ["sbt_test", "acme"])
+def test_first_and_dynamic_template_are_seen_together(stand_in, acme, name):
+    module = backbone(type=name, number=2).eval()
+    first, dynamic, search = image(T, 1), image(T, 2), image(S, 3)
     features(module, first), features(module, dynamic)
     both = features(module, search)
-    states = [module.net.encode_template(t).features for t in (first, dynamic)]
-    assert torch.equal(both, module.net(ca.TemplateState(torch.cat(states, dim=1)), search))
+    states = [module.net.encode_template(t) for t in (first, dynamic)]
+    assert torch.equal(both, module.net(module.net.join_templates(states), search))
     assert not torch.equal(both, module.net(first, search))
-    features(module, dynamic)  # behind a search picture begins the next sample
+    assert not torch.equal(both, module.net(dynamic, search))
+    features(module, dynamic)  # after a search image the next sample begins
     assert torch.equal(features(module, search), module.net(dynamic, search))
 
 
@@ -132,8 +135,8 @@ def test_first_and_dynamic_template_are_seen_together(stand_in):
 def test_a_later_template_replaces_the_one_of_stark_s(stand_in):
     module = backbone().eval()
     for seed in (1, 2):
-        features(module, picture(T, seed))
-    assert torch.equal(features(module, picture(S)), module.net(picture(T, 2), picture(S)))
+        features(module, image(T, seed))
+    assert torch.equal(features(module, image(S)), module.net(image(T, 2), image(S)))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -142,21 +145,22 @@ def test_order_decides_where_one_size_serves_both(stand_in, training, number):
     module = backbone(template=T, search=T, number=number).train(training)
     for _ in range(2):  # samples
         for seed in range(number):
-            features(module, picture(T, seed))
-        states = [module.net.encode_template(picture(T, seed)).features for seed in range(number)]
-        expected = module.net(ca.TemplateState(torch.cat(states, dim=1)), picture(T, 9))
-        assert torch.equal(features(module, picture(T, 9)), expected)
+            features(module, image(T, seed))
+        states = [module.net.encode_template(image(T, seed)) for seed in range(number)]
+        expected = module.net(module.net.join_templates(states), image(T, 9))
+        assert torch.equal(features(module, image(T, 9)), expected)
 
 
 @pytest.mark.parametrize("module", ["stark_s", "stark_st"])
-def test_a_training_step_reaches_every_parameter(stand_in, module):
+@pytest.mark.parametrize("name", ["sbt_test", "acme"])
+def test_a_training_step_reaches_every_parameter(stand_in, acme, module, name):
     number = 2 if module == "stark_st" else 1
-    net = network(module, number=number).train()
+    net = network(module, type=name, number=number).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(3):
-        parts = [net(img=nested(picture(T, seed, batch=2)), mode="backbone") for seed in range(number)]
-        parts.append(net(img=nested(picture(S, 7, batch=2)), mode="backbone"))
+        parts = [net(img=nested(image(T, seed, batch=2)), mode="backbone") for seed in range(number)]
+        parts.append(net(img=nested(image(S, 7, batch=2)), mode="backbone"))
         assert net.backbone[0].templates == ()  # no graph is held
         sequence = {k: torch.cat([p[k] for p in parts], dim=1 if k == "mask" else 0) for k in parts[0]}
         box, logit = net(seq_dict=sequence, mode="transformer")
@@ -189,6 +193,22 @@ def test_learning_rate_groups_are_stark_s(stand_in):
     assert not any(p.requires_grad for p in frozen.backbone.parameters())
 
 
+def test_the_former_name_of_the_backbone():
+    with pytest.warns(DeprecationWarning, match="'CABackbone' is called 'STARKBackbone' now"):
+        assert stark.CABackbone is stark.STARKBackbone
+
+
+def test_types_are_names_of_the_zoo_or_stark_s_own(stand_in, acme, tmp_path):
+    assert type(network(type="acme").backbone[0].net).__name__ == "AcmeNet"
+    assert network(type="resnet50").backbone[0].num_channels == 24
+    source = ca.create_model("sbt_test")
+    folder = ca.save_pretrained(source, tmp_path)
+    loaded = network(type=str(folder)).backbone[0].net.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in source.state_dict().items())
+    with pytest.raises(ValueError, match=r"There is no model 'acm'\. Near: acme"):
+        network(type="acm")
+
+
 def test_weights_survive_saving_and_loading_strictly(stand_in):
     net = network()
     again = network()
@@ -215,17 +235,15 @@ def test_testers_get_our_trackers_and_stock_types_stay(stand_in):
     assert tracker.track(second).shape == (1, 4)
 
 
-@pytest.mark.parametrize("size", [S, T])  # of the search picture: T tells nothing
+@pytest.mark.parametrize("size", [S, T])  # of the search image; with T the size does not tell the role
 def test_stark_st_keeps_the_first_and_the_latest_template(stand_in, size):
     net = network("stark_st", search=size, number=2)
     tracker, module = stark.STARK_ST_CA(net), net.backbone[0]
     clip = [{**frame, "search": frame["search"][..., :size, :size]} for frame in frames(5)]
-    encoded = [module.net.encode_template(f["template"]).features for f in clip]
+    encoded = [module.net.encode_template(f["template"])[0] for f in clip]
 
     def kept(*numbers):
-        return all(
-            torch.equal(s.features, encoded[n]) for s, n in zip(tracker.templates, numbers, strict=True)
-        )
+        return all(torch.equal(s[0], encoded[n]) for s, n in zip(tracker.templates, numbers, strict=True))
 
     tracker.initialize(clip[0], {})
     assert kept(0, 0)  # as STARK does until the first update
@@ -263,32 +281,42 @@ def test_the_paper_s_network_has_the_paper_s_parameters(stand_in):
         module = backbone(type="SBT", template=128, search=320)
     # STARK-CA 23.6 M as thop counts it = STARK-S50 23.36 M - ResNet 8.54 M - bottleneck 0.18 M + ours
     assert sum(p.numel() for p in module.parameters()) == 8_985_408
-    assert module.net.config.depths == (2, 2, 4) and module.net.config.mlp_ratios == (8, 8, 4)
+    assert module.net.pretrained_cfg["architecture"] == stark.DEFAULT_NAME
 
 
-def test_mistakes_are_named(stand_in):
+def test_mistakes_are_named(stand_in, acme):
     module = backbone()
     with pytest.raises(RuntimeError, match="before its template"):
-        features(module, picture(S))
+        features(module, image(S))
     with pytest.raises(ValueError, match="is 96 x 96 px; expected a template of 64 px or a search of 128 px"):
-        features(module, picture(96))
+        features(module, image(96))
     with pytest.raises(ValueError, match="is 64 x 128 px"):
         features(module, torch.zeros(1, 3, 64, 128))
     with pytest.raises(ValueError, match=r"expected a template of 64 px"), module.serving((), "template"):
-        features(module, picture(S))
+        features(module, image(S))
     with pytest.raises(ValueError, match="has no mask"):
-        bare = nested(picture(T))
+        bare = nested(image(T))
         bare.mask = None
         module(bare)
     with pytest.raises(ValueError, match=r"Near: .*sbt_small"):
         backbone(type="sbt_smal")
     with pytest.raises(ValueError, match="PREDICT_MASK"):
         backbone(predict_mask=True)
+    with pytest.raises(
+        ValueError, match="STARK needs a feature network, and 'sbt_test_track' is a TrackModel"
+    ):
+        backbone(type="sbt_test_track")
+    with pytest.raises(
+        ValueError, match=r"stride 8; those of 'acme_rigid' have \[4, 8, 16\], and output_stride=8"
+    ):
+        backbone(type="acme_rigid", dilation=True)
+    with pytest.raises(ValueError, match=r"RigidNet takes one template.*Track with STARK-S"):
+        backbone(type="acme_rigid", number=2)
 
 
 def test_a_checkpoint_of_stock_stark_says_what_can_be_kept(stand_in):
     stock, ours = network(type="resnet50"), network()
-    with pytest.raises(RuntimeError, match=r"2 tensors under backbone\.0\.body.*load_stock keeps"):
+    with pytest.raises(RuntimeError, match=r"2 tensors under backbone\.0\.body.*load_stock loads"):
         ours.load_state_dict(stock.state_dict(), strict=True)
     report = stark.load_stock(ours, {"net": stock.state_dict(), "epoch": 500})
     assert "box_head.weight" in report.taken and torch.equal(ours.box_head.weight, stock.box_head.weight)

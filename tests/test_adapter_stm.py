@@ -86,9 +86,9 @@ def stm(monkeypatch):
     sys.modules.pop(NAME, None)
 
 
-def build(stm, **arguments):
+def build(stm, model="sbt_test", **arguments):
     torch.manual_seed(0)
-    return stm.STM_CA(functools.partial(stm.create_network, "sbt_test", **arguments))
+    return stm.STM_CA(functools.partial(stm.create_network, model, **arguments))
 
 
 def video(n=2, size=(64, 96), seed=0):
@@ -173,16 +173,17 @@ def test_a_template_is_encoded_once_a_video(stm):
     net.Encoder_Q.net.model.stages[2].blocks[0].register_forward_pre_hook(lambda *_: calls.update(["Q"]))
     keys, values = net(frames[0], masks, n)
     state = net.target.state
-    assert state.features.shape == (2, 4, 6, 32) and calls == {"M": 2}  # the template, and the memory
+    assert state[0].shape == (2, 4, 6, 32) and calls == {"M": 2}  # the template, and the memory
     for frame in frames[1:]:
         prediction = net(frame, keys, values, n).softmax(dim=1)
         net(frame, prediction, n)
     assert net.target.state is state and calls == {"M": 4, "Q": 2}
 
 
+@pytest.mark.parametrize("model", ["sbt_test", "acme", "acme_rigid"])
 @torch.inference_mode()
-def test_every_object_has_a_template_of_its_own(stm):
-    net = build(stm).eval()
+def test_every_object_has_a_template_of_its_own(stm, acme, model):
+    net = build(stm, model).eval()
     frames, masks, n = video()
     net(frames[0], masks, n)
     both = net.Encoder_Q(frames[1])[0]
@@ -208,10 +209,10 @@ def test_a_new_video_resets_by_itself(stm, dtype):
     assert net.target.state is first
     other_frames, other_masks, other_n = video(1, (80, 64), seed=3)
     net(other_frames[0], other_masks.to(dtype), other_n)
-    assert net.target.state is not first and net.target.state.features.shape[:3] == (1, 5, 4)
+    assert net.target.state is not first and net.target.state[0].shape[:3] == (1, 5, 4)
     fresh = build(stm).eval()
     fresh.memorize(other_frames[0], other_masks.to(dtype), other_n)
-    assert torch.equal(net.target.state.features, fresh.target.state.features)  # nothing of the first is left
+    assert torch.equal(net.target.state[0], fresh.target.state[0])  # nothing of the first is left
 
 
 @torch.inference_mode()
@@ -233,22 +234,25 @@ def test_sizes_that_stride_16_does_not_divide_are_padded_around(stm):
     net = build(stm).eval()
     frames, masks, n = video()
     net.set_template(F.pad(frames[0], (3, 3, 2, 2)), F.pad(masks, (3, 3, 2, 2)), n)
-    assert net.target.state.features.shape[1:3] == (5, 7)
-    larger = net.target.state.features
+    assert net.target.state[0].shape[1:3] == (5, 7)
+    larger = net.target.state[0]
     net.set_template(F.pad(frames[0], (8, 8, 8, 8)), F.pad(masks, (8, 8, 8, 8)), n)
-    torch.testing.assert_close(larger, net.target.state.features, rtol=0, atol=1e-5)
+    torch.testing.assert_close(larger, net.target.state[0], rtol=0, atol=1e-5)
 
 
-def test_a_gradient_in_every_parameter(stm):
-    net = build(stm).train()
+@pytest.mark.parametrize("model", ["sbt_test", "acme"])
+def test_a_gradient_in_every_parameter(stm, acme, model):
+    net = build(stm, model).train()
     frames, masks, n = video()
     keys, values = net(frames[0], masks, n)
     prediction = net(frames[1], keys, values, n)
     more = net(frames[1], prediction.softmax(dim=1), n)
     logit = net(frames[2], *(torch.cat(pair, dim=3) for pair in zip((keys, values), more)), n)
     F.cross_entropy(logit, masks.argmax(dim=1)).backward()
-    assert not [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert copy.deepcopy(net).target.state is None  # a template hangs on the graph, and is no weight
+    missing = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    only_templates = {f"Encoder_Q.net.model.key.{name}" for name in ("weight", "bias")}  # Encoder_M's are used
+    assert missing == (only_templates if model == "acme" else set())
+    assert copy.deepcopy(net).target.state is None  # a state is part of the graph, and not a weight
 
 
 @torch.inference_mode()
@@ -291,7 +295,7 @@ def test_networks(stm, tmp_path):
     assert torch.equal(encoder.net.model.stages[0].embed.proj.weight, net.stages[0].embed.proj.weight)
     with torch.device("meta"):
         query = stm.Encoder_Q()
-    assert query.net.model.config.depths == (2, 2, 4)
+    assert query.net.pretrained_cfg["architecture"] == stm.DEFAULT_NAME
     # with 15.9 M of STM's own layers 25.0 M; the paper's Table 6 has 25.1 M on the query path
     assert sum(p.numel() for p in query.parameters()) == 9_052_224
     other = ca.create_model("sbt_test", features_only=True)
@@ -299,6 +303,26 @@ def test_networks(stm, tmp_path):
         stm.Encoder_Q(other)
     with pytest.raises(ValueError, match="Near: sbt_test"):
         stm.create_network("sbt_tset")
+    with pytest.raises(TypeError, match=r"Unknown argument 'depth'\. Near: depths"):
+        stm.create_network("sbt_test", depth=(1, 1, 2))
+    with (
+        pytest.warns(DeprecationWarning, match="'stm_ca' is called 'sbt_small_stm' now"),
+        torch.device("meta"),
+    ):
+        assert stm.create_network("stm_ca").pretrained_cfg["architecture"] == stm.DEFAULT_NAME
+    with pytest.warns(DeprecationWarning, match="'FITTED' is called 'DEFAULT_NAME'"):
+        assert stm.FITTED == stm.DEFAULT_NAME
+
+
+def test_masks_need_a_first_convolution(stm, acme):
+    network = stm.create_network("acme")
+    network.model.stem.conv = nn.Conv2d(3, 8, 7, 4, 3, groups=1)  # another one is found under the same name
+    assert type(stm.Encoder_M(network).net.model.stem.conv).__name__ == "MaskedConv"
+    for change in ({"first_conv": None}, {"first_conv": "model.stem.norm"}):
+        network = stm.create_network("acme")
+        network.pretrained_cfg |= change
+        with pytest.raises(ValueError, match=r"masks need a network that begins with a Conv2d.*AcmeNet"):
+            stm.Encoder_M(network)
 
 
 @torch.inference_mode()

@@ -37,7 +37,8 @@ def test_the_zoo_has_the_published_names():
     bases = [f"sbt_{size}" for size in ("light", "small", "base", "large")]
     bases += [f"sbt_{size}_pvtv2" for size in ("light", "small", "base", "large", "huge")] + ["sbt_test"]
     names = [f"{b}{kind}" for b in bases for kind in ("", "_track", "_cls")]
-    assert sorted(NAMES) == sorted([*names, "sbt_light_cell_track", "sbt_light_half_track"])
+    adapted = [f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")]
+    assert sorted(NAMES) == sorted([*names, *adapted, "sbt_light_cell_track", "sbt_light_half_track"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,8 +94,28 @@ def test_a_cached_template_gives_the_same_numbers(name):
     z, x = net.forward_features(
         template, search
     )  # the last block runs on both streams here, on the search alone there
-    torch.testing.assert_close(x, net(template, search), rtol=0, atol=1e-6)
-    assert z.shape == (1, net.num_features, 4, 4) and x.shape == (1, net.num_features, 8, 8)
+    torch.testing.assert_close(x, net(template, search), rtol=0, atol=2e-6)  # LayerNorm's, so up to about 4
+    stride = net.feature_info.reduction()[-1]
+    assert stride == (16 if name in ("sbt_small_stark", "sbt_small_stm") else 8)
+    assert z.shape[1:] == (net.num_features, 32 // stride, 32 // stride)
+    assert x.shape[1:] == (net.num_features, 64 // stride, 64 // stride)
+
+
+@pytest.mark.parametrize("name", ["sbt_test", "sbt_test_track", "sbt_small_stm"])
+def test_the_output_stride_is_an_argument(name):
+    for stride in (8, 16):
+        net = ca.create_model(name, output_stride=stride, device="meta")
+        assert net.feature_info.reduction() == [4, 8, stride]
+    with pytest.raises(ValueError, match="output_stride=32 is not one of 8, 16"):
+        ca.create_model(name, output_stride=32, device="meta")
+    assert ca.create_model(name, strides=(4, 2, 2), output_stride=16, device="meta").model_args == {
+        "strides": (4, 2, 2),
+        "output_stride": 16,
+    }
+    with pytest.raises(ValueError, match=r"strides=\(4, 2, 1\) have the output stride 8, not output_"):
+        ca.create_model(name, strides=(4, 2, 1), output_stride=16, device="meta")
+    with pytest.raises(TypeError, match="'output_stride'"):
+        ca.create_model("sbt_test_cls", output_stride=16)
 
 
 @pytest.mark.parametrize("overrides", [{}, {"cross_blocks": ((), (0,), (1, 3))}, {"stage_norms": True}])

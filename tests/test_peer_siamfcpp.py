@@ -65,9 +65,9 @@ samples = []
 for i in range(1, 5):
     pair = {"is_negative_pair": False}
     for key, frame, size in (("data1", 0, None), ("data2", i, 303)):
-        picture = cv2.imread(f"data/val/clip/{frame + 1:08d}.jpg").astype(np.float32)
+        image = cv2.imread(f"data/val/clip/{frame + 1:08d}.jpg").astype(np.float32)
         x, y, w, h = boxes[frame]
-        crop, scale = get_crop(picture, (x + w / 2, y + h / 2), (w, h), 127, x_size=size)
+        crop, scale = get_crop(image, (x + w / 2, y + h / 2), (w, h), 127, x_size=size)
         middle, half = (crop.shape[0] - 1) / 2, np.array([w, h]) * scale / 2
         pair[key] = {"image": crop, "anno": np.concatenate([middle - half, middle + half])}
     samples.append(make_target(pair))

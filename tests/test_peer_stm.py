@@ -63,13 +63,13 @@ print("RESULT", json.dumps({"losses": losses, "unused": unused}))
 
 
 def draw_labels(size, boxes):
-    """A palette picture with an ellipse in each box (x, y, w, h)."""
+    """A palette image with an ellipse in each box (x, y, w, h)."""
     labels = np.zeros(size, np.uint8)
     for i, (x, y, w, h) in enumerate(boxes, 1):
         cv2.ellipse(labels, (int(x + w / 2), int(y + h / 2)), (int(w / 2), int(h / 2)), 0, 0, 360, i, -1)
-    picture = Image.fromarray(labels, "P")
-    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 759)
-    return picture
+    image = Image.fromarray(labels, "P")
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 759)
+    return image
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from correlation_aware.adapters.prroi_pool import PrRoIPool2D, prroi_pool2d
 
 BOXES = {
     "inside": (6.3, 9.1, 41.7, 33.2),
-    "a fraction of a cell": (18.2, 17.1, 19.4, 20.9),
+    "a fraction of a location": (18.2, 17.1, 19.4, 20.9),
     "over the border": (-13.0, 21.5, 27.0, 75.0),
     "outside": (-60.0, -60.0, -20.0, -20.0),
-    "on cells": (8.0, 16.0, 32.0, 48.0),
+    "on locations": (8.0, 16.0, 32.0, 48.0),
 }
 
 
 def surface(plane, y, x):
-    """The bilinear surface through the cells of (H, W) and zeros around, at a grid of points."""
+    """The bilinear surface through the locations of (H, W) and zeros around, at a grid of points."""
     padded = np.pad(plane, 2)
     y, x = (np.clip(v + 2, 0, n - 1.001) for v, n in zip((y, x), padded.shape))
     rows, columns = (np.floor(v).astype(int) for v in (y, x))
@@ -58,7 +58,7 @@ def test_boxes_may_come_in_any_order_and_number():
     features = torch.randn(3, 2, 8, 8, generator=generator, dtype=torch.float64)
     rois = torch.rand(7, 5, generator=generator, dtype=torch.float64) * 30
     rois[:, 3:] += rois[:, 1:3]
-    rois[:, 0] = torch.tensor([2, 0, 2, 2, 0, 2, 0])  # none in picture 1
+    rois[:, 0] = torch.tensor([2, 0, 2, 2, 0, 2, 0])  # none in image 1
     together = prroi_pool2d(features, rois, 3, 3, 1 / 8)
     for roi, pooled in zip(rois, together):
         alone = prroi_pool2d(

@@ -1,1 +1,1 @@
-"""Drop-in backbones for other people's trackers; one thin file per tracker, imported only on use."""
+"""Backbones for other people's trackers; one file a tracker, which imports that tracker's code."""

@@ -1,11 +1,12 @@
-"""DiMP with correlation-aware features: the classifier and the box regressor of pytracking, our backbone.
+"""DiMP with correlation-aware features: the classifier and the box regressor of pytracking on our backbone.
 
 Paper: `Learning Discriminative Model Prediction for Tracking` (Bhat et al., ICCV 2019) -
-https://arxiv.org/abs/1904.07220. Its code, https://github.com/visionml/pytracking, is neither needed at rest
-nor copied here; it must be importable (`ltr` and `pytracking`) when this module is imported.
+https://arxiv.org/abs/1904.07220. Its code, https://github.com/visionml/pytracking, is not copied here; it
+must be importable (`ltr` and `pytracking`) when this module is imported. Written for commit 7eb9e74.
 
-Importing this module puts two things where pytracking looks for them: `PrRoIPool2D` in plain PyTorch for its
-submodule, which needs CUDA and a compiler, and an empty `model_urls`, which torchvision dropped.
+Importing this module changes two things in other modules so that pytracking can be imported: its submodule
+for `PrRoIPool2D`, which needs CUDA and a compiler, is replaced by one in plain PyTorch, and torchvision gets
+an empty `model_urls`, which it no longer has.
 """
 
 import sys
@@ -20,21 +21,28 @@ import torchvision.models.resnet
 from torch import Tensor, nn
 
 from correlation_aware.adapters import prroi_pool
+from correlation_aware.adapters.backbones import create_features, renamed
 from correlation_aware.adapters.prroi_pool import PrRoIPool2D
-from correlation_aware.models.sbt import SBTFeatures, TemplateState
-from correlation_aware.zoo import create_model
+from correlation_aware.models.contract import TemplateState
 
-__all__ = ["DiMPCA", "DiMPnetCA", "PrRoIPool2D", "SBTBackbone", "cut_templates", "dimpnet_sbt"]
+__all__ = [
+    "DEFAULT_NAME",
+    "DiMPBackbone",
+    "DiMPCA",
+    "DiMPnetCA",
+    "PrRoIPool2D",
+    "cut_templates",
+    "dimpnet_sbt",
+]
 
-CHANNELS = {"layer2": 512, "layer3": 1024}  # what DiMP-50's classifier and box regressor take
+DEFAULT_NAME = "sbt_small_stark"
+CHANNELS = {"layer2": 512, "layer3": 1024}  # inputs of DiMP-50's classifier and box regressor
 STRIDES = {"layer2": 8, "layer3": 16}
 FROZEN_NAMES = ("conv1", "bn1", "layer1", "layer2", "layer3")
-# The paper's "modified SBT" as its parameter counts tell: fewer blocks in the last stage
-MODIFIED = {"depths": (2, 2, 4), "cross_blocks": ((), (), (1, 3))}
 
 
 def _bridge() -> None:
-    """Makes pytracking importable beside a present-day torch; see the module's docstring."""
+    """Makes pytracking importable with a current torchvision; see the module's docstring."""
     if not hasattr(torchvision.models.resnet, "model_urls"):
         torchvision.models.resnet.model_urls = {}
     sys.modules["ltr.external.PreciseRoIPooling.pytorch.prroi_pool"] = prroi_pool
@@ -63,13 +71,13 @@ except ModuleNotFoundError as error:
 
 
 def cut_templates(images: Tensor, boxes: Tensor, factor: float, size: int) -> Tensor:
-    """Cuts a square around every box and resizes it, bilinearly; outside, the border repeats.
+    """Crops a square around every box and resizes it, bilinearly; outside the image its border repeats.
 
     Args:
         images: (N, C, H, W).
         boxes: (N, 4) x, y, w, h in pixels of `images`.
         factor: Side of the square over sqrt(w * h).
-        size: Side of the result in pixels.
+        size: Side of the crops in pixels.
 
     Returns:
         (N, C, size, size).
@@ -80,33 +88,36 @@ def cut_templates(images: Tensor, boxes: Tensor, factor: float, size: int) -> Te
     if images.ndim != 4 or boxes.shape != (images.shape[0], 4):
         raise ValueError(
             f"images {tuple(images.shape)} and boxes {tuple(boxes.shape)} must have the shapes "
-            "(N, channels, height, width) and (N, 4): one box (x, y, w, h) for each picture."
+            "(N, channels, height, width) and (N, 4): one box (x, y, w, h) for each image."
         )
     boxes = boxes.to(images)
     sides = factor * boxes[:, 2:].clamp(min=1).prod(dim=1).sqrt()
-    picture = boxes.new_tensor([images.shape[3], images.shape[2]])
-    centres = (2 * boxes[:, :2] + boxes[:, 2:]) / picture - 1  # -1..1 over the picture
-    scales = torch.diag_embed(sides[:, None] / picture)
+    image_size = boxes.new_tensor([images.shape[3], images.shape[2]])
+    centers = (2 * boxes[:, :2] + boxes[:, 2:]) / image_size - 1  # -1..1 over the image
+    scales = torch.diag_embed(sides[:, None] / image_size)
     grid = F.affine_grid(
-        torch.cat([scales, centres[..., None]], dim=2), [len(boxes), 1, size, size], align_corners=False
+        torch.cat([scales, centers[..., None]], dim=2), [len(boxes), 1, size, size], align_corners=False
     )
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-class SBTBackbone(Backbone):
+class DiMPBackbone(Backbone):
     """A two-input backbone with the outputs of pytracking's ResNet-50.
 
-    `layer2` is the second stage at stride 8, `layer3` the third at stride 16, which knows the template.
+    `layer2` are features of stride 8, `layer3` of stride 16, which depend on the template.
 
     Args:
-        model: A feature network of the zoo; None for the paper's "modified SBT".
+        model: A feature network of the zoo with levels of stride 8 and 16, of its own or by `output_stride`;
+            None for `sbt_small_stark`.
         pretrained: As in `create_model`.
-        frozen_layers: What does not train: names of `conv1`, `bn1` (the first patch embedding), `layer1`,
-            `layer2`, `layer3` (the stages, without the necks), or `all`, `none`.
-        overrides: Further fields of `SBTConfig`.
+        frozen_layers: Layers that do not train: `all`, `none`, or names of `conv1` (the first convolution),
+            `bn1` (the norm after it), `layer1` (the levels up to stride 4), `layer2` and `layer3` (those of
+            stride 8 and 16), without the necks.
+        overrides: Further arguments of `create_model`.
 
     Raises:
-        ValueError: An unknown layer or override, a network without three stages.
+        ValueError: An unknown layer, or a network without one of the strides.
+        TypeError: An override that the network does not have.
     """
 
     def __init__(
@@ -125,43 +136,58 @@ class SBTBackbone(Backbone):
                     f"'none' or a list of {', '.join(FROZEN_NAMES)}."
                 )
         super().__init__(frozen_layers=frozen_layers)
-        options = {"strides": (4, 2, 2), **(MODIFIED if model is None else {}), **(overrides or {})}
-        trunk = create_model(
-            model or "sbt_small_pvtv2", pretrained, features_only=True, out_indices=(1, 2), **options
+        self.trunk = create_features(
+            "DiMP", model or DEFAULT_NAME, tuple(STRIDES.values()), pretrained, overrides
         )
-        assert isinstance(trunk, SBTFeatures)
-        if tuple(trunk.feature_info.reduction()) != tuple(STRIDES.values()):
-            raise ValueError(
-                f"strides={options['strides']} give features at strides {trunk.feature_info.reduction()}; "
-                "DiMP needs 8 and 16, for example strides=(4, 2, 2)."
-            )
-        self.trunk = trunk
         self.necks = nn.ModuleDict(
             {
                 layer: nn.Conv2d(channels, CHANNELS[layer], 1)
-                for layer, channels in zip(CHANNELS, trunk.feature_info.channels())
+                for layer, channels in zip(CHANNELS, self.trunk.feature_info.channels())
             }
         )
+        if not isinstance(frozen_layers, str):
+            for name in names:
+                if not list(self._layer(name).parameters()):
+                    raise ValueError(
+                        f"frozen_layers has {name!r}, which {model or DEFAULT_NAME!r} does not have."
+                    )
 
     @property
     def conv1(self) -> nn.Module:
-        return self.layer1.get_submodule("embed.proj")
+        return self._layer("conv1")
 
     @property
     def bn1(self) -> nn.Module:
-        return self.layer1.get_submodule("embed.norm")
+        return self._layer("bn1")
 
     @property
     def layer1(self) -> nn.Module:
-        return self.trunk.model.stages[0]
+        return self._layer("layer1")
 
     @property
     def layer2(self) -> nn.Module:
-        return self.trunk.model.stages[1]
+        return self._layer("layer2")
 
     @property
     def layer3(self) -> nn.Module:
-        return self.trunk.model.stages[2]
+        return self._layer("layer3")
+
+    def _layer(self, name: str) -> nn.Module:
+        """The modules that take the place of a layer of ResNet-50's; empty if there are none."""
+        if name.startswith("layer"):
+            low, high = {"layer1": (0, 4), "layer2": (4, 8), "layer3": (8, 16)}[name]
+            last = self.trunk.out_indices[-1]
+            levels = [x for x in self.trunk.feature_info.info[: last + 1] if low < x["reduction"] <= high]
+            return nn.ModuleList(self.trunk.model.get_submodule(level["module"]) for level in levels)
+        first: str | None = self.trunk.pretrained_cfg["first_conv"]
+        if first is None:
+            return nn.ModuleList()
+        conv = self.trunk.get_submodule(first)
+        if name == "conv1":
+            return conv
+        siblings = list(self.trunk.get_submodule(first.rpartition(".")[0]).children())
+        after = siblings[siblings.index(conv) + 1 :][:1]
+        return nn.ModuleList(m for m in after if "norm" in type(m).__name__.lower())
 
     def out_feature_strides(self, layer: str | None = None) -> Any:
         """Stride in pixels of a layer, or of all."""
@@ -172,7 +198,7 @@ class SBTBackbone(Backbone):
         return CHANNELS if layer is None else CHANNELS[layer]
 
     def encode_template(self, template: Tensor) -> TemplateState:
-        """(N, 3, Hz, Wz) -> what the search features need of it; see `SBT.encode_template`."""
+        """(N, 3, Hz, Wz) -> its state; see `TwoInputModel.encode_template`."""
         return self.trunk.encode_template(template)
 
     def forward(
@@ -181,10 +207,10 @@ class SBTBackbone(Backbone):
         output_layers: Sequence[str] | None = None,
         template: Tensor | TemplateState | None = None,
     ) -> "OrderedDict[str, Tensor]":
-        """Features of the search pictures.
+        """Features of search images.
 
         Args:
-            x: (B, 3, H, W) search pictures, RGB in ImageNet normalisation.
+            x: (B, 3, H, W) search images, normalized RGB.
             output_layers: Some of `layer2`, `layer3`; both by default.
             template: (N, 3, Hz, Wz) or its state; N is B, or one of them 1.
 
@@ -200,8 +226,8 @@ class SBTBackbone(Backbone):
                 raise ValueError(f"There is no output layer {layer!r}; there are {', '.join(CHANNELS)}.")
         if template is None:
             raise ValueError(
-                "A search picture came without a template. Track with DiMPCA instead of DiMP, or call "
-                "net.encode_template(images, boxes) first and pass template=... with the picture."
+                "A search image came without a template. Track with DiMPCA instead of DiMP, or call "
+                "net.encode_template(images, boxes) first and pass template=... with the image."
             )
         features = dict(zip(CHANNELS, self.trunk(template, x)))
         return OrderedDict((layer, self.necks[layer](features[layer])) for layer in layers)
@@ -211,26 +237,26 @@ class DiMPnetCA(DiMPnet):
     """DiMP's network with a two-input backbone; the arguments are those of pytracking's `DiMPnet`."""
 
     def encode_template(self, images: Tensor, boxes: Tensor) -> TemplateState:
-        """What search features need of targets: a template is cut around each box.
+        """State of the templates that are cropped around the boxes.
 
         Args:
-            images: (N, 3, H, W), RGB in ImageNet normalisation.
+            images: (N, 3, H, W), normalized RGB.
             boxes: (N, 4) x, y, w, h in pixels of `images`.
         """
-        config = self.feature_extractor.trunk.model.config
-        templates = cut_templates(images, boxes, config.template_factor, config.template_size)
+        sizes = self.feature_extractor.trunk.sizes
+        templates = cut_templates(images, boxes, sizes.template_factor, sizes.template_size)
         return self.feature_extractor.encode_template(templates)
 
     def extract_backbone_features(
         self, im: Tensor, layers: Sequence[str] | None = None, template: TemplateState | None = None
     ) -> "OrderedDict[str, Tensor]":
-        """Features of pictures (B, 3, H, W); see `SBTBackbone.forward`."""
+        """Features of images (B, 3, H, W); see `DiMPBackbone.forward`."""
         return self.feature_extractor(im, self.output_layers if layers is None else layers, template)
 
     def forward(
         self, train_imgs: Tensor, test_imgs: Tensor, train_bb: Tensor, test_proposals: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The pass of training. A sequence's template is cut from its first train image, at that box.
+        """The forward pass of training. A sequence's template is cropped from its first train image.
 
         Args:
             train_imgs: (train images, sequences, 3, H, W).
@@ -239,18 +265,21 @@ class DiMPnetCA(DiMPnet):
             test_proposals: (test images, sequences, proposals, 4).
 
         Returns:
-            Scores (test images, sequences, H', W') after every step of the filter's optimiser, and the
+            Scores (test images, sequences, H', W') after every step of the filter's optimizer, and the
             overlaps (test images, sequences, proposals) predicted for the proposals.
+
+        Raises:
+            ValueError: Images of other shapes.
         """
         if train_imgs.ndim != 5 or test_imgs.ndim != 5:
             raise ValueError(
                 f"Images have shapes {tuple(train_imgs.shape)} and {tuple(test_imgs.shape)}; expected "
                 "(images, sequences, 3, height, width) for both."
             )
-        state = self.encode_template(train_imgs[0], train_bb[0]).features
-        features = [  # pictures come image by image, so the states of all sequences repeat
+        state = self.encode_template(train_imgs[0], train_bb[0])
+        features = [  # all sequences of the first image, then of the second: the state repeats
             self.extract_backbone_features(
-                images.flatten(0, 1), template=TemplateState(state.repeat(len(images), 1, 1, 1))
+                images.flatten(0, 1), template=TemplateState.cat([state] * len(images))
             )
             for images in (train_imgs, test_imgs)
         ]
@@ -262,10 +291,10 @@ class DiMPnetCA(DiMPnet):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As of every module, but a checkpoint of stock DiMP is named as such.
+        """As of every module, with a separate error for a checkpoint of stock DiMP.
 
         Raises:
-            RuntimeError: Names or shapes do not fit; for stock DiMP's it says which would.
+            RuntimeError: Names or shapes do not fit; the error for stock DiMP names the modules that would.
         """
         if strict and "feature_extractor.conv1.weight" in state_dict:
             own = self.state_dict()
@@ -306,14 +335,17 @@ def dimpnet_sbt(
     target_mask_act: str = "sigmoid",
     detach_length: float = float("inf"),
 ) -> DiMPnetCA:
-    """In place of pytracking's `dimpnet50`, with its arguments; pytracking saves and loads the result.
+    """Replacement of pytracking's `dimpnet50`, with its arguments; pytracking can save and load the network.
 
     Args:
-        backbone: A feature network of the zoo; None for the paper's "modified SBT".
-        backbone_overrides: Further fields of `SBTConfig`, for example `{"drop_path_rate": 0.1}`.
+        backbone: A feature network of the zoo; None for `sbt_small_stark`, the paper's "modified SBT".
+        backbone_overrides: Further arguments of `create_model`, for example `{"drop_path_rate": 0.1}`.
         backbone_pretrained: As `pretrained` of `create_model`.
-        frozen_backbone_layers: See `SBTBackbone`.
-        filter_size: This and what follows go to `dimpnet50` as they are.
+        frozen_backbone_layers: See `DiMPBackbone`.
+        filter_size: This argument and those after it are passed to `dimpnet50`.
+
+    Raises:
+        ValueError, TypeError: As of `DiMPBackbone`.
     """
     stock = dimpnet50(
         backbone_pretrained=False,
@@ -337,12 +369,12 @@ def dimpnet_sbt(
         target_mask_act=target_mask_act,
         detach_length=detach_length,
     )
-    features = SBTBackbone(backbone, backbone_pretrained, frozen_backbone_layers, backbone_overrides)
+    features = DiMPBackbone(backbone, backbone_pretrained, frozen_backbone_layers, backbone_overrides)
     return DiMPnetCA(features, stock.classifier, stock.bb_regressor, "layer3", ["layer2", "layer3"])
 
 
 class _Bound:
-    """A tracker's view of the network that all trackers share: features know this tracker's template."""
+    """A network that trackers share, with the template of one of them."""
 
     def __init__(self, net: Any, template: TemplateState) -> None:
         self._net = net
@@ -353,7 +385,7 @@ class _Bound:
         return self._net.extract_backbone_features(self._net.preprocess_image(im), template=self._template)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not yet set, while being copied
+        if name.startswith("_"):  # not set yet during copy and unpickling
             raise AttributeError(name)
         return getattr(self._net, name)
 
@@ -361,14 +393,17 @@ class _Bound:
 class DiMPCA(DiMP):
     """DiMP's tracker for a `DiMPnetCA`. The target's template is encoded once, in the first frame.
 
-    The template is the tracker's own: many trackers, and so many targets, share one network. It stays as it
-    is, since the classifier's memory keeps features that were made with it.
+    The template's state belongs to the tracker, so trackers of several targets share one network. It is never
+    updated, since the classifier's memory keeps features that were computed with it.
+
+    Attributes:
+        template: State of the template; None before `initialize`.
     """
 
     template: TemplateState | None = None
 
     def generate_init_samples(self, im: Tensor) -> Any:
-        """Features of the augmented first frame; encodes the template before.
+        """Encodes the template, and computes the features of the augmented first frame.
 
         Args:
             im: (1, 3, H, W), 0..255.
@@ -384,15 +419,15 @@ class DiMPCA(DiMP):
             )
         size = self.img_sample_sz
         patch, coords = sample_patch(im, self.pos, self.target_scale * size, size)
-        centres, scales = self.get_sample_location(coords)
-        box = self.get_iounet_box(self.pos, self.target_sz, centres[0], scales[0])
+        centers, scales = self.get_sample_location(coords)
+        box = self.get_iounet_box(self.pos, self.target_sz, centers[0], scales[0])
         with torch.no_grad():
             self.template = net.encode_template(net.preprocess_image(patch), box[None])
         self.net = _Bound(net, self.template)
         return super().generate_init_samples(im)
 
     def extract_backbone_features(self, im: Tensor, pos: Tensor, scales: Any, sz: Tensor) -> Any:
-        """Features around `pos`, one picture a scale; see pytracking's `DiMP`.
+        """Features around `pos`, one image for each scale; see pytracking's `DiMP`.
 
         Raises:
             RuntimeError: There is no template yet.
@@ -400,3 +435,6 @@ class DiMPCA(DiMP):
         if self.template is None:
             raise RuntimeError("There is no template yet: call initialize(image, info) before track(image).")
         return super().extract_backbone_features(im, pos, scales, sz)
+
+
+__getattr__ = renamed(globals(), {"SBTBackbone": "DiMPBackbone"})

@@ -1,4 +1,4 @@
-"""What STARK and the trackers forked from it share: a package named `lib`, and checkpoints with a `net`."""
+"""Common parts for STARK and the trackers forked from it: package `lib`, TYPE, checkpoints."""
 
 import importlib
 from collections.abc import Mapping
@@ -7,17 +7,18 @@ from typing import Any
 from torch import nn
 
 from correlation_aware import weights
+from correlation_aware.adapters.backbones import is_location
 
-__all__ = ["import_lib", "load_stock"]
+__all__ = ["import_lib", "load_stock", "name_and_weights"]
 
 
 def import_lib(module: str, tracker: str, address: str) -> Any:
     """A module of the tracker's `lib`.
 
     Args:
-        module: Without the leading `lib.`.
-        tracker: Its name, for the error.
-        address: Where its code is.
+        module: Name of the module without the leading `lib.`.
+        tracker: Name of the tracker, for the error.
+        address: Address of its code, for the error.
 
     Raises:
         ModuleNotFoundError: The tracker is not importable, or something that it needs.
@@ -34,16 +35,30 @@ def import_lib(module: str, tracker: str, address: str) -> Any:
         ) from error
 
 
-def load_stock(network: nn.Module, checkpoint: Mapping[str, Any]) -> weights.LoadReport:
-    """Starts a tracker on our backbone from a checkpoint of the tracker on its own.
+def name_and_weights(type_name: str, default: str) -> tuple[str, bool]:
+    """Name of the network for a TYPE of a tracker's configuration, and whether it says which weights to load.
 
     Args:
-        network: What the tracker's own builder returned, after `install`.
-        checkpoint: What `torch.load` returned, or its `net`.
+        type_name: A name of `create_model`, with or without a tag, a location, or `SBT`.
+        default: Name of the network for `SBT`.
+    """
+    head, dot, tag = type_name.partition(".")
+    if head.upper() == "SBT":
+        return f"{default}{dot}{tag}", bool(tag)
+    return type_name, bool(tag) or is_location(type_name)
+
+
+def load_stock(network: nn.Module, checkpoint: Mapping[str, Any]) -> weights.LoadReport:
+    """Loads the tracker's own checkpoint into a tracker with our backbone, as far as it fits.
+
+    Args:
+        network: Network of the tracker's own builder, after `install`.
+        checkpoint: Checkpoint of `torch.load`, or its `net`.
 
     Returns:
-        What was taken: what lies behind the backbone, but for layers that its channels shape. What was left:
-        the tracker's backbone. What is fresh: ours, and those layers.
+        Names of the tensors that were loaded (everything after the backbone, except layers whose shape
+        depends on its channels), left over in the checkpoint (the tracker's backbone), and fresh (our
+        backbone, and those layers).
 
     Raises:
         ValueError: Nothing fits.

@@ -3,8 +3,8 @@
 Paper: `Acquisition of Localization Confidence for Accurate Object Detection` (Jiang et al., ECCV 2018) -
 https://arxiv.org/abs/1807.11590
 
-The surface is a sum of hat functions, one a cell, so its integral over a bin separates: along each axis a
-cell weighs as much as the hat's integral grows between the bin's two edges.
+The surface is a sum of hat functions, one for each location, so its integral over a bin is separable: along
+each axis the weight of a location is the growth of its hat's integral between the two edges of the bin.
 """
 
 import torch
@@ -20,17 +20,17 @@ def _hat_integral(u: Tensor) -> Tensor:
     return 0.5 + u - 0.5 * u * u.abs()
 
 
-def _cell_weights(start: Tensor, end: Tensor, bins: int, cells: int) -> tuple[Tensor, Tensor]:
-    """How much of every cell lies in every bin between `start` and `end`, both (R,), in cells.
+def _axis_weights(start: Tensor, end: Tensor, bins: int, locations: int) -> tuple[Tensor, Tensor]:
+    """Integral of every location's hat over every bin between `start` and `end`, both (R,), in locations.
 
     Returns:
-        Weights (R, bins, cells) and the width of a bin (R,).
+        Weights (R, bins, locations) and the width of a bin (R,).
     """
     width = (end - start).clamp(min=0) / bins
     steps = torch.arange(bins + 1, device=start.device, dtype=start.dtype)
     edges = start[:, None] + width[:, None] * steps  # R, bins + 1
-    centres = torch.arange(cells, device=start.device, dtype=start.dtype)
-    return _hat_integral(edges[..., None] - centres).diff(dim=1), width
+    centers = torch.arange(locations, device=start.device, dtype=start.dtype)
+    return _hat_integral(edges[..., None] - centers).diff(dim=1), width
 
 
 def prroi_pool2d(
@@ -39,11 +39,11 @@ def prroi_pool2d(
     """Pools boxes, differentiable in the features and in the boxes.
 
     Args:
-        features: (B, C, H, W); zero outside. Cell (i, j) is the surface's value at y = i, x = j.
-        rois: (R, 5): index of the picture in the batch, then x0, y0, x1, y1 in pixels of the picture.
+        features: (B, C, H, W), zero outside. Location (i, j) is the surface's value at y = i, x = j.
+        rois: (R, 5): index of the image in the batch, then x0, y0, x1, y1 in pixels of the image.
         pooled_height: Bins along y.
         pooled_width: Bins along x.
-        spatial_scale: Cells per pixel, 1 / stride.
+        spatial_scale: Locations per pixel, 1 / stride.
 
     Returns:
         (R, C, pooled_height, pooled_width); zero for a box without area.
@@ -56,23 +56,23 @@ def prroi_pool2d(
     if rois.ndim != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois have shape {tuple(rois.shape)}; expected (boxes, 5): index, x0, y0, x1, y1.")
     x0, y0, x1, y1 = (rois[:, 1:] * spatial_scale).unbind(1)
-    rows, height = _cell_weights(y0, y1, pooled_height, features.shape[2])
-    columns, width = _cell_weights(x0, x1, pooled_width, features.shape[3])
+    rows, height = _axis_weights(y0, y1, pooled_height, features.shape[2])
+    columns, width = _axis_weights(x0, x1, pooled_width, features.shape[3])
     area = height * width
     rows = rows / torch.where(area > 0, area, torch.ones_like(area))[:, None, None]  # weights are 0 at area 0
     index = rois[:, 0].long()
     turn = F.one_hot(index, features.shape[0]).cumsum(0).gather(1, index[:, None])[:, 0] - 1
-    most = int(turn.max()) + 1 if len(rois) else 0  # boxes of one picture
+    most = int(turn.max()) + 1 if len(rois) else 0  # boxes in one image
     rows, columns = (
-        _by_picture(weights.to(features.dtype), index, turn, features.shape[0], most)
+        _by_image(weights.to(features.dtype), index, turn, features.shape[0], most)
         for weights in (rows, columns)
     )
     return torch.einsum("bkph,bchw,bkqw->bkcpq", rows, features, columns)[index, turn]
 
 
-def _by_picture(weights: Tensor, index: Tensor, turn: Tensor, pictures: int, most: int) -> Tensor:
-    """(R, bins, cells) -> (pictures, most, bins, cells): boxes share their picture, without a copy each."""
-    grouped = weights.new_zeros(pictures, most, *weights.shape[1:])
+def _by_image(weights: Tensor, index: Tensor, turn: Tensor, images: int, most: int) -> Tensor:
+    """(R, bins, locations) -> (images, most, bins, locations): no box needs a copy of its features."""
+    grouped = weights.new_zeros(images, most, *weights.shape[1:])
     return grouped.index_put((index, turn), weights)
 
 
@@ -82,7 +82,7 @@ class PrRoIPool2D(nn.Module):
     Args:
         pooled_height: Bins along y.
         pooled_width: Bins along x.
-        spatial_scale: Cells per pixel, 1 / stride.
+        spatial_scale: Locations per pixel, 1 / stride.
     """
 
     def __init__(self, pooled_height: int, pooled_width: int, spatial_scale: float) -> None:

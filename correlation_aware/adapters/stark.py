@@ -5,12 +5,13 @@
     stark.install()
 
 in `tracking/test.py` and in `lib/train/run_training.py`, below their imports, and
-`MODEL.BACKBONE.TYPE: sbt_small` in the YAML: a name of the zoo, or `SBT` for the network that comes nearest
-to the paper's STARK-CA. Written against the interface of commit 162e1d3; nothing of STARK is copied.
+`MODEL.BACKBONE.TYPE: sbt_small` in the YAML: a name of the zoo, or `SBT` for `sbt_small_stark`, which is
+nearest to the paper's STARK-CA. Written for the interface of commit 162e1d3; nothing of STARK is copied.
 
-STARK runs its backbone on the template first and on the search picture later, and joins the two maps behind
-it. Here a template's call keeps its state for the search calls to come, and returns the features of the
-template correlated with itself; a search call returns features that are correlated with the templates.
+STARK runs its backbone on the template first and on the search image later, and its transformer joins the two
+feature maps. Here a template call keeps the template's state for the search calls that follow, and returns
+the features of the template correlated with itself; a search call returns features that are correlated with
+the templates.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Table 6 - https://arxiv.org/abs/2203.01666
 """
@@ -19,48 +20,58 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from correlation_aware.adapters.lib_trackers import import_lib, load_stock
-from correlation_aware.models.sbt import SBT, TemplateState
-from correlation_aware.zoo import create_model
+from correlation_aware.adapters.backbones import create_backbone, in_zoo, renamed
+from correlation_aware.adapters.lib_trackers import import_lib, load_stock, name_and_weights
+from correlation_aware.models.contract import TemplateState, TwoInputModel
 
-__all__ = ["CABackbone", "build_backbone", "install", "load_stock"]
+__all__ = ["DEFAULT_NAME", "STARKBackbone", "build_backbone", "install", "load_stock"]
 
 Role = Literal["template", "search"]
-# the paper says "modified SBT"; this one gives its figures, see docs/adapters_stark.md
-PAPER_NAME = "sbt_small_pvtv2"
-PAPER_DEPTHS, PAPER_CROSS_BLOCKS = (2, 2, 4), ((), (), (1, 3))
+DEFAULT_NAME = "sbt_small_stark"  # of TYPE: SBT
+STOCK_TYPES = ("resnet", "RepVGG")  # how the names of STARK's own backbones begin
 _stark = functools.partial(import_lib, tracker="STARK", address="https://github.com/researchmm/Stark")
 TRACKERS = {"STARK_S_CA": ("stark_s", "STARK_S"), "STARK_ST_CA": ("stark_st", "STARK_ST")}
 
 
-class CABackbone(nn.Module):
-    """A two-input network behind STARK's one-input backbone interface.
+class STARKBackbone(nn.Module):
+    """A two-input network with the interface of STARK's one-input backbones.
 
-    A tracker says what a call is with `serving`, as `STARK_S_CA` and `STARK_ST_CA` do. Where nobody says, the
-    size decides, and where one size is both, the order of STARK's actors: all templates, then one search
-    picture.
+    `serving` tells the role of a call, as `STARK_S_CA` and `STARK_ST_CA` do. Without it, in training, the
+    size of the image decides. If templates and search images have one size, the order of STARK's actors
+    decides: all templates, then one search image.
 
     Args:
         net: The network, of stride 16 or 8.
         template_sizes: Sides in pixels that a template may have.
-        search_sizes: Sides in pixels that a search picture may have.
+        search_sizes: Sides in pixels that a search image may have.
         num_templates: Templates of a target: 1 for STARK-S, 2 (first and dynamic) for STARK-ST.
 
     Attributes:
         num_channels: Channels of the features.
-        templates: States of the templates that the next search picture is correlated with.
+        templates: States of the templates that the next search image is correlated with.
+
+    Raises:
+        ValueError: Several templates, of a network that takes one.
     """
 
     def __init__(
-        self, net: SBT, template_sizes: Sequence[int], search_sizes: Sequence[int], num_templates: int = 1
+        self,
+        net: TwoInputModel,
+        template_sizes: Sequence[int],
+        search_sizes: Sequence[int],
+        num_templates: int = 1,
     ) -> None:
         super().__init__()
+        if num_templates > 1 and type(net).join_templates is TwoInputModel.join_templates:
+            raise ValueError(
+                f"num_templates={num_templates}, but {type(net).__name__} takes one template: it does not "
+                "implement join_templates. Track with STARK-S, or set DATA.TEMPLATE.NUMBER to 1."
+            )
         self.net = net
         self.sizes: dict[Role, tuple[int, ...]] = {
             "template": tuple(template_sizes),
@@ -69,21 +80,21 @@ class CABackbone(nn.Module):
         self.num_templates = num_templates
         self.num_channels = net.num_features
         self.templates: tuple[TemplateState, ...] = ()
-        self._role: Role | None = None  # None: nobody says
-        self._answered = False  # a search picture was correlated with `templates`
+        self._role: Role | None = None  # of the next call; None outside of `serving`
+        self._answered = False  # whether a search image was correlated with `templates`
         self.register_load_state_dict_pre_hook(_refuse_stock)
 
     @contextmanager
     def serving(
         self, templates: Sequence[TemplateState], role: Role, num_templates: int = 1
     ) -> Iterator[None]:
-        """Makes the calls inside belong to one target; read its `templates` afterwards.
+        """Context in which all calls belong to one target, whose states are then in `templates`.
 
         Args:
-            templates: The target's states so far, none for a new target.
-            role: What the first call is. Calls behind a search picture are templates again: the first
-                template stays, the oldest of the others goes.
-            num_templates: How many the target has; the first stands in for those that are yet to come.
+            templates: States of the target's templates, empty for a new target.
+            role: Role of the first call. Calls after a search image are templates, which replace the oldest
+                but the first.
+            num_templates: Number of templates of the target; the first one fills the places of those to come.
         """
         mine, self.num_templates = self.num_templates, num_templates
         self.templates, self._role = tuple(templates), role
@@ -93,18 +104,18 @@ class CABackbone(nn.Module):
             self.num_templates, self._role = mine, None
 
     def forward(self, tensor_list: Any) -> dict[str, Any]:
-        """Features of one picture, under the key "0" as STARK's own backbone names its only layer.
+        """Features of one image, under the key "0" as STARK's own backbone names its only layer.
 
         Args:
-            tensor_list: STARK's NestedTensor: (B, 3, H, W) in ImageNet normalisation, and a mask (B, H, W)
-                that is true on padding.
+            tensor_list: STARK's NestedTensor: (B, 3, H, W) normalized RGB, and a mask (B, H, W) that is true
+                on padding.
 
         Returns:
             {"0": NestedTensor} of (B, C, H / 16, W / 16), contiguous, and its mask.
 
         Raises:
-            ValueError: No mask, or a size that is neither the template's nor the search picture's.
-            RuntimeError: A search picture before any template.
+            ValueError: No mask, or a size that is neither the template's nor the search image's.
+            RuntimeError: A search image before any template.
         """
         image, mask = tensor_list.tensors, tensor_list.mask
         if mask is None:
@@ -115,14 +126,14 @@ class CABackbone(nn.Module):
         if self._decide(image) == "template":
             state = self.net.encode_template(image)
             self._keep(state)
-            features = self.net.forward_template(state)  # B, C, H / 16, W / 16
+            features = self.net.forward_template(image, state)  # B, C, H / 16, W / 16
         else:
             features = self.net(self._all_templates(), image)
             self._answered = True
             if self._role is not None:
                 self._role = "template"
             elif self.training:
-                self.templates = ()  # not to hold this step's graph
+                self.templates = ()  # releases the graph of this training step
         small = F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
         return {"0": type(tensor_list)(features, small)}
 
@@ -135,7 +146,7 @@ class CABackbone(nn.Module):
                 if self._role in (None, role)
             )
             raise ValueError(
-                f"The picture is {image.shape[2]} x {image.shape[3]} px; expected {expected}, square. "
+                f"The image is {image.shape[2]} x {image.shape[3]} px; expected {expected}, square. "
                 "Set DATA.TEMPLATE.SIZE, DATA.SEARCH.SIZE, TEST.TEMPLATE_SIZE and TEST.SEARCH_SIZE."
             )
         if self._role is not None:
@@ -158,13 +169,12 @@ class CABackbone(nn.Module):
         self._answered = False
 
     def _all_templates(self) -> TemplateState:
-        """All templates as one, one above the other: a search cell sees the cells of each."""
         if not self.templates:
             raise RuntimeError(
-                "A search picture came before its template. Call the tracker's `initialize`, or run the "
+                "A search image came before its template. Call the tracker's `initialize`, or run the "
                 "backbone on the template first."
             )
-        return TemplateState(torch.cat([state.features for state in self.templates], dim=1))
+        return self.net.join_templates(self.templates)
 
 
 def build_backbone(cfg: Any, pretrained: bool | str | Path = False) -> nn.Module:
@@ -172,24 +182,24 @@ def build_backbone(cfg: Any, pretrained: bool | str | Path = False) -> nn.Module
 
     Args:
         cfg: STARK's configuration. `MODEL.BACKBONE.TYPE` is a name of `correlation_aware.create_model`, with
-            a tag (`sbt_small_pvtv2.in1k`) for its weights, or `SBT`; `DILATION: true` makes stride 8 of 16.
-        pretrained: As of `create_model`: weights to start from.
+            a tag (`sbt_small_pvtv2.in1k`) for its weights, or `SBT`; `DILATION: true` takes stride 8 instead
+            of 16.
+        pretrained: Weights to start from, as of `create_model`.
 
     Raises:
-        ValueError: An unknown TYPE, or an option that the network has not.
+        ValueError: An unknown TYPE, a network that does not have the stride, or PREDICT_MASK.
         ModuleNotFoundError: STARK is not importable.
     """
     stock = _stark("models.stark.backbone")
     if cfg.MODEL.PREDICT_MASK:
-        raise ValueError("MODEL.PREDICT_MASK=True needs the maps of ResNet's layers; SBT takes only False.")
-    name, _, tag = cfg.MODEL.BACKBONE.TYPE.partition(".")
-    overrides: dict[str, Any] = {"strides": (4, 2, 1) if cfg.MODEL.BACKBONE.DILATION else (4, 2, 2)}
-    if name.upper() == "SBT":
-        name = PAPER_NAME
-        overrides |= {"depths": PAPER_DEPTHS, "cross_blocks": PAPER_CROSS_BLOCKS}
-    net = cast(SBT, create_model(name, pretrained or tag or False, **overrides))
+        raise ValueError(
+            "MODEL.PREDICT_MASK=True needs the feature maps of ResNet's layers; set it to False."
+        )
+    name, own_weights = name_and_weights(cfg.MODEL.BACKBONE.TYPE, DEFAULT_NAME)
+    stride = 8 if cfg.MODEL.BACKBONE.DILATION else 16
+    net = create_backbone("STARK", name, stride, pretrained or own_weights)
     net.requires_grad_(cfg.TRAIN.BACKBONE_MULTIPLIER > 0)
-    backbone = CABackbone(
+    backbone = STARKBackbone(
         net,
         template_sizes=_sizes(cfg, "TEMPLATE"),
         search_sizes=_sizes(cfg, "SEARCH"),
@@ -201,13 +211,13 @@ def build_backbone(cfg: Any, pretrained: bool | str | Path = False) -> nn.Module
 
 
 def install(pretrained: bool | str | Path = False) -> None:
-    """Makes STARK build `MODEL.BACKBONE.TYPE: SBT` and `sbt_*`; other types are built as ever.
+    """Makes STARK build backbones of the zoo: `MODEL.BACKBONE.TYPE: SBT` or a name of `create_model`.
 
-    STARK's testers keep their templates to themselves from here on: `stark_s` and `stark_st` run as
-    `STARK_S_CA` and `STARK_ST_CA`. Calling it twice does no harm.
+    STARK's own types (ResNet, RepVGG) are built as before. Its trackers `stark_s` and `stark_st` run as
+    `STARK_S_CA` and `STARK_ST_CA`, which keep their templates themselves. A second call changes nothing.
 
     Args:
-        pretrained: As of `create_model`, for every network that is built: weights to start training from.
+        pretrained: Weights to start training from, as of `create_model`, for every network that is built.
 
     Raises:
         ModuleNotFoundError: STARK is not importable.
@@ -222,14 +232,15 @@ def install(pretrained: bool | str | Path = False) -> None:
 
 
 def _build_either(cfg: Any, pretrained: bool | str | Path) -> nn.Module:
-    if cfg.MODEL.BACKBONE.TYPE.lower().startswith("sbt"):
+    name: str = cfg.MODEL.BACKBONE.TYPE
+    if in_zoo(name) or not name.startswith(STOCK_TYPES):
         return build_backbone(cfg, pretrained)
     stock: nn.Module = _stark("models.stark.backbone").build_backbone(cfg)
     return stock
 
 
 def _sizes(cfg: Any, part: str) -> list[int]:
-    """Of training and of testing; STARK-ST's first stage has no TEST."""
+    """Sizes of training and testing; the configuration of STARK-ST's first stage has no TEST."""
     size: int = getattr(cfg.DATA, part).SIZE
     return sorted({size, getattr(getattr(cfg, "TEST", None), f"{part}_SIZE", size)})
 
@@ -244,13 +255,13 @@ def _refuse_stock(module: nn.Module, state_dict: Mapping[str, Any], prefix: str,
     if foreign:
         raise RuntimeError(
             f"This checkpoint is of a STARK with its own backbone: {foreign} tensors under {prefix}body. "
-            "correlation_aware.adapters.stark.load_stock keeps the transformer and the heads, and says what "
-            "it leaves. To go on with that network, set MODEL.BACKBONE.TYPE back to its name."
+            "correlation_aware.adapters.stark.load_stock loads the transformer and the heads, and returns "
+            "the names that it leaves. To use that network itself, set MODEL.BACKBONE.TYPE back to its name."
         )
 
 
 class _OwnTemplates:
-    """A tester that keeps its target's templates itself, so that testers may share a network."""
+    """A tracker of STARK's that keeps the states of its own target, so that trackers can share a network."""
 
     network: Any
     templates: tuple[TemplateState, ...] = ()
@@ -266,7 +277,7 @@ class _OwnTemplates:
     @contextmanager
     def _serving(self, templates: tuple[TemplateState, ...], role: Role) -> Iterator[None]:
         backbone = self.network.backbone[0]
-        if not isinstance(backbone, CABackbone):
+        if not isinstance(backbone, STARKBackbone):
             yield
             return
         with backbone.serving(templates, role, 1 + getattr(self, "num_extra_template", 0)):
@@ -276,12 +287,15 @@ class _OwnTemplates:
 
 @functools.cache
 def _own_templates(base: type) -> type:
-    doc = f"STARK's `{base.__name__}`; see `install`. A new target drops every template of the last."
+    doc = f"STARK's `{base.__name__}` with templates of its own; see `install`."
     return type(f"{base.__name__}_CA", (_OwnTemplates, base), {"__module__": __name__, "__doc__": doc})
+
+
+_renamed = renamed(globals(), {"CABackbone": "STARKBackbone"})
 
 
 def __getattr__(name: str) -> Any:
     if name in TRACKERS:  # built on use, since they derive from STARK's classes
         module, base = TRACKERS[name]
         return _own_templates(getattr(_stark(f"test.tracker.{module}"), base))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _renamed(name)

@@ -6,16 +6,15 @@
     model.STM = STM_CA
 
 before `eval_DAVIS.py`, or code of yours, takes `STM` from `model`. Tracker: `Video Object Segmentation using
-Space-Time Memory Networks` (Oh et al., ICCV 2019). Written against the interface of commit 905f114; nothing
-of it is copied.
+Space-Time Memory Networks` (Oh et al., ICCV 2019). Written for the interface of commit 905f114; nothing of it
+is copied.
 
-The template of an object is the video's first frame with the object's mask. What of it does not depend on
-later frames is encoded once a video; every later frame, in the memory or to be segmented, is correlated with
-it, once an object.
+The template of an object is the video's first frame with the object's mask. It is encoded once per video, and
+every later frame, in the memory or to be segmented, is correlated with the template of each object.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from correlation_aware import weights
-from correlation_aware.models.sbt import SBTFeatures, TemplateState
-from correlation_aware.zoo import create_model
+from correlation_aware.adapters.backbones import create_features, current_name, renamed
+from correlation_aware.models.contract import FeatureNet, TemplateState
 
 try:
     from model import STM
@@ -36,66 +35,37 @@ except ImportError as error:
         name="model",
     ) from error
 
-__all__ = ["FITTED", "STM_CA", "Encoder_M", "Encoder_Q", "Target", "create_network"]
+__all__ = ["DEFAULT_NAME", "STM_CA", "Encoder_M", "Encoder_Q", "Target", "create_network"]
 
-FITTED = "stm_ca"
+DEFAULT_NAME = "sbt_small_stm"
+FORMER_NAMES = {"stm_ca": DEFAULT_NAME}
 NAMES = ("r2", "r3", "r4")
 CHANNELS = (256, 512, 1024)
 STRIDES = (4, 8, 16)
 Outputs = tuple[Tensor, Tensor | None, Tensor | None, None, Tensor]
 
 
-def create_network(
-    model: str = FITTED,
-    pretrained: bool | str = False,
-    depths: Sequence[int] = (),
-    mlp_ratios: Sequence[float] = (),
-    cross_blocks: Sequence[Sequence[int]] = (),
-    drop_path_rate: float = 0.0,
-) -> SBTFeatures:
+def create_network(model: str = DEFAULT_NAME, pretrained: bool | str = False, **options: Any) -> FeatureNet:
     """The network of one encoder: features of strides 4, 8 and 16.
 
     Args:
-        model: A feature network of the zoo, or `stm_ca`: `sbt_small` with four blocks in its last stage,
-            which is nearest to the parameters the paper reports.
+        model: A feature network of the zoo with levels of these strides, its own or by `output_stride`.
         pretrained: As in `create_model`.
-        depths: As in `SBTConfig`; empty: the model's own.
-        mlp_ratios: As in `SBTConfig`; empty: the model's own.
-        cross_blocks: As in `SBTConfig`; empty: the model's own.
-        drop_path_rate: Stochastic depth.
+        **options: Further arguments of `create_model`, such as `drop_path_rate`.
 
     Raises:
-        ValueError: An unknown model or value.
+        ValueError: An unknown model or value, or a network without one of the strides.
+        TypeError: An option that the network does not have.
     """
-    name = model
-    arguments: dict[str, Any] = {}
-    if model == FITTED:
-        name, arguments = "sbt_small", {"depths": (2, 2, 4), "cross_blocks": ((), (), (1, 3))}
-    given: dict[str, Sequence[Any]] = {
-        "depths": depths,
-        "mlp_ratios": mlp_ratios,
-        "cross_blocks": cross_blocks,
-    }
-    arguments.update({key: value for key, value in given.items() if len(value)})
-    net = create_model(
-        name,
-        pretrained,
-        features_only=True,
-        out_indices=(0, 1, 2),
-        strides=(4, 2, 2),
-        drop_path_rate=drop_path_rate,
-        **arguments,
-    )
-    assert isinstance(net, SBTFeatures)
-    return net
+    return create_features("STM", current_name(model, FORMER_NAMES), STRIDES, pretrained, options)
 
 
 class Target:
-    """What both encoders of a model know of the video; copies of a model start without one.
+    """Per-video state shared by both encoders. Not copied or pickled with the model.
 
     Attributes:
-        state: Of the template, one batch entry an object.
-        pinned: Set by hand, so that no mask replaces it.
+        state: State of the templates, one batch entry for each object.
+        pinned: Whether the template was set by `set_template`, so that no mask replaces it.
         predicted: (1, H, W) labels of the frame that was segmented last.
     """
 
@@ -109,10 +79,11 @@ class Target:
 
 
 class MaskedConv(nn.Conv2d):
-    """The first convolution of a network, and beside it one of the object's mask and one of the others'."""
+    """First convolution plus parallel convolutions for the object's mask and the other objects' mask."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        sizes: dict[str, Any] = {key: getattr(conv, key) for key in ("kernel_size", "stride", "padding")}
+        geometry = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        sizes: dict[str, Any] = {key: getattr(conv, key) for key in geometry}
         super().__init__(conv.in_channels, conv.out_channels, **sizes)
         self.weight, self.bias = conv.weight, conv.bias
         self.mask = nn.Conv2d(1, conv.out_channels, bias=False, **sizes)
@@ -120,18 +91,18 @@ class MaskedConv(nn.Conv2d):
         for extra in (self.mask, self.others):
             nn.init.kaiming_normal_(extra.weight, mode="fan_out")
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        frame, mask, others = pictures.split([self.in_channels, 1, 1], dim=1)
+    def forward(self, images: Tensor) -> Tensor:
+        frame, mask, others = images.split([self.in_channels, 1, 1], dim=1)
         return super().forward(frame) + self.mask(mask) + self.others(others)
 
 
 class _Encoder(nn.Module):
-    """A network, 1x1 convolutions to STM's channels, and the normalisation of its frames."""
+    """A network, 1x1 convolutions to STM's channels, and the normalization of its frames."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: SBTFeatures | None, target: Target | None, fine: bool) -> None:
+    def __init__(self, network: FeatureNet | None, target: Target | None, fine: bool) -> None:
         super().__init__()
         self.net = create_network() if network is None else network
         self.target = Target() if target is None else target
@@ -147,17 +118,17 @@ class _Encoder(nn.Module):
                 if fine or name == "r4"
             }
         )
-        for key, default in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
-            values = getattr(self.net, "pretrained_cfg", {}).get(key, default)
-            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        for key in ("mean", "std"):
+            values = torch.tensor(self.net.pretrained_cfg[key]).view(1, 3, 1, 1)
+            self.register_buffer(key, values, persistent=False)
 
-    def normalise(self, frame: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in 0..1 -> the network's normalisation."""
+    def normalize(self, frame: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in 0..1 -> normalized RGB."""
         return (frame - self.mean) / self.std
 
-    def extract(self, state: TemplateState, pictures: Tensor, frame: Tensor) -> Outputs:
-        """STM's five outputs; a map that no template has met yet has the batch of `pictures`."""
-        maps = dict(zip(NAMES, self.net(state, pictures)))
+    def extract(self, state: TemplateState, images: Tensor, frame: Tensor) -> Outputs:
+        """STM's five outputs; maps before the first correlation have the batch of `images`."""
+        maps = dict(zip(NAMES, self.net(state, images)))
         r2, r3 = (self.necks[name](maps[name]) if name in self.necks else None for name in ("r2", "r3"))
         return self.necks["r4"](maps["r4"]), r3, r2, None, frame
 
@@ -166,26 +137,34 @@ class Encoder_M(_Encoder):
     """STM's encoder of the memory: a frame, the object's mask and the mask of all others.
 
     Args:
-        network: Of `create_network`, for three channels; those of the masks are added here.
-        target: Shared with the `Encoder_Q` of the same model.
-        fine: Also return r3 and r2. STM does not read them from the memory, so `STM_CA` leaves them out, and
-            with them parameters that would never be trained.
+        network: Network of `create_network` for three channels; those of the masks are added here.
+        target: State shared with the `Encoder_Q` of the same model.
+        fine: Whether to return r3 and r2 too. STM does not use them in the memory, so `STM_CA` leaves them
+            out: their necks would never be trained.
 
     Raises:
-        ValueError: A network of other strides.
+        ValueError: A network of other strides, or without a first convolution that takes masks.
     """
 
     def __init__(
-        self, network: SBTFeatures | None = None, target: Target | None = None, fine: bool = True
+        self, network: FeatureNet | None = None, target: Target | None = None, fine: bool = True
     ) -> None:
         super().__init__(network, target, fine)
-        embed: Any = self.net.model.stages[0].embed
-        embed.proj = MaskedConv(embed.proj)
+        name: str | None = self.net.pretrained_cfg["first_conv"]
+        conv = None if name is None else self.net.get_submodule(name)
+        if name is None or type(conv) is not nn.Conv2d or conv.groups != 1:
+            raise ValueError(
+                "The masks need a network that begins with a Conv2d of one group, and "
+                f"{type(self.net.model).__name__} begins with {conv or 'none'}. Take another network."
+            )
+        parent, _, last = name.rpartition(".")
+        setattr(self.net.get_submodule(parent), last, MaskedConv(conv))
+        self.net.in_chans += 2
         self.net.model.in_chans += 2
 
     def encode_template(self, in_f: Tensor, in_m: Tensor, in_o: Tensor) -> TemplateState:
-        """What does not depend on later frames; arguments as of `forward`."""
-        return self.net.encode_template(self._join(self.normalise(in_f), in_m, in_o))
+        """State of a template with its masks; arguments as of `forward`."""
+        return self.net.encode_template(self._join(self.normalize(in_f), in_m, in_o))
 
     def forward(self, in_f: Tensor, in_m: Tensor, in_o: Tensor) -> Outputs:
         """Features of a frame in which the objects are known.
@@ -197,12 +176,12 @@ class Encoder_M(_Encoder):
 
         Returns:
             r4 (B, 1024, H / 16, W / 16), r3 (B, 512, H / 8, W / 8), r2 (B, 256, H / 4, W / 4), None and the
-            normalised frame. Without a template the frame is its own.
+            normalized frame. Without a template the frame is its own template.
         """
-        frame = self.normalise(in_f)
-        pictures = self._join(frame, in_m, in_o)
+        frame = self.normalize(in_f)
+        images = self._join(frame, in_m, in_o)
         state = self.target.state
-        return self.extract(self.net.encode_template(pictures) if state is None else state, pictures, frame)
+        return self.extract(self.net.encode_template(images) if state is None else state, images, frame)
 
     def _join(self, frame: Tensor, mask: Tensor, others: Tensor) -> Tensor:
         return torch.cat(
@@ -211,28 +190,29 @@ class Encoder_M(_Encoder):
 
 
 class Encoder_Q(_Encoder):
-    """STM's encoder of the frame to be segmented, which looks for every object of the template.
+    """STM's encoder of the frame to be segmented, correlated with the template of every object.
 
     Args:
-        network: Of `create_network`.
-        target: Shared with the `Encoder_M` of the same model, whose template it reads.
+        network: Network of `create_network`.
+        target: State shared with the `Encoder_M` of the same model, whose templates it uses.
 
     Raises:
         ValueError: A network of other strides.
     """
 
-    def __init__(self, network: SBTFeatures | None = None, target: Target | None = None) -> None:
+    def __init__(self, network: FeatureNet | None = None, target: Target | None = None) -> None:
         super().__init__(network, target, fine=True)
 
     def forward(self, in_f: Tensor) -> Outputs:
-        """Features of a frame, once an object.
+        """Features of a frame for every object.
 
         Args:
             in_f: (1, 3, H, W) RGB in 0..1.
 
         Returns:
             r4 (objects, 1024, H / 16, W / 16), r3 (1, 512, H / 8, W / 8) and r2 (1, 256, H / 4, W / 4), which
-            STM expands, None and the normalised frame.
+            STM expands, None and the normalized frame. A network that correlates at these strides too gives
+            r3 and r2 for every object.
 
         Raises:
             RuntimeError: No template yet.
@@ -242,26 +222,26 @@ class Encoder_Q(_Encoder):
                 "A frame came before any template: memorize the first frame with its mask, or call "
                 "set_template."
             )
-        frame = self.normalise(in_f)
+        frame = self.normalize(in_f)
         return self.extract(self.target.state, frame, frame)
 
 
 class STM_CA(STM):
-    """STM on two-input encoders; everything else is the tracker's own.
+    """STM with two-input encoders; everything else is the tracker's own.
 
     One model follows the objects of one video at a time, as STM does.
 
     Args:
-        network: Makes the network of an encoder; called twice.
+        network: Function that creates the network of an encoder; called twice.
 
     Example:
         >>> model.STM = functools.partial(STM_CA, functools.partial(create_network, "sbt_base"))
     """
 
-    def __init__(self, network: Callable[[], SBTFeatures] = create_network) -> None:
+    def __init__(self, network: Callable[[], FeatureNet] = create_network) -> None:
         target = Target()
         with _bound(
-            STM=STM,  # its constructor looks itself up by name, which may be ours by now
+            STM=STM,  # its constructor looks itself up by this name, which may be bound to STM_CA
             Encoder_M=lambda: Encoder_M(network(), target, fine=False),
             Encoder_Q=lambda: Encoder_Q(network(), target),
         ):
@@ -270,11 +250,11 @@ class STM_CA(STM):
         self.register_load_state_dict_pre_hook(_refuse_stock)
 
     def reset(self) -> None:
-        """Forgets the video; the next frame that is memorized is the template."""
+        """Clears the state of the video; the next frame that is memorized is the template."""
         self.target.state, self.target.pinned, self.target.predicted = None, False, None
 
     def set_template(self, frame: Tensor, masks: Tensor, n: int | Tensor) -> None:
-        """Makes a frame the template until `reset` or the next call.
+        """Sets the template until `reset` or the next call.
 
         Args:
             frame: (1, 3, H, W) RGB in 0..1.
@@ -288,10 +268,11 @@ class STM_CA(STM):
         self.target.pinned = True
 
     def memorize(self, frame: Tensor, masks: Tensor, num_objects: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a frame, as STM's own.
+        """Keys and values of a frame, as of STM.
 
-        The first frame becomes the template, and so does one whose mask is exactly one-hot and is not the
-        last prediction: a new video has begun. After `set_template` no mask changes the template.
+        The first frame becomes the template. So does a frame whose mask is exactly one-hot and is not the
+        last prediction, which is taken for the first frame of a new video. After `set_template` no mask
+        replaces the template.
 
         Raises:
             ValueError: Shapes or a number of objects that do not fit, or another number than the template's.
@@ -303,7 +284,7 @@ class STM_CA(STM):
         return super().memorize(frame, masks, num_objects)
 
     def segment(self, frame: Tensor, keys: Tensor, values: Tensor, num_objects: Tensor) -> Tensor:
-        """Logits (1, K, H, W) of a frame, as STM's own.
+        """Logits (1, K, H, W) of a frame, as of STM.
 
         Raises:
             RuntimeError: No template yet.
@@ -315,13 +296,13 @@ class STM_CA(STM):
         return logit
 
     def load_stock(self, state_dict: Mapping[str, Tensor]) -> weights.LoadReport:
-        """Takes what fits of the stock STM's checkpoint: keys, values and decoder.
+        """Loads what fits of a checkpoint of the stock STM: keys, values and decoder.
 
         Args:
-            state_dict: With or without the `module.` of `DataParallel`.
+            state_dict: Tensors by name, with or without the `module.` of `DataParallel`.
 
         Returns:
-            What was taken, left and fresh.
+            Names of the tensors that were loaded, left over and fresh.
 
         Raises:
             ValueError: Nothing fits.
@@ -350,7 +331,7 @@ class STM_CA(STM):
         self.target.state = encoder.encode_template(frames, own, others)
 
     def _is_continued(self, masks: Tensor) -> bool:
-        """Whether a mask belongs to the video: it is soft, or it is the last prediction, rounded."""
+        """Whether masks belong to the video: they are soft, or the last prediction, rounded."""
         one_hot = bool(((masks == 0) | (masks == 1)).all()) and bool((masks.sum(dim=1) == 1).all())
         predicted = self.target.predicted
         if not one_hot or predicted is None:
@@ -359,9 +340,9 @@ class STM_CA(STM):
 
     def _check_count(self, n: int) -> None:
         state = self.target.state
-        if state is not None and state.features.shape[0] != n:
+        if state is not None and state.batch != n:
             raise ValueError(
-                f"num_objects={n}, but the template has {state.features.shape[0]}: call reset() before "
+                f"num_objects={n}, but the template has {state.batch}: call reset() before "
                 "another video, or set_template() with all objects."
             )
 
@@ -374,13 +355,13 @@ def _refuse_stock(_: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *
     if f"{prefix}Encoder_Q.res2.0.conv1.weight" in state_dict:
         raise ValueError(
             "This is a checkpoint of the stock STM, whose ResNet encoders do not fit STM_CA. "
-            "load_stock(torch.load(...)) takes its keys, values and decoder, and returns what it kept."
+            "load_stock(torch.load(...)) loads its keys, values and decoder, and returns what it loaded."
         )
 
 
 @contextmanager
 def _bound(**makers: Callable[[], nn.Module]) -> Iterator[None]:
-    """Lets the tracker's constructor find these under its own names, so that it builds no ResNet."""
+    """Binds names of the tracker's module to `makers`, so that its constructor builds no ResNet."""
     tracker = sys.modules[STM.__module__]
     stock = {name: getattr(tracker, name) for name in makers}
     vars(tracker).update(makers)
@@ -388,3 +369,6 @@ def _bound(**makers: Callable[[], nn.Module]) -> Iterator[None]:
         yield
     finally:
         vars(tracker).update(stock)
+
+
+__getattr__ = renamed(globals(), {"FITTED": "DEFAULT_NAME"})

@@ -704,6 +704,10 @@ class Variant:
         """The same with PVTv2's MLP ratios, and `depth` blocks in the classifier's fourth stage."""
         return Variant(replace(self.config, mlp_ratios=(8, 8, 4)), (*self.fourth[:2], depth))
 
+    def modified(self, **changes: Any) -> "Variant":
+        """The same with other fields of the configuration."""
+        return replace(self, config=replace(self.config, **changes))
+
 
 LIGHT = Variant(SBTConfig((32, 64, 160), depths=(2, 2, 6), cross_blocks=((), (), (1, 3, 5))), (256, 8, 2))
 SMALL = Variant(SBTConfig(depths=(2, 2, 6), cross_blocks=((), (), (1, 3, 5))), (512, 8, 2))
@@ -713,11 +717,17 @@ HUGE = Variant(SBTConfig(depths=(3, 8, 27), cross_blocks=((), (), tuple(range(2,
 TEST = Variant(  # tiny, for tests
     SBTConfig((16, 32, 32), (1, 2, 2), (1, 1, 4), cross_blocks=((), (), (1, 3))), (32, 2, 1)
 )
+# The paper's "modified SBT" of Table 6: its parameters and MACs are the only description, and these come nearest
+STARK = SMALL.pvt_v2().modified(depths=(2, 2, 4), strides=(4, 2, 2), cross_blocks=((), (), (1, 3)))
+SIAMFCPP = SMALL.modified(depths=(2, 2, 5), cross_blocks=((), (), (0, 2, 4)))
+STM = SMALL.modified(depths=(2, 2, 4), strides=(4, 2, 2), cross_blocks=((), (), (1, 3)))
 
 
 def _features(variant: Variant, arguments: Mapping[str, Any]) -> SBT:
     rest, config = _take(arguments, variant.config)
     rest, sizes = _take(rest, Sizes())
+    if "output_stride" in rest:
+        config = _set_output_stride(config, rest.pop("output_stride"), "strides" in arguments)
     _refuse(rest, SBTConfig, Sizes)
     return SBT(config, arguments.get("in_chans", 3), sizes)
 
@@ -741,8 +751,21 @@ def _take(arguments: Mapping[str, Any], default: Any) -> tuple[dict[str, Any], A
     return {k: v for k, v in arguments.items() if k not in names}, replace(default, **chosen)
 
 
+def _set_output_stride(config: SBTConfig, output_stride: int, fixed: bool) -> SBTConfig:
+    """Stride 8 or 16 of the last stage, as timm's `output_stride`; `fixed`: the strides are an argument too."""
+    before = math.prod(config.strides[:-1])
+    if output_stride not in (8, 16) or output_stride not in (before, 2 * before):
+        raise ValueError(f"output_stride={output_stride!r} is not one of 8, 16.")
+    if fixed and output_stride != config.reduction:
+        raise ValueError(
+            f"strides={config.strides} have the output stride {config.reduction}, not "
+            f"output_stride={output_stride}. Leave one of the two out."
+        )
+    return replace(config, strides=(*config.strides[:-1], 1 if output_stride == before else 2))
+
+
 def _refuse(arguments: Mapping[str, Any], *known: type) -> None:
-    names = ["in_chans", *(field.name for kind in known for field in fields(kind))]
+    names = ["in_chans", "output_stride", *(field.name for kind in known for field in fields(kind))]
     for name in arguments:
         if name in CLASSIFIER_ARGUMENTS:
             if arguments[name]:
@@ -929,6 +952,33 @@ def sbt_huge_pvtv2_track(**kwargs: Any) -> TrackModel:
 def sbt_huge_pvtv2_cls(**kwargs: Any) -> SBTClassifier:
     """PVTv2-B4, layer for layer."""
     return _classifier(HUGE.pvt_v2(depth=3), kwargs)
+
+
+@register_model
+def sbt_small_stark(**kwargs: Any) -> SBT:
+    """`sbt_small_pvtv2` with four blocks in its last stage and stride 16, for the adapters of STARK and DiMP.
+
+    The paper's "modified SBT" of STARK-CA: the tracker has the parameters and the GMACs that the paper reports.
+    """
+    return _features(STARK, {"search_size": 320, "search_factor": 5.0, **kwargs})
+
+
+@register_model
+def sbt_small_siamfcpp(**kwargs: Any) -> SBT:
+    """`sbt_small` with five blocks in its last stage, for the adapter of SiamFC++.
+
+    The paper's "modified SBT" of SiamFC++-CA: the tracker has 0.1 % fewer parameters and 1.4 % more GMACs.
+    """
+    return _features(SIAMFCPP, {"template_size": 127, "search_size": 303, **kwargs})
+
+
+@register_model
+def sbt_small_stm(**kwargs: Any) -> SBT:
+    """`sbt_small` with four blocks in its last stage and stride 16, for the encoders of the adapter of STM.
+
+    The paper's "modified SBT" of STM-CA: the tracker has 0.5 % fewer parameters.
+    """
+    return _features(STM, kwargs)
 
 
 @register_model

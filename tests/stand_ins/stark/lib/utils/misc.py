@@ -1,4 +1,4 @@
-"""What the adapter needs of STARK's data: a picture with its mask."""
+"""What the adapter needs of STARK's data: a image with its mask."""
 
 
 class NestedTensor:

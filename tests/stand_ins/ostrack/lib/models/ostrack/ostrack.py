@@ -1,11 +1,11 @@
-"""The interface of OSTrack's network: one backbone call on both pictures, then the head on search tokens."""
+"""The interface of OSTrack's network: one backbone call on both images, then the head on search tokens."""
 
 import torch
 from torch import nn
 
 
 class ViT(nn.Module):
-    """OSTrack's own backbone: tokens of both pictures in, tokens of both out."""
+    """OSTrack's own backbone: tokens of both images in, tokens of both out."""
 
     embed_dim = 24
 
@@ -14,11 +14,11 @@ class ViT(nn.Module):
         self.patch_embed = nn.Conv2d(3, self.embed_dim, 16, stride=16)
 
     def forward(self, z, x, **_):
-        tokens = [self.patch_embed(picture).flatten(2).transpose(1, 2) for picture in (z, x)]
+        tokens = [self.patch_embed(image).flatten(2).transpose(1, 2) for image in (z, x)]
         return torch.cat(tokens, dim=1), {"attn": None}
 
 
-class CentreHead(nn.Module):
+class CenterHead(nn.Module):
     def __init__(self, channels, feat_sz):
         super().__init__()
         self.feat_sz = feat_sz
@@ -30,7 +30,7 @@ class CentreHead(nn.Module):
 
 
 def build_box_head(cfg, hidden_dim):
-    return CentreHead(hidden_dim, cfg.DATA.SEARCH.SIZE // cfg.MODEL.BACKBONE.STRIDE)
+    return CenterHead(hidden_dim, cfg.DATA.SEARCH.SIZE // cfg.MODEL.BACKBONE.STRIDE)
 
 
 class OSTrack(nn.Module):

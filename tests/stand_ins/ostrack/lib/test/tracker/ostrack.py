@@ -1,4 +1,4 @@
-"""The call order of OSTrack's tester; frames are pictures already cut: {"template": ..., "search": ...}."""
+"""The call order of OSTrack's tester; frames are images already cut: {"template": ..., "search": ...}."""
 
 import torch
 from lib.models.ostrack import build_ostrack

@@ -1,4 +1,4 @@
-"""The call order of STARK-S's tester; frames are pictures already cut: {"template": ..., "search": ...}."""
+"""The call order of STARK-S's tester; frames are images already cut: {"template": ..., "search": ...}."""
 
 import torch
 from lib.utils.misc import NestedTensor
@@ -10,9 +10,9 @@ class STARK_S:
         self.network = network.eval()
 
     @torch.no_grad()
-    def run(self, picture):
-        mask = torch.zeros(picture.shape[0], *picture.shape[2:], dtype=torch.bool)
-        return self.network.forward_backbone(NestedTensor(picture, mask))
+    def run(self, image):
+        mask = torch.zeros(image.shape[0], *image.shape[2:], dtype=torch.bool)
+        return self.network.forward_backbone(NestedTensor(image, mask))
 
     @torch.no_grad()
     def decide(self, parts):

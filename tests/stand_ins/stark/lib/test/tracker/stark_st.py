@@ -1,4 +1,4 @@
-"""The call order of STARK-ST's tester: a dynamic template comes behind the search picture, at times."""
+"""The call order of STARK-ST's tester: a dynamic template comes behind the search image, at times."""
 
 from copy import deepcopy
 
