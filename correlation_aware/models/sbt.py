@@ -21,7 +21,7 @@ from timm.models import FeatureInfo, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch
+from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch, make_state
 from correlation_aware.models.eoc import (
     Attention,
     EoCBlock,
@@ -328,7 +328,7 @@ class SBT(StagedNetwork, TwoInputModel):
         """
         check_image(template, "template", self.in_chans)
         (features,) = self.forward_stages(template)[-1]
-        return TemplateState([features.permute(0, 2, 3, 1)])
+        return make_state([features.permute(0, 2, 3, 1)])
 
     def forward(self, template: Tensor | TemplateState, search: Tensor) -> Tensor:
         """Search features that depend on the template.
