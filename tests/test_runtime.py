@@ -235,6 +235,21 @@ def test_exports_are_kept(cached, tracker_model, monkeypatch):
     assert len(list(cached.glob("sbt_test_track-*-onnx"))) == 1
 
 
+def test_exports_of_different_models_are_kept_apart(tmp_path, monkeypatch):
+    """Same name and same shapes of the weights: the weights themselves, and what no shape shows, count."""
+    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
+    monkeypatch.setattr(session_module, "export", lambda model, folder, *_: folder.mkdir())
+
+    def cached_in(seed=0, **arguments):
+        torch.manual_seed(seed)
+        model = ca.create_model("sbt_test_track", head="cell", **arguments)
+        return {path.parent for path in session_module._exported(model, "onnx")}.pop()
+
+    changes = [{}, {"seed": 1}, {"heads": (1, 1, 1)}, {"cross_blocks": ((), (), (0,))}, {"search_size": 96}]
+    assert len({cached_in(**change) for change in changes}) == len(changes)
+    assert cached_in() == cached_in()
+
+
 SIGNAL_AFTER_OPENVINO = """
 import signal, sys
 from correlation_aware.runtime.export import open_graph
