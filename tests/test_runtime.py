@@ -227,6 +227,14 @@ def test_a_second_init_forgets_the_first_target(runtime, first, second, tracker_
         assert after == fresh.update(frame) and after != before
 
 
+def test_a_session_computes_as_its_model():
+    model = ca.create_model("sbt_test", dtype=torch.bfloat16)
+    session = InferenceSession(model)
+    assert session.dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.bfloat16
+    session.set_template(torch.zeros(1, 3, 64, 64))
+    assert session(torch.zeros(1, 3, 128, 128))[0].dtype == torch.bfloat16
+
+
 def test_exports_are_kept(cached, tracker_model, monkeypatch):
     needs("onnx")
     InferenceSession(tracker_model, runtime="onnx")
