@@ -130,6 +130,15 @@ def test_push_shows_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
         run("push", str(folder), *common)
 
 
+def test_push_takes_the_statistics_of_the_configuration(tmp_path: Path) -> None:
+    model = ca.create_model("sbt_test")
+    model.pretrained_cfg |= {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.125)}
+    folder = ca.save_pretrained(model, tmp_path / "saved")
+    plan = weights.push(folder, "org/name", "sbt_test", "v1", training="On clips.")
+    assert (plan.entry.mean, plan.entry.std) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.125))
+    assert "mean 0.5, 0.4, 0.3 and std 0.2, 0.25, 0.125" in plan.card and not plan.uploaded
+
+
 def test_download_and_verify_from_the_hub(tmp_path: Path, folder: Path) -> None:
     server = HubServer()
     server.files["timm/pvt_v2_b3.in1k/model.safetensors"] = save({"a": torch.ones(3)})

@@ -5,6 +5,7 @@ import timm
 import torch
 
 import correlation_aware as ca
+from correlation_aware.models.heads import CellHead
 from correlation_aware.models.registry import register_model
 from correlation_aware.models.sbt import SBTConfig
 
@@ -476,6 +477,19 @@ def test_the_cell_head_works_at_any_size_and_boxes_hold_their_cell():
         assert bw.mean().item() == pytest.approx(0.25, abs=0.1)  # what an untrained head expects
     with pytest.raises(ValueError, match="not one of mixer, cell"):
         ca.create_model("sbt_test_track", head="corner")
+
+
+@torch.no_grad()
+def test_the_cell_head_measures_from_the_middle_of_a_location():
+    head = CellHead(4)
+    head.box[2].weight.zero_()  # what is left is the bias: at the start every side is an eighth away
+    boxes = head(torch.randn(1, 4, 2, 3)).boxes[0]
+    expected = torch.tensor([[[x, y, 0.25, 0.25] for x in (1 / 6, 3 / 6, 5 / 6)] for y in (1 / 4, 3 / 4)])
+    torch.testing.assert_close(boxes.permute(1, 2, 0), expected)
+    left, top, right, bottom = 0.1, 0.2, 0.3, 0.4
+    head.box[2].bias.copy_(torch.logit(torch.tensor([left, top, right, bottom])))
+    box = head(torch.randn(1, 4, 1, 1)).boxes[0, :, 0, 0]
+    torch.testing.assert_close(box, torch.tensor([0.6, 0.6, left + right, top + bottom]))
 
 
 def test_the_config_is_frozen():

@@ -191,7 +191,8 @@ def _exported(model: TwoInput, format: Literal["onnx", "openvino"]) -> tuple[Pat
     """The files of the template's and the search graph, from the cache or made for it."""
     described = metadata(model)
     names = [f"{described['model']}.{graph}{SUFFIXES[format]}" for graph in ("template", "search")]
-    all_that_counts = json.dumps([described, repr(model)])  # the model as text has every size and stride
+    # the model as text has every size and stride; heads and EoC-CA blocks show in its arguments alone
+    all_that_counts = json.dumps([described, model.model_args, repr(model)])
     key = hashlib.sha256(all_that_counts.encode()).hexdigest()[:16]
     folder = export_cache() / f"{described['model']}-{key}-{format}"
     if not folder.is_dir():
