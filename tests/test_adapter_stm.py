@@ -250,7 +250,9 @@ def test_a_gradient_in_every_parameter(stm, acme, model):
     logit = net(frames[2], *(torch.cat(pair, dim=3) for pair in zip((keys, values), more)), n)
     F.cross_entropy(logit, masks.argmax(dim=1)).backward()
     missing = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
-    only_templates = {f"Encoder_Q.net.model.key.{name}" for name in ("weight", "bias")}  # Encoder_M's are used
+    only_templates = {
+        f"Encoder_Q.net.model.key.{name}" for name in ("weight", "bias")
+    }  # Encoder_M's are used
     assert missing == (only_templates if model == "acme" else set())
     assert copy.deepcopy(net).target.state is None  # a state is part of the graph, and not a weight
 
