@@ -76,7 +76,7 @@ def test_hub_entry_fits_its_model(name: str) -> None:
         ours = ca.create_model(entry.model)
     converted = weights.convert_state_dict(theirs.state_dict(), entry.key_format)
     report = weights.load_state_dict(ours, converted, partial=entry.role == "starting_point")
-    fresh = {key.rpartition(".blocks.")[2].split(".")[0] for key in report.fresh}
+    fresh = {key.rpartition(".blocks.")[2].split(".")[0] for key in report.missing}
     assert fresh == ({"2", "3", "4", "5"} if entry.model == "sbt_light_pvtv2" else set())
     assert (entry.mean, entry.std) == (theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"])
     assert entry.input_size == theirs.pretrained_cfg["input_size"][-1]
