@@ -77,7 +77,7 @@ def model_card(
         library_name="correlation_aware",
         tags=["correlation_aware", "visual-object-tracking", *(f"arxiv:{number}" for number in arxiv)],
         pipeline_tag=None if task == "visual-object-tracking" else task,  # the Hub has no such pipeline
-        model_name=name,
+        model_name=name if results else None,  # of the results
         eval_results=[_eval_result(result, task) for result in results] or None,
     )
     install = "" if package == "correlation_aware" else f" It needs the plug-in package `{package}`."

@@ -63,9 +63,9 @@ def convert_state_dict(
         return formats[source].convert(candidates[0])
     if not own:
         raise ValueError(
-            f"The parameter names ({', '.join(list(state_dict)[:3]) or 'none'}, ...) belong to no known format: "
-            f"{', '.join(formats)}. Name the format (source=, on the command line --format), or for a "
-            "checkpoint of this package its model (own_names=, on the command line --model)."
+            f"The parameter names ({', '.join(list(state_dict)[:3]) or '-'}, ...) belong to no known "
+            f"format: {', '.join(formats)}. Name the format (source=, in the command line --format), or for "
+            "a checkpoint of this package its model (own_names=, in the command line --model)."
         )
     return max(candidates, key=lambda names: _hits(names, own))
 

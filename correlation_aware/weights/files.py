@@ -43,7 +43,7 @@ _ALLOWED_CLASSES: list[Any] = [
 ]
 
 _REFUSED = """\
-{path} is a pickle that needs the class {refused}, which is not on the list of what may be loaded.
+{path} is a pickle that needs {refused}, which is not on the list of classes that may be loaded.
 No code in the file was run. If you trust the file, this script writes its tensors alone to another one. Run
 it where the code that wrote the file can be imported:
 
@@ -74,7 +74,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     A pickle (`.pth`, `.pt`, `.bin`, `.pth.tar`, Lightning's `.ckpt`) is read with `weights_only=True` and a
     short list of allowed classes, so that no code in it can run. The tensors may be wrapped in dictionaries,
     under `state_dict`, `model`, `net`, `params` and similar keys; of several, averaged weights
-    (`state_dict_ema`, `model_ema`, ...) are taken first. Prefixes of the names stay; see `convert_state_dict`.
+    (`state_dict_ema`, `model_ema`, ...) are taken first. Prefixes of names stay, see `convert_state_dict`.
 
     Args:
         path: A `.safetensors` file or a pickle.
@@ -82,7 +82,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Another suffix, or a file without tensors by name.
-        RuntimeError: A damaged file, or a pickle of other classes; the message has a script that converts it.
+        RuntimeError: A damaged file, or a pickle of other classes; the message has a script that converts
+            it.
     """
     path = Path(path)
     suffix = path.suffix.lower()
