@@ -29,7 +29,7 @@ from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.models.registry import near_names, on_register, registered_models
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.weights import WeightsSource
-from correlation_aware.weights.sources import RENAMED, current_name, default_entry, tags_of
+from correlation_aware.weights.sources import RENAMED, current_name, default_entry, former_default, tags_of
 
 __all__ = ["create_model", "from_pretrained", "has_weights", "list_models"]
 
@@ -128,7 +128,7 @@ def has_weights(name: str) -> bool:
     _check_name(architecture)
     if tag:
         _check_tag(architecture, tag)
-    return bool(tag or tags_of(architecture) or _timm_tags(architecture) or _former_default(architecture))
+    return bool(tag or tags_of(architecture) or _timm_tags(architecture) or former_default(architecture))
 
 
 def from_pretrained(source: str | Path, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
@@ -178,7 +178,7 @@ def _resolve(name: str, pretrained: bool | str | Path, cache_dir: str | Path | N
     if default_entry(architecture) is None:
         if _timm_tags(architecture):
             return _Target(architecture)
-        if former := _former_default(architecture):
+        if former := former_default(architecture):
             return _resolve(former, True, cache_dir)
     return _Target(architecture, weights.resolve_weights(True, architecture))
 
@@ -218,11 +218,6 @@ def _check_tag(architecture: str, tag: str) -> None:
     if tag not in tags:
         known = f"There are {', '.join(tags)}." if tags else "It has no weights in the manifest."
         raise ValueError(f"{architecture} has no weights with the tag {tag!r}. {known}")
-
-
-def _former_default(architecture: str) -> str | None:
-    """Former name of the weights that this architecture had before its checkpoints got names of their own."""
-    return next((old for old in RENAMED if old.partition(".")[0] == architecture), None)
 
 
 def _modules() -> dict[str, str]:

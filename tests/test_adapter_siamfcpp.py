@@ -333,8 +333,8 @@ def test_a_stock_checkpoint_fills_the_head_and_says_so(tracker, tmp_path, caplog
     torch.save(stock.state_dict(), path)
     model = build(tracker)
     report = model.load_model_param(torch.load(path))
-    assert {n.split(".")[0] for n in report.taken} == {"head", "c_z_k", "r_z_k", "c_x", "r_x"}
-    assert all(n.startswith("basemodel.") for n in (*report.left, *report.fresh))
+    assert {n.split(".")[0] for n in report.loaded} == {"head", "c_z_k", "r_z_k", "c_x", "r_x"}
+    assert all(n.startswith("basemodel.") for n in (*report.unexpected, *report.missing))
     assert torch.equal(model.c_x.weight, stock.c_x.weight)
     assert "took a checkpoint in part: tensors taken" in caplog.text
 

@@ -281,9 +281,9 @@ def test_a_stock_checkpoint_fills_the_rest_and_says_so(stm):
         nn.DataParallel(net).load_state_dict(stock)
     before = net.KV_Q_r4.weight.clone()
     report = net.load_stock(stock)
-    assert {name.split(".")[0] for name in report.taken} == {"KV_M_r4", "KV_Q_r4", "Decoder"}
-    assert report.left == ("Encoder_Q.res2.0.conv1.weight",)
-    assert all(name.startswith("Encoder_") for name in report.fresh)
+    assert {name.split(".")[0] for name in report.loaded} == {"KV_M_r4", "KV_Q_r4", "Decoder"}
+    assert report.unexpected == ("Encoder_Q.res2.0.conv1.weight",)
+    assert all(name.startswith("Encoder_") for name in report.missing)
     assert torch.equal(net.KV_Q_r4.weight, before + 1)
 
 

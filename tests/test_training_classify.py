@@ -80,7 +80,7 @@ def test_a_run_resumes_and_starts_a_tracker(pictures, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
     model = ca.create_model("sbt_test_track")
     report = ca.load_pretrained(model, whole.checkpoint / "weights", partial=True)
-    assert any(name.startswith("backbone.stages.2") for name in report.taken)
+    assert any(name.startswith("backbone.stages.2") for name in report.loaded)
 
 
 def test_distillation(pictures, tmp_path):

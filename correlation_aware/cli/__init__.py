@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from correlation_aware.cli import bench, demo, eval, export, models, track, train, weights
+from correlation_aware.cli._common import show_renames
 
 __all__ = ["app", "main"]
 
@@ -30,7 +31,8 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Runs the command line; a user's mistake ends in one line and exit code 1."""
     try:
-        app()
+        with show_renames():
+            app()
     except (ValueError, KeyError, RuntimeError, OSError, ImportError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         Console(stderr=True).print(f"[red]error:[/red] {type(error).__name__}: ", end="")

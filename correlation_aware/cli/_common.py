@@ -3,8 +3,9 @@
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -27,6 +28,7 @@ __all__ = [
     "follow",
     "load_tracker",
     "progress_bar",
+    "show_renames",
     "track_progress",
 ]
 
@@ -57,6 +59,25 @@ class Clock:
     write: float = 0.0
     total: float = 0.0
     frames: int = 0
+
+
+@contextmanager
+def show_renames() -> Iterator[None]:
+    """Prints the deprecation of a former name in yellow, once each, on stderr; Python would hide it."""
+    with warnings.catch_warnings():
+        show_others, shown = warnings.showwarning, set()
+
+        def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+            text = str(message)
+            if not issubclass(category, DeprecationWarning) or "the old name goes" not in text:
+                show_others(message, category, *args, **kwargs)
+            elif text not in shown:
+                shown.add(text)
+                Console(stderr=True, highlight=False, soft_wrap=True).print(f"[yellow]{escape(text)}[/]")
+
+        warnings.filterwarnings("always", ".*the old name goes", DeprecationWarning)
+        warnings.showwarning = show
+        yield
 
 
 def load_tracker(
