@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from correlation_aware.demo_clip import draw_clip
-from correlation_aware.models.eoc import Mlp
 
 SIZE = 480, 864  # of the frames; STM sees them whole
 PAPER = {  # Table 6: parameters in M, G of the first pair, of the stock tracker and of the CA one
@@ -53,15 +51,8 @@ def count(contender: Contender, run: Callable[[], object]) -> int:
         nonlocal macs
         macs += output.numel() * module.weight[0].numel()
 
-    def add_taps(conv: nn.Conv2d, module: nn.Module, inputs: object, output: Tensor) -> None:
-        nonlocal macs
-        macs += output.numel() * conv.weight[0].numel()
-
     layers = {m for part in contender.parts for m in part.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     hooks = [m.register_forward_hook(add) for m in layers if id(m) not in skipped]
-    # hooks do not see our depth-wise convolutions, which are operations; each follows a linear layer
-    for mlp in {m for part in contender.parts for m in part.modules() if isinstance(m, Mlp) and m.dwconv}:
-        hooks.append(mlp.fc1.register_forward_hook(partial(add_taps, mlp.dwconv)))
     run()
     for hook in hooks:
         hook.remove()

@@ -14,12 +14,10 @@ from correlation_aware import weights
 from correlation_aware.models.contract import Sizes, TwoInputModel, find_first_conv
 from correlation_aware.models.registry import EntryPoint
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.weights import WeightsEntry, WeightsSource
+from correlation_aware.weights import WeightsEntry
 
-__all__ = ["LOCATIONS", "check_overlay", "derive_pretrained_cfg", "located_weights", "register_with_timm"]
+__all__ = ["check_overlay", "derive_pretrained_cfg", "register_with_timm"]
 
-# fields of timm's PretrainedCfg that say where weights are
-LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
 # fields that follow from the model itself
 DERIVED = ("input_size", "template_size", "template_factor", "search_factor", "first_conv", "classifier")
 
@@ -94,31 +92,6 @@ def check_overlay(model: Any, overlay: Mapping[str, Any]) -> None:
                 f"pretrained_cfg_overlay: {key}={value!r}, but the model has {actual!r}. Sizes are arguments "
                 "of create_model, such as search_size=192."
             )
-
-
-def located_weights(cfg: Mapping[str, Any]) -> WeightsSource:
-    """The weights that a timm configuration names, in timm's order of precedence.
-
-    Raises:
-        FileNotFoundError: A file that does not exist.
-        ValueError: It names none.
-    """
-    hub = cfg.get("hf_hub_id")
-    if cfg.get("source") == "hf-hub":
-        return WeightsSource(f"hf-hub:{hub}", repository=str(hub))
-    if cfg.get("source") != "local-dir" and cfg.get("state_dict"):
-        return WeightsSource("a state_dict", state_dict=cfg["state_dict"])
-    if cfg.get("file"):
-        return weights.local_file(cfg["file"])
-    if hub:
-        repository, _, revision = str(hub).partition("@")
-        file = cfg.get("hf_hub_filename") or "model.safetensors"
-        return WeightsSource(f"hf-hub:{hub}", hub_file=(repository, file, revision or None))
-    if cfg.get("url"):
-        return WeightsSource(str(cfg["url"]), url=str(cfg["url"]))
-    raise ValueError(
-        f"pretrained_cfg={dict(cfg)!r} names no weights: give it file, url, hf_hub_id or state_dict."
-    )
 
 
 def register_with_timm(name: str, function: EntryPoint, create_model: Callable[..., nn.Module]) -> None:

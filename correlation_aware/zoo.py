@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm.models
+import timm
 import torch
 from timm.models import PretrainedCfg
 from timm.models._features import FeatureGetterNet
@@ -17,19 +17,19 @@ from torch import nn
 
 from correlation_aware import models, weights
 from correlation_aware._files import natural_order, read_json
-from correlation_aware._plugins import load_plugins, plugin_packages
-from correlation_aware._timm import (
-    LOCATIONS,
-    check_overlay,
-    derive_pretrained_cfg,
-    located_weights,
-    register_with_timm,
-)
+from correlation_aware._timm import check_overlay, derive_pretrained_cfg, register_with_timm
 from correlation_aware.models.contract import FeatureNet, TwoInputModel
-from correlation_aware.models.registry import near_names, on_register, registered_models
+from correlation_aware.models.registry import near_names, on_register, registered_models, timm_models
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.weights import WeightsSource
-from correlation_aware.weights.sources import RENAMED, current_name, default_entry, former_default, tags_of
+from correlation_aware.weights.sources import (
+    LOCATIONS,
+    RENAMED,
+    current_name,
+    former_default,
+    located_weights,
+    tags_of,
+)
 
 __all__ = ["create_model", "from_pretrained", "has_weights", "list_models"]
 
@@ -86,7 +86,6 @@ def create_model(
     described = {**target.described, **{k: v for k, v in cfg.items() if k not in LOCATIONS}}
     model = _build(
         target.architecture,
-        bool(pretrained),
         source,
         described,
         features_only=features_only,
@@ -111,7 +110,7 @@ def list_models(filter: str = "", pretrained: bool = False, module: str = "") ->
     names = _modules()
     chosen = [n for n, where in names.items() if not module or module in (where, where.rpartition(".")[2])]
     if pretrained:
-        chosen = [f"{n}.{tag}" for n in chosen for tag in (*tags_of(n), *_timm_tags(n))]
+        chosen = [f"{n}.{tag}" for n in chosen for tag in tags_of(n)]
     matching = [n for n in chosen if not filter or fnmatch.fnmatch(n, filter) or _matches_model(n, filter)]
     return sorted(matching, key=natural_order)
 
@@ -128,7 +127,7 @@ def has_weights(name: str) -> bool:
     _check_name(architecture)
     if tag:
         _check_tag(architecture, tag)
-    return bool(tag or tags_of(architecture) or _timm_tags(architecture) or former_default(architecture))
+    return bool(tags_of(architecture) or former_default(architecture))
 
 
 def from_pretrained(source: str | Path, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
@@ -148,7 +147,7 @@ class _Target:
 
     Attributes:
         architecture: Registered name.
-        source: Weights to load; None for random ones, or for those that only timm's function knows.
+        source: Weights to load; None for random ones.
         model_args: Arguments of the saved model.
         described: `pretrained_cfg` of the saved model.
     """
@@ -175,11 +174,8 @@ def _resolve(name: str, pretrained: bool | str | Path, cache_dir: str | Path | N
         return _Target(architecture, weights.resolve_weights(pretrained, architecture))
     if tag in tags_of(architecture):
         return _Target(architecture, weights.resolve_weights(f"{architecture}.{tag}"))
-    if default_entry(architecture) is None:
-        if _timm_tags(architecture):
-            return _Target(architecture)
-        if former := former_default(architecture):
-            return _resolve(former, True, cache_dir)
+    if former := former_default(architecture):
+        return _resolve(former, True, cache_dir)
     return _Target(architecture, weights.resolve_weights(True, architecture))
 
 
@@ -214,7 +210,7 @@ def _check_name(architecture: str) -> None:
 
 
 def _check_tag(architecture: str, tag: str) -> None:
-    tags = [*tags_of(architecture), *_timm_tags(architecture)]
+    tags = tags_of(architecture)
     if tag not in tags:
         known = f"There are {', '.join(tags)}." if tags else "It has no weights in the manifest."
         raise ValueError(f"{architecture} has no weights with the tag {tag!r}. {known}")
@@ -222,22 +218,7 @@ def _check_tag(architecture: str, tag: str) -> None:
 
 def _modules() -> dict[str, str]:
     """Module of every name of the zoo: our own, those of plug-ins, and what plug-ins registered with timm."""
-    load_plugins()
-    modules = {name: function.__module__ for name, function in registered_models().items()}
-    packages = plugin_packages()
-    if packages:
-        for name in timm.models.list_models():
-            module = timm.models.model_entrypoint(name).__module__
-            if module.partition(".")[0] in packages:
-                modules.setdefault(name, module)
-    return modules
-
-
-def _timm_tags(name: str) -> list[str]:
-    """Tags of weights that only timm's registry knows, of a plug-in's model."""
-    if name in registered_models() or not timm.models.is_model_pretrained(name):
-        return []
-    return [n.partition(".")[2] for n in timm.models.list_pretrained(f"{name}.*")]
+    return {name: function.__module__ for name, function in registered_models().items()} | timm_models()
 
 
 def _matches_model(name: str, pattern: str) -> bool:
@@ -246,7 +227,6 @@ def _matches_model(name: str, pattern: str) -> bool:
 
 def _build(
     architecture: str,
-    pretrained: bool,
     source: WeightsSource | None,
     described: Mapping[str, Any],
     *,
@@ -261,11 +241,16 @@ def _build(
     with torch.device(device or torch.get_default_device()):
         if function is not None:
             model: Any = function(**arguments)
-        else:  # a plug-in registered it with timm alone, whose function may load weights of its own
-            own = pretrained and source is None
-            model = timm.models.model_entrypoint(architecture)(pretrained=own, **arguments)
+        else:  # a plug-in registered it with timm alone, and its function loads its own weights
+            own = source if source and source.name == f"{architecture}.{source.timm_tag}" else None
+            tag = own.timm_tag if own else None
+            model = timm.create_model(
+                architecture, own is not None, pretrained_cfg=tag, cache_dir=cache_dir, **arguments
+            )
+            cfg = getattr(model, "pretrained_cfg", {})
+            described = {**{k: cfg[k] for k in cfg if k not in LOCATIONS}, "tag": tag, **described}
             if own:
-                model.weights_name = f"{architecture}.{(_timm_tags(architecture) or ['timm'])[0]}"
+                model.weights_name, source = own.name, None
         network = model
         if features_only or out_indices is not None:
             model = _features_only(network, architecture, out_indices)

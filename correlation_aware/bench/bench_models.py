@@ -96,17 +96,19 @@ def load(name: str, weights: str | None = None, search_size: int | None = None) 
 
     Args:
         name: Of the zoo, with template and search picture.
-        weights: Tag or file, or `random`; by default those that the package brings, else random ones.
+        weights: Tag or file, or `random`; by default those that need no download, else random ones.
         search_size: Side of the search picture in pixels; by default the model's.
 
     Raises:
         ValueError: A classifier, or an unknown name.
     """
-    entry = None if weights == "random" or not zoo.has_weights(name) else resolve_weights(True, name).entry
-    bundled = entry is not None and entry.source == "bundled"
+    local = False
+    if weights is None and zoo.has_weights(name):
+        source = resolve_weights(name)
+        local = source.path is not None or (source.entry is not None and source.entry.source == "bundled")
     sizes: dict[str, Any] = {} if search_size is None else {"search_size": search_size}
     torch.manual_seed(0)
-    if weights == "random" or (weights is None and not bundled):
+    if weights == "random" or (weights is None and not local):
         model, described = zoo.create_model(name, **sizes), "random"
     else:
         model = zoo.create_model(name, weights or True, **sizes)

@@ -98,6 +98,9 @@ def calls_of(model: str, batch: int) -> dict[Operands, int]:
     Args:
         model: Of the zoo, with template and search picture.
         batch: Pairs.
+
+    Raises:
+        ValueError: None of the operations is called.
     """
     network: Any = zoo.create_model(model, device="meta").eval()
     sizes, channels = network.sizes, network.in_chans
@@ -110,6 +113,8 @@ def calls_of(model: str, batch: int) -> dict[Operands, int]:
         state = network.encode_template(template)
         with _recorded(found):
             network(state, search)
+    if not found:
+        raise ValueError(f"{model} calls none of the operations that can be timed: {', '.join(OPERATIONS)}.")
     return dict(found)
 
 

@@ -28,7 +28,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         "--pretrained",
-        help="Tag or file, or `random`; by default what the package brings, else random ones.",
+        help="Tag or file, or `random`; by default those that need no download, else random ones.",
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")]
@@ -243,7 +243,7 @@ def operations(
 
 @app.command()
 def tracker(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A `_track` model.")] = "sbt_light_track",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A `_track` model.")] = "sbt_light_cell_track",
     targets: Annotated[str, typer.Option(metavar="N,...", help="Targets that share a frame.")] = "1,2,4,8",
     runtimes: Annotated[
         str | None,

@@ -4,29 +4,35 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from correlation_aware.models.registry import near_names
+from correlation_aware.models.registry import near_names, timm_tags
 from correlation_aware.weights.convert import AUTO
 from correlation_aware.weights.files import SUFFIXES, read_state_dict
 from correlation_aware.weights.hub import fetch, fetch_file, fetch_repository
 from correlation_aware.weights.manifest import WeightsEntry, load_manifest
 
 __all__ = [
+    "LOCATIONS",
     "RENAMED",
     "WeightsSource",
     "current_name",
     "default_entry",
     "former_default",
     "local_file",
+    "located_weights",
     "resolve_weights",
     "tags_of",
 ]
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
+# fields of timm's PretrainedCfg that say where weights are
+LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
 
 # names of 0.1 that will go after the next release, and what they are called now
 RENAMED = {
@@ -38,7 +44,7 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights come from: exactly one of the fields after `name` is set.
+    """Where weights come from: exactly one of the fields from `entry` to `state_dict` is set.
 
     Attributes:
         name: Name for messages: `model.tag`, a path, `hf-hub:organisation/name`.
@@ -48,6 +54,7 @@ class WeightsSource:
         hub_file: (`organisation/name`, file, revision or None) on the Hub, of a timm configuration.
         url: Address of a file, of a timm configuration.
         state_dict: The tensors themselves.
+        timm_tag: Tag of weights that a plug-in registered with timm alone.
     """
 
     name: str
@@ -57,6 +64,7 @@ class WeightsSource:
     hub_file: tuple[str, str, str | None] | None = None
     url: str | None = None
     state_dict: Mapping[str, Tensor] | None = None
+    timm_tag: str | None = None
 
     @property
     def key_format(self) -> str:
@@ -115,6 +123,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
                 "pretrained=True needs the name of a model; name the weights, such as 'model.tag'."
             )
         entry = default_entry(model)
+        if entry is None and (listed := _in_timm(model)) is not None:
+            return listed
         if entry is None:
             raise ValueError(f"No weights are known for {model!r}. {_hint(model, model)}")
         return WeightsSource(entry.name, entry=entry)
@@ -124,6 +134,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
         name = current_name(name)
         if name in manifest:
             return WeightsSource(name, entry=manifest[name])
+        if (listed := _in_timm(name)) is not None:
+            return listed
     former = former_default(text)
     entry = manifest[current_name(former)] if former else default_entry(text)
     if entry is not None:
@@ -152,6 +164,42 @@ def local_file(path: str | Path) -> WeightsSource:
     return WeightsSource(str(path), path=file)
 
 
+def located_weights(cfg: Mapping[str, Any]) -> WeightsSource:
+    """The weights that a timm configuration names, in timm's order of precedence.
+
+    Raises:
+        FileNotFoundError: A file that does not exist.
+        ValueError: It names none.
+    """
+    hub = cfg.get("hf_hub_id")
+    if cfg.get("source") == "hf-hub":
+        return WeightsSource(f"hf-hub:{hub}", repository=str(hub))
+    if cfg.get("source") != "local-dir" and cfg.get("state_dict"):
+        return WeightsSource("a state_dict", state_dict=cfg["state_dict"])
+    if cfg.get("file"):
+        return local_file(cfg["file"])
+    if hub:
+        repository, _, revision = str(hub).partition("@")
+        file = cfg.get("hf_hub_filename") or "model.safetensors"
+        return WeightsSource(f"hf-hub:{hub}", hub_file=(repository, file, revision or None))
+    if cfg.get("url"):
+        return WeightsSource(str(cfg["url"]), url=str(cfg["url"]))
+    raise ValueError(
+        f"pretrained_cfg={dict(cfg)!r} names no weights: give it file, url, hf_hub_id or state_dict."
+    )
+
+
+def _in_timm(name: str) -> WeightsSource | None:
+    """Weights of a plug-in's model in timm's registry: `model.tag`, or `model` for its default ones."""
+    model, _, tag = name.partition(".")
+    tags = timm_tags(model)
+    if not tags or (tag and tag not in tags):
+        return None
+    tag = tag or tags[0]
+    cfg: Any = get_pretrained_cfg(f"{model}.{tag}")
+    return replace(located_weights(cfg.to_dict()), name=f"{model}.{tag}", timm_tag=tag)
+
+
 def default_entry(model: str) -> WeightsEntry | None:
     """The first entry of the manifest for a model; None without one."""
     return next((entry for entry in load_manifest().values() if entry.model == model), None)
@@ -163,8 +211,9 @@ def former_default(model: str) -> str | None:
 
 
 def tags_of(model: str) -> list[str]:
-    """Tags of a model's weights in the manifest, the default first."""
-    return [entry.tag for entry in load_manifest().values() if entry.model == model]
+    """Tags of a model's weights in the manifest, or of a plug-in's model in timm; the default first."""
+    tags = [entry.tag for entry in load_manifest().values() if entry.model == model]
+    return tags or timm_tags(model)
 
 
 def current_name(name: str) -> str:
