@@ -254,8 +254,8 @@ def test_a_load_says_what_it_took_what_it_left_and_what_stays_fresh() -> None:
     model = nn.Sequential(OrderedDict(a=nn.Linear(2, 3), b=nn.Linear(3, 4)))
     given = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(5), "c": torch.ones(1)}
     report = load_state_dict(model, given, partial=True)
-    assert report.taken == ("a.weight",) and report.left == ("a.bias", "c")
-    assert report.fresh == ("a.bias", "b.weight", "b.bias") and bool((model[0].weight == 1).all())
+    assert report.loaded == ("a.weight",) and report.unexpected == ("a.bias", "c")
+    assert report.missing == ("a.bias", "b.weight", "b.bias") and bool((model[0].weight == 1).all())
     with pytest.raises(ValueError, match=r"Shapes that differ: a\.bias \(5,\) for \(3,\)"):
         load_state_dict(model, given)
 

@@ -219,7 +219,7 @@ FETCH = "answer = ca.weights.fetch(ca.weights.WeightsEntry(**entry), cache_dir=c
 
 
 def test_cache_without_links(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:
-    """As on a file system without symbolic links: the Hub is asked for its hash; offline a warning is given."""
+    """As on a file system without symbolic links: the Hub is asked for its hash; offline there is a log."""
     path = clients["online"].call("fetch", ENTRY, cache_dir=tmp_path)["ok"]
     path.resolve().replace(path)
     arguments: dict[str, Any] = {"entry": ENTRY, "cache_dir": tmp_path}
