@@ -195,7 +195,9 @@ def _cache_key(model: nn.Module, described: dict[str, str]) -> str:
     names = sorted({type(module).__module__ for module in model.modules()})
     files = [getattr(sys.modules[name], "__file__", None) for name in names if not name.startswith("torch.")]
     code = [sha256_file(Path(file)) for file in files if file and Path(file).is_file()]
-    return hashlib.sha256(json.dumps([described, model.model_args, repr(model), code]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([described, model.model_args, repr(model), code]).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _exported(model: TwoInput, format: Literal["onnx", "openvino"]) -> tuple[Path, Path]:
