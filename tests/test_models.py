@@ -227,6 +227,10 @@ def test_features_only_prunes_later_stages():
     features = net(*pictures())
     features[0].square().mean().backward()
     assert all(p.grad is not None for p in net.parameters())
+    outputs = []
+    net.model.stages[-1].register_forward_hook(lambda m, i, output: outputs.append(output))
+    net(*pictures())
+    assert isinstance(outputs[-1], torch.Tensor)  # the template's stream ends with the last EoC-CA block kept
     with pytest.raises(ValueError, match="before the first EoC-CA block"):
         ca.create_model("sbt_test", features_only=True, out_indices=(0,))
     with pytest.raises(ValueError, match=r"out_indices=\(3,\)"):
