@@ -340,6 +340,26 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
+def test_gradient_checkpointing_computes_blocks_again_in_the_backward_pass():
+    calls = []
+    model = small("sbt_test").train()
+    model.stages[2].blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    counts = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        calls.clear()
+        model(*inputs("sbt_test")).sum().backward()
+        counts.append(len(calls))
+    assert counts[1] == 2 * counts[0]
+
+
+def test_a_classifier_drops_pooled_features_in_training_alone():
+    model = small("sbt_test_cls", drop_rate=0.5)
+    features = torch.ones(16, model.num_features, 2, 2)
+    assert sorted(model.forward_head(features, pre_logits=True).unique().tolist()) == [0, 2]
+    assert model.eval().forward_head(features, pre_logits=True).unique().tolist() == [1]
+
+
 def test_drop_path_drops_samples_and_keeps_the_mean():
     from correlation_aware.models.eoc import DropPath
 
