@@ -13,6 +13,8 @@ from peer_clip import write_clip
 
 from correlation_aware.models import registry
 
+collect_ignore = ["plugin_package"]  # a package of its own, which test_plugin.py installs and tests
+
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """Exported files and sessions give the numbers of the model they were made from."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -256,6 +257,19 @@ def test_exports_of_different_models_are_kept_apart(tmp_path, monkeypatch):
     changes = [{}, {"seed": 1}, {"heads": (1, 1, 1)}, {"cross_blocks": ((), (), (0,))}, {"search_size": 96}]
     assert len({cached_in(**change) for change in changes}) == len(changes)
     assert cached_in() == cached_in()
+
+
+def test_a_layer_whose_code_changed_is_exported_again(tmp_path, monkeypatch):
+    code = "from torch import nn\n\nclass Scale(nn.Module):\n    factor = {}\n"
+    file = tmp_path / "changing_layer.py"
+    file.write_text(code.format(2))
+    monkeypatch.syspath_prepend(tmp_path)
+    model = nn.Sequential(importlib.import_module("changing_layer").Scale(), nn.Linear(2, 2))
+    before = session_module._cache_key(model, {"model": "scale"})
+    assert session_module._cache_key(model, {"model": "scale"}) == before
+    assert session_module._cache_key(model, {"model": "other"}) != before
+    file.write_text(code.format(3))
+    assert session_module._cache_key(model, {"model": "scale"}) != before
 
 
 SIGNAL_AFTER_OPENVINO = """
