@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
-from correlation_aware.data.faults import Faults
+from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.stills.files import read_stills
 from correlation_aware.data.stills.pool import read_pool
 
 
 def picture_bytes(shape, suffix=".jpg", seed=0):
-    picture = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    return cv2.imencode(suffix, picture)[1].tobytes()
+    image = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return cv2.imencode(suffix, image)[1].tobytes()
 
 
 def write_shard(path, entries):
@@ -38,13 +38,13 @@ def test_stills_of_shards(tmp_path, caplog):
     write_shard(tmp_path / "s-000000.tar", [*first, ("0002_tabby_cat.jpg", picture_bytes((200, 100, 3)))])
     second = [("0003_dog.jpg", b"broken"), ("0004_dog.png", picture_bytes((40, 40, 3), ".png"))]
     write_shard(tmp_path / "s-000001.tar", [*second, ("0005.txt", b"text")])
-    faults = Faults(limit=5)
+    errors = ErrorBudget(limit=5)
     with caplog.at_level(logging.WARNING):
-        stills = list(read_stills(str(tmp_path / "s-{000000..000001}.tar"), 100, faults))
+        stills = list(read_stills(str(tmp_path / "s-{000000..000001}.tar"), 100, errors))
     assert [still.label for still in stills] == ["", "tabby_cat", "dog"]
     assert [still.image.shape for still in stills] == [(80, 100, 3), (100, 50, 3), (40, 40, 3)]
     assert stills[0].mask.shape == (80, 100) and stills[1].mask is None
-    assert faults.count == 2 and "0003_dog" in caplog.text and "0005" in caplog.text
+    assert errors.count == 2 and "0003_dog" in caplog.text and "0005" in caplog.text
     with pytest.raises(RuntimeError, match=r"s-000001\.tar: 000\d"):
         list(read_stills(str(tmp_path / "s-000001.tar"), 100))
 
@@ -58,13 +58,13 @@ def test_every_process_reads_all_shards(tmp_path, monkeypatch):
     assert len(list(read_stills(str(shard), 100))) == 3
 
 
-def test_a_missing_or_torn_shard_is_a_fault(tmp_path, caplog):
+def test_a_missing_or_truncated_shard_is_counted(tmp_path, caplog):
     pytest.importorskip("webdataset")
     whole = tmp_path / "s-000001.tar"
     write_shard(whole, [(f"{i}.jpg", picture_bytes((64, 64, 3), seed=i)) for i in range(8)])
     (tmp_path / "s-000000.tar").write_bytes(whole.read_bytes()[:9000])
     with caplog.at_level(logging.WARNING):
-        stills = list(read_stills(str(tmp_path / "s-{000000..000002}.tar"), 100, Faults(limit=5)))
+        stills = list(read_stills(str(tmp_path / "s-{000000..000002}.tar"), 100, ErrorBudget(limit=5)))
     assert len(stills) >= 8
     assert "s-000000.tar" in caplog.text and "s-000002.tar" in caplog.text
 
