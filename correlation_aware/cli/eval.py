@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from correlation_aware._deprecation import current_fields
 from correlation_aware.cli._common import (
     Device,
     Model,
@@ -88,7 +89,7 @@ def got10k(
         totals = {"average": average(results), "all frames": score(results)}
         _print_table(rows, totals)
         if as_json is not None:
-            figures = _figures(tracker.name, str(tracker.weights), rows, totals)
+            figures = _figures(tracker.name, str(tracker.weights_name), rows, totals)
             write_text(json.dumps(figures, indent=2) + "\n", as_json)
             console.print(f"Wrote {escape(str(as_json))}")
     if output is not None:
@@ -109,7 +110,7 @@ def clips(
         list[str] | None,
         typer.Option(
             metavar="NAME=V,V,...",
-            help="Values of a field of TrackerConfig, such as window=0.2,0.4. Repeat for a grid.",
+            help="Values of a field of TrackerConfig, such as window_weight=0.2,0.4. Repeat for a grid.",
         ),
     ] = None,
     plot: Annotated[
@@ -148,21 +149,22 @@ def clips(
     errors = {name: f"{found[name].error:.3f}" for name in rows}
     _print_table(dict(sorted(rows.items(), key=lambda row: -row[1].ao)), {}, "settings", {"CE": errors})
     if plot is not None:
-        plot_reliability(next(iter(found.values())), plot, f"{tracker.weights}, {count} synthetic clips")
+        plot_reliability(next(iter(found.values())), plot, f"{tracker.weights_name}, {count} synthetic clips")
         console.print(f"Wrote {escape(str(plot))}")
     if as_json is not None:
         figures = {n: {**asdict(s), "calibration_error": found[n].error} for n, s in rows.items()}
-        about = {"tracker": tracker.name, "weights": tracker.weights, "clips": count, "seed": seed}
+        about = {"tracker": tracker.name, "weights": tracker.weights_name, "clips": count, "seed": seed}
         write_text(json.dumps({**about, "settings": figures}, indent=2) + "\n", as_json)
         console.print(f"Wrote {escape(str(as_json))}")
 
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
-    """Every combination of the values, by what to call it."""
+    """Every combination of the values, by its label."""
     known = {f.name: type(getattr(default, f.name)) for f in fields(default)}
     axes = []
     for text in sweep:
         name, _, values = text.partition("=")
+        (name,) = current_fields(type(default), {name: values})
         if name not in known:
             near = difflib.get_close_matches(name, known, n=2) or known
             raise ValueError(f"--sweep {text!r}: there is no setting {name!r}. Near: {', '.join(near)}.")

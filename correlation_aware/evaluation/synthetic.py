@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from correlation_aware.data.faults import Faults
+from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.synthetic_clips import Clip, ClipConfig, synthetic_clip
 from correlation_aware.evaluation.one_pass import (
@@ -43,7 +43,7 @@ def make_clips(
     Raises:
         FileNotFoundError, RuntimeError: The photographs cannot be read.
     """
-    pool = read_pool(sources, max_side, "cpu", Faults())
+    pool = read_pool(sources, max_side, "cpu", ErrorBudget())
     return (synthetic_clip(pool, number, seed, config) for number in range(count))
 
 

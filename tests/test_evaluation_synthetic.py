@@ -21,7 +21,7 @@ from correlation_aware.evaluation.calibration import (
 )
 from correlation_aware.evaluation.one_pass import overlap
 from correlation_aware.evaluation.synthetic import ClipValidation, evaluate_clip
-from correlation_aware.tracking.tracker import TrackResult
+from correlation_aware.tracking.tracker import TrackerConfig, TrackResult
 
 
 class Scripted:
@@ -137,20 +137,26 @@ def test_validation_in_training(photos):
 def test_eval_clips_and_a_sweep(run, photos, tmp_path):
     words = ["eval", "clips", photos, "--model", "sbt_test_track", "--weights", "random", "--device", "cpu"]
     words += ["--count", "1", "--json", tmp_path / "all.json"]
-    result = run(*words, "--sweep", "window=0,0.5", "--sweep", "damp_size=0,1")
+    result = run(*words, "--sweep", "window_weight=0,0.5", "--sweep", "damp_size=0,1")
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "all.json").read_text())["settings"]
-    assert list(settings) == [f"window={w} damp_size={d}" for w in ("0", "0.5") for d in (0, 1)]
-    assert {"ao", "sr50", "calibration_error"} <= set(settings["window=0 damp_size=1"])
+    assert list(settings) == [f"window_weight={w} damp_size={d}" for w in ("0", "0.5") for d in (0, 1)]
+    assert {"ao", "sr50", "calibration_error"} <= set(settings["window_weight=0 damp_size=1"])
     for sweep, message in (
-        ("windo=1", "Near: window"),
-        ("window=a", "is not NAME=V,V"),
-        ("window=2", "must lie in 0..1"),
+        ("windo_weight=1", "Near: window_weight"),
+        ("window_weight=a", "is not NAME=V,V"),
+        ("window_weight=2", "must be in 0..1"),
     ):
         result = run(*words, "--sweep", sweep)
         assert isinstance(result.exception, ValueError) and message in str(result.exception)
-    result = run(*words, "--sweep", "window=0,1", "--plot", tmp_path / "plot.png")
+    result = run(*words, "--sweep", "window_weight=0,1", "--plot", tmp_path / "plot.png")
     assert "--plot shows one choice" in str(result.exception)
+
+
+def test_a_sweep_takes_the_old_names_of_settings():
+    with pytest.warns(DeprecationWarning, match="window is now called window_weight"):
+        grid = cli_eval._grid(["window=0,0.5"], TrackerConfig())
+    assert list(grid) == ["window_weight=0", "window_weight=0.5"]
 
 
 def test_train_calibrate(run, photos, tmp_path, monkeypatch):
