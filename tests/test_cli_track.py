@@ -106,7 +106,7 @@ def test_a_video_is_tracked_into_a_video_and_a_table(run: Run, video: Path, tmp_
 
 def test_every_target_has_its_color(run: Run, tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
-    write_picture(tmp_path / "frames" / "0.png", np.full((240, 320, 3), 40, np.uint8))
+    write_image(tmp_path / "frames" / "0.png", np.full((240, 320, 3), 40, np.uint8))
     boxes = ((20, 60, 80, 80), (200, 120, 80, 80))
     words = [word for box in boxes for word in ("--box", ",".join(map(str, box)))]
     code, *_ = run("track", "frames", *MODEL, *words, "--output", "out.mp4")
