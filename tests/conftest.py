@@ -1,5 +1,6 @@
 """Fixtures and options of the tests. PyTorch runs with one thread, the fastest for small networks."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from peer_clip import write_clip
 
 from correlation_aware.models import registry
 
@@ -25,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Folder with checkouts of other trackers' repositories (video_analyst, pytracking, Stark, STM, "
         "OSTrack), for the tests marked `peers`.",
     )
+    parser.addoption(
+        "--peers-data",
+        metavar="DIR",
+        help="A sequence in GOT-10k's layout for the tests marked `peers`; they draw a clip without it.",
+    )
 
 
 @pytest.fixture
@@ -40,6 +47,13 @@ def peer(request):
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def make_clip(request):
+    """`make_clip(folder, frames)` writes a short sequence for other people's trackers, see `write_clip`."""
+    source = request.config.getoption("--peers-data")
+    return functools.partial(write_clip, source=None if source is None else Path(source))
 
 
 @pytest.fixture

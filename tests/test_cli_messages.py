@@ -13,7 +13,7 @@ from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.video import write_picture
 from correlation_aware.zoo import has_weights
 
-RENAMED = "warning: 'sbt_light_track.half' is called 'sbt_light_half_track.stills' now"
+RENAMED = "'sbt_light_track.half' is called 'sbt_light_half_track.stills' now"
 
 
 @pytest.mark.parametrize("command", ["track", "train pairs"])
@@ -46,7 +46,7 @@ def test_warnings_are_yellow_and_printed_once_and_information_is_plain(capsys):
         logging.getLogger("correlation_aware.part").debug("not printed")
     renamed, logged, information = capsys.readouterr().out.splitlines()
     assert renamed.startswith(f"\x1b[33m{RENAMED}") and renamed.endswith("\x1b[0m")
-    assert (logged, information) == ("\x1b[33mwarning: [a] 1\x1b[0m", "[b] 2")
+    assert (logged, information) == ("\x1b[33m[a] 1\x1b[0m", "[b] 2")
     assert (logger.handlers, logger.level, logger.propagate) == before
 
 

@@ -13,6 +13,7 @@ import pytest
 import correlation_aware
 from correlation_aware.cli import demo, main
 from correlation_aware.demo_clip import draw_clip
+from correlation_aware.tracking.draw import COLORS
 from correlation_aware.tracking.tracker import Timings, TrackResult
 from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
 
@@ -101,6 +102,21 @@ def test_a_video_is_tracked_into_a_video_and_a_table(run: Run, video: Path, tmp_
     ):
         assert words in out
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.mp4", "out.csv", "out.mp4"]
+
+
+def test_every_target_has_its_color(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    write_picture(tmp_path / "frames" / "0.png", np.full((240, 320, 3), 40, np.uint8))
+    boxes = ((20, 60, 80, 80), (200, 120, 80, 80))
+    words = [word for box in boxes for word in ("--box", ",".join(map(str, box)))]
+    code, *_ = run("track", "frames", *MODEL, *words, "--output", "out.mp4")
+    assert code == 0
+    frame = next(open_frames(tmp_path / "out.mp4")).astype(float)
+    for number, (x, y, w, h) in enumerate(boxes):
+        lower_line = frame[y + h - 4 : y + h + 4, x + 20 : x + w - 20].reshape(-1, 3)
+        brightest = lower_line[lower_line.sum(axis=1).argsort()[-40:]].mean(axis=0)  # lossy
+        distances = [np.abs(brightest - color).sum() for color in COLORS]
+        assert int(np.argmin(distances)) == number
 
 
 def test_a_folder_is_tracked_up_to_a_limit_without_files(run: Run, tmp_path: Path) -> None:

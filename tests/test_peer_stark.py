@@ -12,11 +12,12 @@ UPDATE = {"  - 200": "  - 2"}  # STARK-ST's template at frames 2, 4 and 6
 
 
 @pytest.fixture
-def stark(peer, tmp_path):
+def stark(peer, make_clip, tmp_path):
     """Runs a job on an experiment of STARK's with another backbone."""
 
     def run(job, script, kind, changes=None, **options):
         checkout = peer("Stark")
+        make_clip(tmp_path / "got10k" / "val", stark_family.FRAMES)
         lines = {**(changes or {}), STOCK: TYPES[kind]}
         stark_family.experiment(tmp_path, checkout, script, "baseline", lines)
         adapter = None if kind == "stock" else "stark"

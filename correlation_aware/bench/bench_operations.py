@@ -97,6 +97,9 @@ def count_calls(model: str, batch: int) -> dict[Operands, int]:
     Args:
         model: Name of a two-input model.
         batch: Number of pairs.
+
+    Raises:
+        ValueError: The model calls none of the operations.
     """
     network: Any = zoo.create_model(model, device="meta").eval()
     sizes, channels = network.sizes, network.in_chans
@@ -109,6 +112,8 @@ def count_calls(model: str, batch: int) -> dict[Operands, int]:
         state = network.encode_template(template)
         with _recorded(counter):
             network(state, search)
+    if not counter:
+        raise ValueError(f"{model} calls none of the operations that can be timed: {', '.join(OPERATIONS)}.")
     return dict(counter)
 
 

@@ -1,7 +1,6 @@
 """Warnings and log records of the library on the terminal: one line each, warnings in yellow."""
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from rich.console import Console
 __all__ = ["error_console", "print_messages"]
 
 PACKAGE = Path(__file__).parent.parent
+FORMER_NAME = "the old name goes"  # in every warning of a renamed name
 
 error_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -30,8 +30,8 @@ class _ConsoleHandler(logging.Handler):
 def print_messages(console: Console | None, level: int = logging.WARNING) -> Iterator[None]:
     """Prints the library's warnings and log records inside the block; restores logger and filters at its end.
 
-    The `warnings` of this package include `DeprecationWarning`, which Python hides by default; each text is
-    printed once. Warnings of other packages are left to Python.
+    Warnings of this package, and those of its former names, which Python hides by default, are printed once
+    per text. Warnings of other packages are left to Python.
 
     Args:
         console: Console to print on; None prints nothing, for all but the first of several processes.
@@ -50,19 +50,19 @@ def print_messages(console: Console | None, level: int = logging.WARNING) -> Ite
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if not Path(filename).is_relative_to(PACKAGE):
+        text = str(message)
+        if FORMER_NAME not in text and not Path(filename).is_relative_to(PACKAGE):
             show_others(message, category, filename, lineno, file, line)
-        elif console is not None and str(message) not in printed:
-            printed.add(str(message))
-            _print(console, str(message), is_warning=True)
+        elif console is not None and text not in printed:
+            printed.add(text)
+            _print(console, text, is_warning=True)
 
     logger.handlers = [logging.NullHandler() if console is None else _ConsoleHandler(console)]
     logger.setLevel(level)
     logger.propagate = False  # a handler of the root logger would print records a second time
     try:
         with warnings.catch_warnings():
-            if not sys.warnoptions:  # python -W and PYTHONWARNINGS have priority
-                warnings.filterwarnings("always", category=DeprecationWarning, module=r"correlation_aware\b")
+            warnings.filterwarnings("always", f".*{FORMER_NAME}", DeprecationWarning)
             warnings.showwarning = show
             yield
     finally:
@@ -71,5 +71,4 @@ def print_messages(console: Console | None, level: int = logging.WARNING) -> Ite
 
 
 def _print(console: Console, text: str, is_warning: bool) -> None:
-    prefix, style = ("warning: ", "yellow") if is_warning else ("", None)
-    console.print(f"{prefix}{text}", style=style, markup=False, highlight=False)
+    console.print(text, style="yellow" if is_warning else None, markup=False, highlight=False)
