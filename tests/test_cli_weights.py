@@ -1,7 +1,6 @@
 """`correlation-aware weights` as a user types it."""
 
 import json
-import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ import correlation_aware as ca
 from correlation_aware import weights
 from correlation_aware._files import sha256_file
 from correlation_aware.cli import main
-from correlation_aware.cli._common import show_renames
 from correlation_aware.cli.weights import app
 from correlation_aware.weights.sources import RENAMED
 
@@ -146,17 +144,6 @@ def test_former_names_are_said_in_a_line_of_their_own(
     old = name if "." in name else f"{name}.stills"
     expected = f"'{old}' is called '{new}' now; the old name goes after the next release.\n"
     assert captured.err == expected
-
-
-def test_former_names_are_yellow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    with pytest.warns(RuntimeWarning, match="another"), show_renames():  # others are shown as before
-        weights.resolve_weights("sbt_light_track.half")
-        weights.resolve_weights("sbt_light_track.half")
-        warnings.warn("another", RuntimeWarning, stacklevel=1)
-    err = capsys.readouterr().err
-    assert err.count("\x1b[33m'sbt_light_track.half' is called") == 1 and "another" not in err
 
 
 def test_push_shows_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
