@@ -96,7 +96,10 @@ def test_a_bare_tag_means_the_same_everywhere(source):
     ca.load_pretrained(model, source)
     again = ca.create_model("sbt_light_cell_track", pretrained=source)
     assert (
-        model.weights_name == again.weights_name == ca.create_tracker(pretrained=source).weights_name == BUNDLED[0]
+        model.weights_name
+        == again.weights_name
+        == ca.create_tracker(pretrained=source).weights_name
+        == BUNDLED[0]
     )
 
 
