@@ -163,7 +163,7 @@ def clips(
 
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
-    """A configuration for every combination of the values, by a label such as `window_weight=0.2 margin=5`."""
+    """Configurations of all combinations of the values, by labels such as `window_weight=0.2 margin=5`."""
     known = {f.name: type(getattr(default, f.name)) for f in fields(default)}
     axes = []
     for text in sweep:
