@@ -22,7 +22,7 @@ from correlation_aware.bench.machine import Ceilings
 from correlation_aware.bench.timing import Call, Times, take_turns
 from correlation_aware.models.profile import Profile, profile
 from correlation_aware.ops import get_backend, set_backend
-from correlation_aware.runtime.graphs import TwoInput
+from correlation_aware.runtime.graphs import SessionModel
 from correlation_aware.weights import resolve_weights
 
 __all__ = ["Case", "Row", "bench_model", "load"]
@@ -91,7 +91,7 @@ class Case:
     skipped: list[Skipped]
 
 
-def load(name: str, weights: str | None = None, search_size: int | None = None) -> tuple[TwoInput, str]:
+def load(name: str, weights: str | None = None, search_size: int | None = None) -> tuple[SessionModel, str]:
     """A model in float32 on the CPU, and what its weights are.
 
     Args:
@@ -283,7 +283,7 @@ def _speedup(spent: Times, template: str, times: Mapping[Any, Times], rival: int
 
 @torch.no_grad()
 def _reference(
-    model: TwoInput, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device
+    model: SessionModel, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device
 ) -> list[list[Tensor]]:
     set_backend("reference")
     model.to(device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from correlation_aware.ops import Backend, set_backend
-from correlation_aware.runtime.graphs import TwoInput
+from correlation_aware.runtime.graphs import SessionModel
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 
 __all__ = [
@@ -78,7 +78,7 @@ def split_backend(name: str) -> tuple[str, Backend]:
 
 
 def make_contenders(
-    model: TwoInput,
+    model: SessionModel,
     device: torch.device,
     dtypes: Sequence[torch.dtype],
     chosen: Sequence[str],
@@ -132,7 +132,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
-def _make(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
+def _make(name: str, model: SessionModel, device: torch.device, dtype: torch.dtype) -> Contender:
     if name != REFERENCE and name not in COMPILED:
         return _session(name, model, device, dtype)
     network = _copy(model, device, dtype)
@@ -144,7 +144,7 @@ def _make(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) 
     return Contender(name, dtype, run, encode, run, dtype, "reference")
 
 
-def _session(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
+def _session(name: str, model: SessionModel, device: torch.device, dtype: torch.dtype) -> Contender:
     runtime, backend = split_backend(name)
     in_files = runtime in FILES
     network = _copy(model, device, torch.float32 if in_files else dtype)
@@ -162,7 +162,7 @@ def _session(name: str, model: TwoInput, device: torch.device, dtype: torch.dtyp
     return Contender(name, dtype, pair, session.set_template, cached, taken, backend)
 
 
-def _other(spec: str, model: TwoInput, device: torch.device) -> Contender:
+def _other(spec: str, model: SessionModel, device: torch.device) -> Contender:
     place, _, dtype_name = spec.partition("@")
     module_name, _, function_name = place.partition(":")
     dtype = getattr(torch, dtype_name or "float32", None)
