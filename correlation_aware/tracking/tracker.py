@@ -309,8 +309,8 @@ def create_tracker(
     Args:
         model: Name of a `_track` model, `hf-hub:organisation/name`, a folder, or a model object;
             `sbt_light_cell_track` by default.
-        pretrained: Weights, as in `create_model`. By default those of the manifest; random ones, with a
-            warning, if the manifest has none.
+        pretrained: Weights, as in `create_model`. By default those of the manifest; if it has none, random
+            weights with a warning.
         device: Device, such as `cpu` or `cuda`; by default a GPU if there is one.
         dtype: Dtype of the computation; `torch.float32` by default.
         runtime: Runtime of the model: `auto`, `eager`, `compile`, `cudagraph`, `onnx` or `openvino`, see
