@@ -162,7 +162,7 @@ assert type(ca.create_model(name, head="cell").head).__name__ == "CellHead"
 assert ca.create_model(name, search_size=96, in_chans=1).pretrained_cfg["input_size"] == (1, 96, 96)
 
 tracker = ca.create_tracker(name, device="cpu")
-assert tracker.name == name and tracker.weights == f"{name}.demo"
+assert tracker.name == name and tracker.weights_name == f"{name}.demo"
 frames = [cv2.imread(f"clips/one/{i}.png")[..., ::-1].copy() for i in range(3)]
 tracker.init(frames[0], (16, 37, 20, 17))
 alone = [tracker.update(frame) for frame in frames[1:]]
