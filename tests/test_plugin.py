@@ -35,9 +35,14 @@ from correlation_aware.models.sbt import sbt_test_track
 def good_track(**kwargs):
     return sbt_test_track(**kwargs)
 
+cfg = {"url": "https://nowhere.invalid/weights.pth"}
+default_cfgs = timm.models.generate_default_cfgs({"good_timm_track.late": cfg, "good_timm_track.early": cfg})
+
 @timm.models.register_model
-def good_timm_track(pretrained_cfg=None, pretrained_cfg_overlay=None, pretrained=False, cache_dir=None):
-    return sbt_test_track()
+def good_timm_track(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None):
+    model = sbt_test_track()
+    model.asked = [pretrained, pretrained_cfg]
+    return model
 
 @ca.register_head("good")
 class GoodHead(ca.TrackModel):
@@ -59,6 +64,7 @@ ASKED = """
 import json, sys, warnings
 import timm, torch
 import correlation_aware as ca
+from correlation_aware.models.sbt import sbt_test
 from correlation_aware.weights import convert_state_dict
 
 answers = {"at import": "good" in sys.modules or timm.models.is_model("good_track")}
@@ -67,13 +73,21 @@ with warnings.catch_warnings(record=True) as caught:
     if sys.argv[1] == "format":
         answers["format"] = list(convert_state_dict({"a": torch.zeros(1)}, "good"))
     else:
-        net = ca.create_model("sbt_test_track").backbone
-        answers["head"] = type(ca.TrackModel.build(net, "good").head).__name__
+        answers["head"] = type(ca.TrackModel.build(sbt_test(), "good").head).__name__
     answers["models"] = ca.list_models()
 answers["timm"] = timm.models.is_model("good_track")
 answers["warnings"] = [[str(w.message), w.category.__name__] for w in caught]
 answers["sbt_base"] = ca.create_model("sbt_base", device="meta").pretrained_cfg["architecture"]
 answers["trackers"] = [ca.create_tracker(n, pretrained=False).name for n in ("good_track", "good_timm_track")]
+answers["asked"] = [
+    ca.create_model(name, pretrained).asked
+    for name, pretrained in (
+        ("good_timm_track", False),
+        ("good_timm_track", True),
+        ("good_timm_track.early", True),
+        ("good_timm_track", "early"),
+    )
+]
 print(json.dumps(answers))
 """
 
@@ -104,6 +118,7 @@ def test_plugins_are_imported_at_the_first_question_and_failures_are_named(insta
     answers = json.loads(run_beside(installed, "-c", ASKED, first).stdout)
     assert not answers["at import"] and answers["timm"]
     assert answers["sbt_base"] == "sbt_base" and answers["trackers"] == ["good_track", "good_timm_track"]
+    assert answers["asked"] == [[False, None], [True, "late"], [True, "early"], [True, "early"]]
     failures = [text for text, kind in answers["warnings"] if kind == "RuntimeWarning"]
     assert len(failures) == 2  # each once
     assert "'the_rude' (rude) of acme-rude 0.3 cannot be used" in failures[0]
@@ -262,6 +277,8 @@ def commands(request, environment, work):
     words["resume"] = ["train", "track", "--output", "run", "--resume", "--set", "schedule.steps=3"]
     tagged = page_commands(f"{name}.demo")["train"]
     words["tagged"] = ["second" if word == "run" else word for word in tagged]
+    trained = "run/checkpoints/step-00000002/weights"
+    words["push"] = ["weights", "push", trained, "org/name", f"{name}.v1", "--training", "Two steps."]
     text = json.dumps(list(words.values()))
     ours, theirs = environment.run(environment.python, "-c", COMMANDS, folder=folder, text=text).split()
     assert Path(ours).is_relative_to(ROOT) and Path(theirs).is_relative_to(environment.folder)
@@ -316,6 +333,7 @@ def test_train_track(commands):
     tensors = load_file(weights / "model.safetensors")
     assert tensors["backbone.cnn.0.1.num_batches_tracked"] == 4  # template and search image of two steps
     assert abs(tensors["backbone.cnn.0.1.running_mean"]).max() > 0
+    assert "Would upload" in outputs["push"] and f'"{name}.v1": {{' in outputs["push"]
     loaded = re.sub(r"\s+", " ", outputs["tagged"])
     assert f"{name}.demo: tensors" in loaded and "Done: step 2" in loaded
 

@@ -211,9 +211,8 @@ def former_default(model: str) -> str | None:
 
 
 def tags_of(model: str) -> list[str]:
-    """Tags of a model's weights in the manifest, or of a plug-in's model in timm; the default first."""
-    tags = [entry.tag for entry in load_manifest().values() if entry.model == model]
-    return tags or timm_tags(model)
+    """Tags of a model's weights, the default first: in the manifest, then in timm for a plug-in's model."""
+    return [entry.tag for entry in load_manifest().values() if entry.model == model] + timm_tags(model)
 
 
 def current_name(name: str) -> str:
