@@ -1,5 +1,6 @@
 """What a user may write for weights and what it means: tags, files and repositories are told apart here."""
 
+import os
 import re
 import sys
 import warnings
@@ -30,7 +31,7 @@ __all__ = [
     "tags_of",
 ]
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 # fields of timm's PretrainedCfg that say where weights are
 LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
 
