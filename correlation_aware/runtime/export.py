@@ -187,7 +187,7 @@ def _write(graph: Graph, path: Path, format: Format, meta: Mapping[str, str]) ->
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(meta)})
         return
     onnx_path = path.with_suffix(".onnx")
-    program = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         graph.module,
         example,
         dynamo=True,
@@ -197,9 +197,9 @@ def _write(graph: Graph, path: Path, format: Format, meta: Mapping[str, str]) ->
         dynamic_shapes=shapes,
         verbose=False,
     )
-    assert program is not None
-    program.model.metadata_props.update(meta)
-    program.save(str(onnx_path))
+    assert onnx_program is not None
+    onnx_program.model.metadata_props.update(meta)
+    onnx_program.save(str(onnx_path))
     if format == "openvino":
         (ov,) = require("openvino")
         converted = ov.convert_model(str(onnx_path))
