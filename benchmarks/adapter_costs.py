@@ -1,12 +1,12 @@
-"""What five public trackers cost, stock and with our adapter: the table of docs/adapters.md.
+"""Costs of five public trackers, stock and with our adapter: the table of docs/adapters.md.
 
-    python benchmarks/adapter_costs.py --peers DIR --shims DIR [--trackers STM STARK-S50] [--rounds 12]
+    python benchmarks/adapter_costs.py --peers DIR [--trackers STM STARK-S50] [--rounds 12]
 
-DIR holds their checkouts (video_analyst, pytracking, Stark, STM, OSTrack), and modules that let their code
-run on a CPU today. Each runs by its own test-time code over a drawn clip, with random weights. Parameters
-and multiply-accumulates of convolutions and linear layers are counted in that run, as the paper does; "in
-all" has every product of a frame, attention and what lies outside of the paper's count. Frames a second are
-of one thread's own time: stock and ours take turns, and the median frame counts.
+DIR holds their checkouts (video_analyst, pytracking, Stark, STM, OSTrack). Each runs with its own test-time
+code over a drawn clip, with random weights. Parameters and multiply-accumulates of convolutions and linear
+layers are counted in that run, as in the paper; "in all" counts every product of a frame, attention included.
+Frames per second are of the process time of one thread: stock and ours take turns, and the table has the
+median frame.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from correlation_aware.demo_clip import draw_clip
-from correlation_aware.models.sbt import Mlp
 
 SIZE = 480, 864  # of the frames; STM sees them whole
 PAPER = {  # Table 6: parameters in M, G of the first pair, of the stock tracker and of the CA one
@@ -40,7 +38,7 @@ PAPER = {  # Table 6: parameters in M, G of the first pair, of the stock tracker
     "STM": (("24.5", ""), ("25.1", "")),
     "OSTrack ViT-B": (("", ""), ("", "")),
 }
-ALONE = ("DiMP-50", "STM")  # the first frame is no pair: DiMP augments it, STM only memorizes it
+ALONE = ("DiMP-50", "STM")  # the first two frames are no pair: DiMP augments the first, STM memorizes it
 HEAD = ("", "params, M", "paper", "GMACs, first pair", "paper", "GMACs, a later frame", "in all", "frames/s")
 
 
@@ -53,15 +51,8 @@ def count(contender: Contender, run: Callable[[], object]) -> int:
         nonlocal macs
         macs += output.numel() * module.weight[0].numel()
 
-    def add_taps(conv: nn.Conv2d, module: nn.Module, inputs: object, output: Tensor) -> None:
-        nonlocal macs
-        macs += output.numel() * conv.weight[0].numel()
-
     layers = {m for part in contender.parts for m in part.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     hooks = [m.register_forward_hook(add) for m in layers if id(m) not in skipped]
-    # our depth-wise convolutions are operations, not calls of their layer: each follows a linear layer
-    for mlp in {m for part in contender.parts for m in part.modules() if isinstance(m, Mlp) and m.dwconv}:
-        hooks.append(mlp.fc1.register_forward_hook(partial(add_taps, mlp.dwconv)))
     run()
     for hook in hooks:
         hook.remove()
@@ -69,7 +60,7 @@ def count(contender: Contender, run: Callable[[], object]) -> int:
 
 
 def count_all(run: Callable[[], object]) -> int:
-    """Multiply-accumulates of everything."""
+    """Multiply-accumulates of all operations."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2
@@ -81,7 +72,7 @@ def parameters(contender: Contender) -> int:
 
 
 def measure(contenders: tuple[Contender, Contender], rounds: int) -> list[dict[str, Any]]:
-    """Of each contender `params`, `first`, `later` and `all` in units, and `seconds` a frame."""
+    """`params`, `first`, `later` and `all` of each contender as counts, and `seconds` per frame."""
     clip = list(draw_clip(rounds + 4, SIZE))
     frames = [frame for frame, _ in clip]
     results: list[dict[str, Any]] = []
@@ -102,21 +93,21 @@ def measure(contenders: tuple[Contender, Contender], rounds: int) -> list[dict[s
 
 
 def rows(name: str, results: list[dict[str, Any]]) -> list[list[str]]:
-    """The two lines of a tracker."""
+    """The two rows of a tracker."""
     table = []
     for title, r, (params, macs) in zip((name, f"{re.split('[- ]', name)[0]}-CA"), results, PAPER[name]):
         pair = "" if name in ALONE else f"{r['first'] / 1e9:.2f}"
         speed = f"{1 / r['seconds']:.2f}" if r["seconds"] else ""
         if table and speed:
             speed += f", {results[0]['seconds'] / r['seconds']:.2f}x"
-        cells = [f"{r['params'] / 1e6:.2f}", params, pair, macs, f"{r['later'] / 1e9:.2f}"]
-        table.append([title, *cells, f"{r['all'] / 1e9:.2f}", speed])
+        figures = [f"{r['params'] / 1e6:.2f}", params, pair, macs, f"{r['later'] / 1e9:.2f}"]
+        table.append([title, *figures, f"{r['all'] / 1e9:.2f}", speed])
     return table
 
 
 def run_apart(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """`measure` in a process of its own."""
-    path = [str(Path(__file__).resolve().parent.parent), str(args.shims.resolve())]
+    path = [str(Path(__file__).resolve().parent.parent)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--inside", name],
         env={
@@ -137,8 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peers", type=Path, required=True)
-    parser.add_argument("--shims", type=Path, required=True)
+    parser.add_argument("--peers", type=Path, required=True, help="folder of the trackers' checkouts")
     parser.add_argument("--trackers", nargs="+", choices=TRACKERS, default=list(TRACKERS))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--inside", choices=TRACKERS, help=argparse.SUPPRESS)

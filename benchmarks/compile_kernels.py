@@ -1,10 +1,10 @@
-"""What the compiler makes of every kernel, for a GPU that need not be here.
+"""Compiles every Triton kernel for a GPU architecture and prints its resources; needs no GPU.
 
     python benchmarks/compile_kernels.py [--capability 90] [--json out.json]
 
-Triton brings NVIDIA's assembler, so machine code for any architecture can be made and read on any machine.
-The shapes are those of sbt_light's first and sbt_base's third stage at 128 and 256 px. A stack that is not 0
-means spilled registers.
+Triton includes NVIDIA's assembler, so it compiles for any architecture on any machine. The shapes are those
+of the first stage of sbt_light and the third stage of sbt_base at 128 and 256 px. A stack other than 0 means
+spilled registers.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-STAGES = ((32, 1, 8, 32, 64), (320, 5, 2, 16, 32))  # channels, heads, reduction, sides of template and search
+STAGES = ((32, 1, 8, 32, 64), (320, 5, 2, 16, 32))  # channels, heads, reduction, sizes of template and search
 
 
 class AbsentGPU:
-    """All that the compiler asks of a driver."""
+    """The methods of a Triton driver that the compiler calls."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -45,7 +45,11 @@ class AbsentGPU:
 
 
 def compile_all(capability: int) -> list[dict]:
-    """Goes through every operation, forward and backward; launches compile and do nothing else."""
+    """Calls every operation, forward and backward, with launches that only compile.
+
+    Args:
+        capability: CUDA compute capability, such as 90.
+    """
     driver.set_active(AbsentGPU(capability))
     launch, kernels = JITFunction.run, {}
 
@@ -69,38 +73,39 @@ def compile_all(capability: int) -> list[dict]:
 
 
 def run_all(dtype: torch.dtype, dim: int, heads: int, ratio: int, template: int, search: int) -> None:
+    """Calls every operation once, forward and backward, at the shapes of a stage (see `STAGES`)."""
     from correlation_aware.ops.add_layer_norm.triton import add_layer_norm
     from correlation_aware.ops.dwconv_gelu.triton import dwconv_gelu
     from correlation_aware.ops.eoc_attention.triton import eoc_attention
     from correlation_aware.ops.gather_patches.triton import gather_patches
 
-    def some(*sizes: int) -> Tensor:
+    def zeros(*sizes: int) -> Tensor:
         return torch.zeros(*sizes, dtype=dtype, requires_grad=True)
 
     shapes = [1, template, template, 1, search, search]
     keys = [size if size == 1 else size // ratio for size in shapes]
     rows, reduced = template**2 + search**2, keys[1] ** 2 + keys[4] ** 2
     outputs = (
-        *add_layer_norm(some(rows, dim), some(rows, dim), some(dim), some(dim), 1e-6),
-        dwconv_gelu(some(rows, 4 * dim), some(4 * dim, 1, 3, 3), some(4 * dim), shapes),
-        gather_patches(some(rows, dim), shapes, ratio),
-        eoc_attention(some(rows, dim), some(reduced, 2 * dim), heads, shapes, keys, True)[0],
+        *add_layer_norm(zeros(rows, dim), zeros(rows, dim), zeros(dim), zeros(dim), 1e-6),
+        dwconv_gelu(zeros(rows, 4 * dim), zeros(4 * dim, 1, 3, 3), zeros(4 * dim), shapes),
+        gather_patches(zeros(rows, dim), shapes, ratio),
+        eoc_attention(zeros(rows, dim), zeros(reduced, 2 * dim), heads, shapes, keys, True)[0],
     )
     sum(output.float().sum() for output in outputs).backward()
 
 
 def resources(kernel) -> dict[str, int]:
-    """Registers a thread, bytes of stack a thread (spills), bytes of shared memory a block, warps a block."""
+    """Registers and stack bytes per thread, bytes of shared memory and warps per block."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", report.stdout)
-    assert found is not None, report.stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", report.stdout)
+    assert usage is not None, report.stdout
     return {
-        "registers": int(found[1]),
-        "stack": int(found[2]),
+        "registers": int(usage[1]),
+        "stack": int(usage[2]),
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
     }

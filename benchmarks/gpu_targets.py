@@ -1,9 +1,9 @@
-"""The targets on a GPU beside what `run_gpu.sh` measured.
+"""Compares the results of `run_gpu.sh` with the project's speed targets on a GPU.
 
     python benchmarks/gpu_targets.py runs/gpu
 
-Reads the JSON files of a folder; what was not measured is shown as a dash. "Ours" is the quickest row that is
-neither a reference nor somebody else's code.
+Reads the JSON reports in a folder; a missing measurement is shown as a dash. "Ours" is the fastest row that
+is neither a reference nor a `--contender`.
 """
 
 import json
@@ -21,18 +21,18 @@ def main(folder: Path) -> None:
         machine = read(path)["machine"]
         print(machine["gpu"] or machine["processor"], machine["versions"], sep="\n")
     print(f"{'':58}{'target':>9}{'measured':>10}")
-    for model, milliseconds, theirs, share in zip(MODELS, (0.30, 0.60), (12, 10), (35, 45)):
-        one, many = rows(cases, model, 1), rows(cases, model, BATCH)
-        ours = quickest(one, is_ours)
+    for model, milliseconds, speedup, share in zip(MODELS, (0.30, 0.60), (12, 10), (35, 45)):
+        single, large = rows(cases, model, 1), rows(cases, model, BATCH)
+        ours = fastest(single, is_ours)
         show(f"{model}: batch 1, template cached, ms", ours, "<=", milliseconds)
-        other = quickest(one, lambda row: ":" in row["contender"], template=None, dtype="float32")
-        show(f"{model}: batch 1 against the other's code, float32", ratio(other, ours), ">=", theirs)
-        for batch, found, least in ((1, one, 1.1), (BATCH, many, 1.2)):
-            compiled = quickest(found, lambda row: row["contender"] == "reference-max-autotune")
-            against = ratio(compiled, quickest(found, is_ours))
-            show(f"{model}: batch {batch} against max-autotune", against, ">=", least)
-        best = [100 * row["roofline_share"] for row in many if is_ours(row) and row["dtype"] == DTYPE]
-        show(f"{model}: batch {BATCH}, share of the roofline, %", max(best, default=None), ">=", share)
+        other = fastest(single, lambda row: ":" in row["contender"], template=None, dtype="float32")
+        show(f"{model}: batch 1 against --contender, float32", ratio(other, ours), ">=", speedup)
+        for batch, of_batch, minimum in ((1, single, 1.1), (BATCH, large, 1.2)):
+            compiled = fastest(of_batch, lambda row: row["contender"] == "reference-max-autotune")
+            against = ratio(compiled, fastest(of_batch, is_ours))
+            show(f"{model}: batch {batch} against max-autotune", against, ">=", minimum)
+        shares = [100 * row["roofline_share"] for row in large if is_ours(row) and row["dtype"] == DTYPE]
+        show(f"{model}: batch {BATCH}, share of the roofline, %", max(shares, default=None), ">=", share)
         speedups = [
             row["speedup"]
             for case in steps
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
         show(f"{model}: training step against the reference", max(speedups, default=None), ">=", 1.8)
     for path in sorted(folder.glob("*.status")):
         if path.read_text().strip() != "0":
-            print(f"{path.stem} ended with exit code {path.read_text().strip()}: see {path.stem}.log")
+            print(f"{path.stem} failed with exit code {path.read_text().strip()}: see {path.stem}.log")
 
 
 def read(path: Path) -> dict:
@@ -58,26 +58,26 @@ def is_ours(row: dict) -> bool:
     return not row["contender"].startswith("reference") and ":" not in row["contender"]
 
 
-def quickest(found: list[dict], wanted, template: str | None = "cached", dtype: str = DTYPE) -> float | None:
-    """Milliseconds of the quickest row: its median."""
+def fastest(rows: list[dict], matches, template: str | None = "cached", dtype: str = DTYPE) -> float | None:
+    """Median milliseconds of the fastest row that matches; None without one."""
     times = (
         row["times"]["median"]
-        for row in found
-        if wanted(row) and row["dtype"] == dtype and template in (None, row["template"])
+        for row in rows
+        if matches(row) and row["dtype"] == dtype and template in (None, row["template"])
     )
     return min(times, default=None)
 
 
-def ratio(slow: float | None, quick: float | None) -> float | None:
-    return None if slow is None or quick is None else slow / quick
+def ratio(slow: float | None, fast: float | None) -> float | None:
+    return None if slow is None or fast is None else slow / fast
 
 
-def show(what: str, measured: float | None, sign: str, target: float) -> None:
+def show(label: str, measured: float | None, sign: str, target: float) -> None:
     if measured is None:
-        print(f"{what:58}{sign:>4}{target:>5g}{'-':>10}")
+        print(f"{label:58}{sign:>4}{target:>5g}{'-':>10}")
         return
     reached = measured <= target if sign == "<=" else measured >= target
-    print(f"{what:58}{sign:>4}{target:>5g}{measured:>10.2f}  {'reached' if reached else 'MISSED'}")
+    print(f"{label:58}{sign:>4}{target:>5g}{measured:>10.2f}  {'reached' if reached else 'MISSED'}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Other people's trackers from their own unmodified checkouts, stock and with our adapter, random weights.
 
-Each function imports one of them, whose packages exclude each other's, so each needs a process. `prepare` in
-front brings in what lets their code run today: the modules `shim_*` and `stubs` of the folder of shims.
+Each function imports one of them, after `prepare`. Their packages have equal names, so each needs a process
+of its own.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -15,24 +14,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import peer_shims
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-__all__ = ["TRACKERS", "Contender", "Tracker", "prepare", "stub_unused"]
+__all__ = ["TRACKERS", "Contender", "Tracker", "prepare"]
 
 Frame = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
-UNUSED = (  # STARK and OSTrack import these, but nothing that runs here uses them
-    "jpeg4py",
-    "lmdb",
-    "pycocotools.coco",
-    "tikzplotlib",
-    "pandas",
-    "visdom.server",
-    "yacs.config",
-    "wandb",
-)
 
 
 @dataclass
@@ -54,32 +44,22 @@ class Contender:
 
 @dataclass(frozen=True)
 class Tracker:
-    """Where a tracker is found.
+    """A tracker's checkout.
 
     Attributes:
         checkout: Name of its folder.
-        shim: The module to import before it, or none.
-        make: Returns it stock and with our adapter; takes the checkout and a folder for files.
+        shim: Function that makes its code importable.
+        make: Function of the checkout and a folder for files; returns it stock and with our adapter.
     """
 
     checkout: str
-    shim: str
+    shim: Callable[[], None]
     make: Callable[[Path, Path], tuple[Contender, Contender]]
 
 
-def stub_unused() -> None:
-    """Puts stubs where STARK and its forks import what is not installed and not needed."""
-    for name in UNUSED:
-        if importlib.util.find_spec(name.split(".")[0]) is None:
-            importlib.import_module("stubs").stub(name)
-
-
 def prepare(tracker: Tracker, checkout: Path) -> None:
-    """Makes a checkout importable, where the folder of shims is on the path."""
-    if tracker.shim == "shim_stark":
-        stub_unused()
-    if tracker.shim:
-        importlib.import_module(tracker.shim)
+    """Makes a checkout importable."""
+    tracker.shim()
     os.chdir(checkout)
     sys.path.insert(0, str(checkout))
 
@@ -106,12 +86,12 @@ def siamfcpp(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
 
     return (
         make("Inception3", "SiamTrack", 2, [False, False]),
-        make("SBTBackbone", "SiamTrackCA", 3, [False, False, True]),
+        make("SiamFCppBackbone", "SiamTrackCA", 3, [False, False, True]),
     )
 
 
 def dimp(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
-    """DiMP-50: 288 px, its `DiMP`, sure of each frame, since that decides how much it computes."""
+    """DiMP-50: 288 px, its `DiMP`, without advanced localization, where the scores change the cost."""
     from ltr.models.tracking.dimpnet import dimpnet50
     from pytracking.features.net_wrappers import NetWithBackbone
     from pytracking.parameter.dimp.dimp50 import parameters
@@ -146,7 +126,7 @@ def dimp(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
 
 def stark(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
     """STARK-S50: 128 and 320 px, its `STARK_S`; counted as thop does, without `nn.MultiheadAttention`."""
-    importlib.import_module("shim_stark").no_pretrained()
+    peer_shims.without_stark_weights()
     lines = {"    TYPE: resnet50": "    TYPE: SBT"}
     stock, ours = _lib_trackers(checkout, folder, "stark", "stark_s", "baseline", {}, lines)
     for contender in (stock, ours):
@@ -172,7 +152,7 @@ def _lib_trackers(
     stock: dict[str, str],
     ours: dict[str, str],
 ) -> tuple[Contender, Contender]:
-    """STARK and its forks. `stock` and `ours` change lines of the experiment's YAML."""
+    """STARK and its forks; `stock` and `ours` replace lines of the experiment's YAML."""
     local: Any = ModuleType("lib.test.evaluation.local")
 
     def local_env_settings() -> Any:
@@ -212,10 +192,6 @@ def _lib_trackers(
 
 def stm(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
     """STM on 480 x 864 px and one object: its network, in the order of its `eval_DAVIS.py`."""
-    import torchvision
-
-    resnet50 = torchvision.models.resnet50
-    torchvision.models.resnet50 = lambda pretrained: resnet50(weights=None)
     import model
 
     from correlation_aware.adapters.stm import STM_CA
@@ -261,9 +237,9 @@ def _to_tensor(frame: Frame) -> torch.Tensor:
 
 
 TRACKERS = {
-    "SiamFC++": Tracker("video_analyst", "shim_siamfc", siamfcpp),
-    "DiMP-50": Tracker("pytracking", "shim_dimp", dimp),
-    "STARK-S50": Tracker("Stark", "shim_stark", stark),
-    "STM": Tracker("STM", "", stm),
-    "OSTrack ViT-B": Tracker("OSTrack", "shim_stark", ostrack),
+    "SiamFC++": Tracker("video_analyst", peer_shims.siamfcpp, siamfcpp),
+    "DiMP-50": Tracker("pytracking", peer_shims.dimp, dimp),
+    "STARK-S50": Tracker("Stark", peer_shims.stark, stark),
+    "STM": Tracker("STM", peer_shims.stm, stm),
+    "OSTrack ViT-B": Tracker("OSTrack", peer_shims.stark, ostrack),
 }

@@ -1,7 +1,7 @@
-"""SBT in plain PyTorch, to be read and to be beaten: the same mathematics, nothing clever.
+"""SBT in plain, unoptimized PyTorch, as a baseline of benchmarks: the usual eager code of such networks.
 
-Tokens are (B, N, C). Every layer runs once for the template and once for the search picture; the spatial
-reduction is a strided convolution; attention is written out. This is the usual eager form of such networks.
+Tokens are (B, N, C). Every layer runs once for the template and once for the search image; the spatial
+reduction is a strided convolution; attention is written out as matrix products.
 """
 
 import torch
@@ -16,7 +16,7 @@ class PlainAttention(nn.Module):
         self.sr, self.norm = nn.Conv2d(dim, dim, sr_ratio, sr_ratio), nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, source: Tensor, size: torch.Size) -> Tensor:
-        """Queries of `x`, keys and values of `source`, which is a map of `size`."""
+        """Attention from tokens `x` to tokens `source`, a feature map of `size` (height, width)."""
         b, n, c = x.shape
         q = self.q(x).reshape(b, n, self.heads, -1).permute(0, 2, 1, 3)
         image = source.permute(0, 2, 1).reshape(b, c, *size)
@@ -65,7 +65,11 @@ class PlainEmbed(nn.Module):
 
 
 class PlainSBT(nn.Module):
-    """`cfg` is a `correlation_aware.SBTConfig` of the default kind; the parameters have our names."""
+    """The network with this package's parameter names.
+
+    Args:
+        cfg: `correlation_aware.SBTConfig` with the default kinds of layers.
+    """
 
     def __init__(self, cfg) -> None:
         super().__init__()
@@ -81,7 +85,7 @@ class PlainSBT(nn.Module):
         stage.norm = nn.LayerNorm(cfg.dims[-1], eps=1e-6)
 
     def load_ours(self, state_dict: dict[str, Tensor]) -> None:
-        """Takes the weights of `correlation_aware`'s network: its spatial reduction is a linear layer."""
+        """Loads weights of `correlation_aware`'s SBT, whose spatial reduction is a linear layer."""
         own = self.state_dict()
         for name, tensor in state_dict.items():
             if name.endswith("sr.weight"):
@@ -106,7 +110,11 @@ class PlainSBT(nn.Module):
 
 
 def plain(model: nn.Module) -> PlainSBT:
-    """For `--contender plain_sbt:plain` of `correlation-aware bench model`, with a bare `sbt_*` network."""
+    """A `PlainSBT` with the model's weights, for `correlation-aware bench model --contender plain_sbt:plain`.
+
+    Args:
+        model: Bare `sbt_*` network without a head.
+    """
     parameter = next(model.parameters())
     net = PlainSBT(model.config)
     net.load_ours(model.state_dict())

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# All that has to be shown on a CUDA GPU, in one call of under eight minutes, from a checkout, without a network:
+# Runs all tests and benchmarks that need a CUDA GPU, in under eight minutes, from a checkout, without a network:
 #
 #     benchmarks/run_gpu.sh [PART...]        # tests sanitizer models tracker train ops; all by default
 #
-# Logs and figures go to $OUT (runs/gpu), the table of targets is printed last. What a part has measured when its
-# time is over is kept. Variables:
-#     OUT        folder of the results
-#     LIMIT      seconds for everything, 460
-#     CONTENDER  module:function of the code to be compared with at batch 1; its folder belongs on PYTHONPATH
-#     DEVICE     cuda; with cpu the script itself can be tried, on tiny models
+# Logs and reports go to $OUT (runs/gpu); the table of targets is printed last. A part that reaches its time limit
+# keeps the results so far. Variables:
+#     OUT        output folder
+#     LIMIT      time limit of the whole script in seconds, 460 by default
+#     CONTENDER  module:function of code to compare with at batch 1; its folder must be on PYTHONPATH
+#     DEVICE     cuda by default; cpu tests the script itself, with tiny models
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,21 +24,21 @@ python3 - "$DEVICE" <<'PYTHON' || exit 1
 import importlib.util
 import sys
 
-names = ("torch", "triton", "timm", "numpy", "cv2", "einops", "safetensors", "huggingface_hub", "typer", "rich", "pytest")
+names = ("torch", "triton", "timm", "numpy", "cv2", "safetensors", "huggingface_hub", "typer", "rich", "pytest")
 if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-    sys.exit(f"missing here: {', '.join(missing)}. Install them, or carry their wheels.")
+    sys.exit(f"Missing packages: {', '.join(missing)}. Install them first.")
 import torch
 
 if sys.argv[1] == "cuda" and not torch.cuda.is_available():
-    sys.exit("PyTorch sees no CUDA GPU; DEVICE=cpu tries the script without one.")
+    sys.exit("PyTorch finds no CUDA GPU; DEVICE=cpu tests the script without one.")
 PYTHON
 
-# limit NAME SECONDS COMMAND...: runs it with a log, for so long, or until all time is over
+# limit NAME SECONDS COMMAND...: runs a command with a log, for at most SECONDS or the rest of LIMIT
 limit() {
     local name=$1 seconds=$2 left=$((LIMIT - SECONDS)) status
     shift 2
     if [ "$left" -lt 10 ]; then
-        echo "== $name: no time left"
+        echo "== $name: skipped, no time left"
         return
     fi
     echo "== $name: $*"
@@ -54,13 +54,14 @@ export DEVICE
 if [ "$DEVICE" = cuda ]; then
     nvidia-smi > "$OUT/nvidia-smi.txt" 2>&1 || true
     light=sbt_light_track base=sbt_base_track few=1 many=64 seconds=2 train="$light $base"
-    forms=reference,reference-compile,triton steps="eager-triton compile-triton"
+    operations=reference,reference-compile,triton steps="eager-triton compile-triton"
     tests=$(ls tests/test_ops*.py tests/test_*cuda*.py 2> /dev/null)
     contenders='reference,reference-max-autotune,eager,eager-triton,cudagraph*'
     runtimes='eager,cudagraph*'
 else
     light=sbt_test_track base=sbt_test_track few=1 many=2 seconds=0.05 train=$light
-    forms=reference tests="tests/test_bench.py -k turns" steps=eager contenders=reference,eager runtimes=eager
+    operations=reference tests="tests/test_bench.py -k alternation" steps=eager
+    contenders=reference,eager runtimes=eager
 fi
 against=()
 [ -z "$CONTENDER" ] || against=(--contender "$CONTENDER" --against reference)
@@ -70,8 +71,8 @@ for part in "${parts[@]}"; do
     tests)
         limit tests 110 python3 -m pytest -q --maxfail=20 -m "not slow" $tests ;;
     ops)
-        limit ops_light 60 bash -c "bench ops $light --batch $few --dtype bfloat16 --forms $forms --json '$OUT/ops_light.json'"
-        limit ops_base 60 bash -c "bench ops $base --batch $many --dtype bfloat16 --forms $forms --json '$OUT/ops_base.json'" ;;
+        limit ops_light 60 bash -c "bench ops $light --batch $few --dtype bfloat16 --contenders $operations --json '$OUT/ops_light.json'"
+        limit ops_base 60 bash -c "bench ops $base --batch $many --dtype bfloat16 --contenders $operations --json '$OUT/ops_base.json'" ;;
     models)
         for model in $light $base; do
             limit "model_$model" 120 bash -c "bench model $model --batch $few,$many --dtype bfloat16 --no-encoded \
@@ -92,7 +93,7 @@ for part in "${parts[@]}"; do
             limit sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 \
                 python3 benchmarks/touch_kernels.py
         else
-            echo "== sanitizer: there is no compute-sanitizer here"
+            echo "== sanitizer: skipped, compute-sanitizer is not installed"
         fi ;;
     *)
         echo "There is no part $part; there are tests, sanitizer, models, tracker, train, ops."

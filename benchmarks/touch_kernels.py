@@ -1,8 +1,9 @@
-"""Runs every kernel once, forward and backward, at shapes that no block divides: food for compute-sanitizer.
+"""Runs every kernel once, forward and backward, under compute-sanitizer.
 
     compute-sanitizer --tool memcheck python benchmarks/touch_kernels.py
 
-Without a GPU, `TRITON_INTERPRET=1 python benchmarks/touch_kernels.py` goes through the same calls.
+The shapes are not multiples of the kernels' block sizes, which exercises the masks. Without a GPU,
+`TRITON_INTERPRET=1 python benchmarks/touch_kernels.py` makes the same calls.
 """
 
 import torch
@@ -22,20 +23,20 @@ def main() -> None:
     ops.set_backend("triton")
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
 
-        def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        def random(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True)
 
-        tokens, branch, weight, bias = draw(count, DIM), draw(count, DIM), draw(DIM), draw(DIM)
-        found = [
-            *ops.add_layer_norm(tokens, branch, weight, bias, 1e-6),
-            ops.dwconv_gelu(tokens, draw(DIM, 1, 3, 3), bias, SHAPES),
+        tokens, residual, weight, bias = random(count, DIM), random(count, DIM), random(DIM), random(DIM)
+        outputs = [
+            *ops.add_layer_norm(tokens, residual, weight, bias, 1e-6),
+            ops.dwconv_gelu(tokens, random(DIM, 1, 3, 3), bias, SHAPES),
             ops.gather_patches(tokens, SHAPES, RATIO)[0],
             *(
-                ops.eoc_attention(tokens, draw(keys, 2 * DIM), HEADS, SHAPES, key_shapes, cross)
+                ops.eoc_attention(tokens, random(keys, 2 * DIM), HEADS, SHAPES, key_shapes, cross)
                 for cross in (False, True)
             ),
         ]
-        sum(t.float().square().sum() for t in found).backward()
+        sum(t.float().square().sum() for t in outputs).backward()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         assert torch.isfinite(tokens.grad).all()

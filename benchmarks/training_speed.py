@@ -1,9 +1,9 @@
-"""Pairs a second: of the generator alone, of a training step alone, and of both as a run has them.
+"""Pairs per second of making training pairs, of a training step, and of both as in a training run.
 
-    python benchmarks/training_speed.py SOURCE... [--model sbt_light_track] [--batch 32] [--device cuda]
+    python benchmarks/training_speed.py SOURCE... [--model sbt_light_cell_track] [--batch 32] [--device cuda]
 
-Sources are folders or tar shards of photographs. A step is forward, backward, clipping and AdamW, in bfloat16
-where the device has it. On a CPU the generator uses one thread, as `train track` does.
+Sources are folders or tar shards of photographs. A step is forward, backward, gradient clipping and AdamW,
+under bfloat16 autocast. On a CPU pairs are made with one thread, as in `train track`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from correlation_aware.training.track import PairBatches
 
 
 def pairs_per_second(run: Callable[[], object], pairs: int, rounds: int, device: str) -> float:
-    """After two rounds to warm up."""
+    """Throughput of `rounds` calls after two warm-up calls; `pairs` is the number of pairs per call."""
     for i in range(rounds + 2):
         if i == 2:
             _wait(device)
@@ -45,7 +45,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sources", nargs="+")
-    parser.add_argument("--model", default="sbt_light_track")
+    parser.add_argument("--model", default="sbt_light_cell_track")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--template-size", type=int, default=128)
     parser.add_argument("--search-size", type=int, default=256)
@@ -53,16 +53,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     sizes = {"template_size": args.template_size, "search_size": args.search_size}
-    model = ca.create_model(args.model, head="cell", **sizes).to(args.device)
+    model = ca.create_model(args.model, **sizes).to(args.device)
     pool = read_pool(dict.fromkeys(args.sources, 1.0), 320, args.device)
     on_cpu = args.device == "cpu"
     source = PairBatches(StillPairs(pool, args.batch, Sizes(**sizes)), args.batch, ahead=not on_cpu)
     batches = source.batches(0, 1)
-    optimizer, held = make_optimizer(model, OptimizerConfig()), next(batches)
+    optimizer, first = make_optimizer(model, OptimizerConfig()), next(batches)
 
-    def step(batch=held) -> None:
-        plain = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()  # as `train track` does
-        with torch.autocast(args.device.split(":")[0], torch.bfloat16), plain:
+    def step(batch=first) -> None:
+        attention = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()  # as in `train track`
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16), attention:
             output = model(batch.template, batch.search)
         track_loss(output, batch.boxes, batch.positive, LossConfig()).total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

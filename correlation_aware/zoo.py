@@ -3,35 +3,35 @@
 import fnmatch
 import importlib
 import pkgutil
-import sys
-import warnings
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import timm.models
+import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import DefaultCfg, PretrainedCfg
+from timm.models import PretrainedCfg
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from correlation_aware import models, weights
 from correlation_aware._files import natural_order, read_json
-from correlation_aware._plugins import load_plugins, plugin_packages
-from correlation_aware.models.contract import FeatureNet, Sizes, TwoInputModel, find_first_conv
-from correlation_aware.models.registry import EntryPoint, near_names, on_register, registered_models
+from correlation_aware._timm import check_overlay, derive_pretrained_cfg, register_with_timm
+from correlation_aware.models.contract import FeatureNet, TwoInputModel
+from correlation_aware.models.registry import near_names, on_register, registered_models, timm_models
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.weights import WeightsEntry, WeightsSource
-from correlation_aware.weights.sources import RENAMED, current_name, default_entry, tags_of
+from correlation_aware.weights import WeightsSource
+from correlation_aware.weights.sources import (
+    LOCATIONS,
+    RENAMED,
+    current_name,
+    former_default,
+    located_weights,
+    tags_of,
+)
 
 __all__ = ["create_model", "from_pretrained", "has_weights", "list_models"]
-
-# fields of timm's PretrainedCfg that say where weights are
-LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
-DERIVED = ("input_size", "template_size", "template_factor", "search_factor", "first_conv", "classifier")
 
 
 def create_model(
@@ -74,20 +74,18 @@ def create_model(
         TypeError: An unknown argument.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
     """
-    cfg = dict(
-        asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else _as_cfg(pretrained_cfg)
-    )
+    saved = asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg
+    cfg = {} if saved is None or isinstance(saved, str) else dict(saved)
     cfg.update(pretrained_cfg_overlay or {})
     name = str(name)
     if isinstance(pretrained_cfg, str):
         name = f"{name.partition('.')[0]}.{pretrained_cfg}"
     located = bool(pretrained) and any(cfg.get(key) is not None for key in LOCATIONS)
     target = _resolve(name, False if located else pretrained, cache_dir)
-    source = _located(cfg) if located else target.source
+    source = located_weights(cfg) if located else target.source
     described = {**target.described, **{k: v for k, v in cfg.items() if k not in LOCATIONS}}
     model = _build(
         target.architecture,
-        bool(pretrained),
         source,
         described,
         features_only=features_only,
@@ -95,7 +93,7 @@ def create_model(
         cache_dir=cache_dir,
         **{**target.model_args, **kwargs},
     )
-    _check_overlay(model, pretrained_cfg_overlay or {})
+    check_overlay(model, pretrained_cfg_overlay or {})
     if checkpoint_path is not None:
         weights.load_pretrained(model, weights.local_file(checkpoint_path))
     return model
@@ -112,7 +110,7 @@ def list_models(filter: str = "", pretrained: bool = False, module: str = "") ->
     names = _modules()
     chosen = [n for n, where in names.items() if not module or module in (where, where.rpartition(".")[2])]
     if pretrained:
-        chosen = [f"{n}.{tag}" for n in chosen for tag in (*tags_of(n), *_timm_tags(n))]
+        chosen = [f"{n}.{tag}" for n in chosen for tag in tags_of(n)]
     matching = [n for n in chosen if not filter or fnmatch.fnmatch(n, filter) or _matches_model(n, filter)]
     return sorted(matching, key=natural_order)
 
@@ -129,7 +127,7 @@ def has_weights(name: str) -> bool:
     _check_name(architecture)
     if tag:
         _check_tag(architecture, tag)
-    return bool(tag or tags_of(architecture) or _timm_tags(architecture) or _former_default(architecture))
+    return bool(tags_of(architecture) or former_default(architecture))
 
 
 def from_pretrained(source: str | Path, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
@@ -149,7 +147,7 @@ class _Target:
 
     Attributes:
         architecture: Registered name.
-        source: Weights to load; None for random ones, or for those that only timm's function knows.
+        source: Weights to load; None for random ones.
         model_args: Arguments of the saved model.
         described: `pretrained_cfg` of the saved model.
     """
@@ -176,11 +174,8 @@ def _resolve(name: str, pretrained: bool | str | Path, cache_dir: str | Path | N
         return _Target(architecture, weights.resolve_weights(pretrained, architecture))
     if tag in tags_of(architecture):
         return _Target(architecture, weights.resolve_weights(f"{architecture}.{tag}"))
-    if default_entry(architecture) is None:
-        if _timm_tags(architecture):
-            return _Target(architecture)
-        if former := _former_default(architecture):
-            return _resolve(former, True, cache_dir)
+    if former := former_default(architecture):
+        return _resolve(former, True, cache_dir)
     return _Target(architecture, weights.resolve_weights(True, architecture))
 
 
@@ -215,80 +210,23 @@ def _check_name(architecture: str) -> None:
 
 
 def _check_tag(architecture: str, tag: str) -> None:
-    tags = [*tags_of(architecture), *_timm_tags(architecture)]
+    tags = tags_of(architecture)
     if tag not in tags:
         known = f"There are {', '.join(tags)}." if tags else "It has no weights in the manifest."
         raise ValueError(f"{architecture} has no weights with the tag {tag!r}. {known}")
 
 
-def _former_default(architecture: str) -> str | None:
-    """Former name of the weights that this architecture had before its checkpoints got names of their own."""
-    return next((old for old in RENAMED if old.partition(".")[0] == architecture), None)
-
-
 def _modules() -> dict[str, str]:
     """Module of every name of the zoo: our own, those of plug-ins, and what plug-ins registered with timm."""
-    load_plugins()
-    modules = {name: function.__module__ for name, function in registered_models().items()}
-    packages = plugin_packages()
-    if packages:
-        for name in timm.models.list_models():
-            module = timm.models.model_entrypoint(name).__module__
-            if module.partition(".")[0] in packages:
-                modules.setdefault(name, module)
-    return modules
-
-
-def _timm_tags(name: str) -> list[str]:
-    """Tags of weights that only timm's registry knows, of a plug-in's model."""
-    if name in registered_models() or not timm.models.is_model_pretrained(name):
-        return []
-    return [n.partition(".")[2] for n in timm.models.list_pretrained(f"{name}.*")]
+    return {name: function.__module__ for name, function in registered_models().items()} | timm_models()
 
 
 def _matches_model(name: str, pattern: str) -> bool:
     return "." in name and fnmatch.fnmatch(name.partition(".")[0], pattern)
 
 
-def _as_cfg(cfg: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
-    return {} if cfg is None or isinstance(cfg, str) else cfg
-
-
-def _located(cfg: Mapping[str, Any]) -> WeightsSource:
-    """The weights that a timm configuration names, in timm's order of precedence."""
-    hub = cfg.get("hf_hub_id")
-    if cfg.get("source") == "hf-hub":
-        return WeightsSource(f"hf-hub:{hub}", repository=str(hub))
-    if cfg.get("source") != "local-dir" and cfg.get("state_dict"):
-        return WeightsSource("a state_dict", state_dict=cfg["state_dict"])
-    if cfg.get("file"):
-        return weights.local_file(cfg["file"])
-    if hub:
-        repository, _, revision = str(hub).partition("@")
-        file = cfg.get("hf_hub_filename") or "model.safetensors"
-        return WeightsSource(f"hf-hub:{hub}", hub_file=(repository, file, revision or None))
-    if cfg.get("url"):
-        return WeightsSource(str(cfg["url"]), url=str(cfg["url"]))
-    raise ValueError(
-        f"pretrained_cfg={dict(cfg)!r} names no weights: give it file, url, hf_hub_id or state_dict."
-    )
-
-
-def _check_overlay(model: Any, overlay: Mapping[str, Any]) -> None:
-    """Refuses an overlay of what the model itself determines; arguments of `create_model` change that."""
-    for key in DERIVED:
-        value = overlay.get(key)
-        actual = model.pretrained_cfg.get(key)
-        if value is not None and (tuple(value) if isinstance(value, list) else value) != actual:
-            raise ValueError(
-                f"pretrained_cfg_overlay: {key}={value!r}, but the model has {actual!r}. Sizes are arguments "
-                "of create_model, such as search_size=192."
-            )
-
-
 def _build(
     architecture: str,
-    pretrained: bool,
     source: WeightsSource | None,
     described: Mapping[str, Any],
     *,
@@ -303,17 +241,23 @@ def _build(
     with torch.device(device or torch.get_default_device()):
         if function is not None:
             model: Any = function(**arguments)
-        else:  # a plug-in registered it with timm alone, whose function may load weights of its own
-            own = pretrained and source is None
-            model = timm.models.model_entrypoint(architecture)(pretrained=own, **arguments)
+        else:  # a plug-in registered it with timm alone, and its function loads its own weights
+            own = source if source and source.name == f"{architecture}.{source.timm_tag}" else None
+            tag = own.timm_tag if own else None
+            model = timm.create_model(
+                architecture, own is not None, pretrained_cfg=tag, cache_dir=cache_dir, **arguments
+            )
+            cfg = getattr(model, "pretrained_cfg", {})
+            described = {**{k: cfg[k] for k in cfg if k not in LOCATIONS}, "tag": tag, **described}
             if own:
-                model.weights_name = f"{architecture}.{(_timm_tags(architecture) or ['timm'])[0]}"
+                model.weights_name, source = own.name, None
+        network = model
         if features_only or out_indices is not None:
-            model = _features_only(model, architecture, out_indices)
+            model = _features_only(network, architecture, out_indices)
     model = model.to(dtype=dtype)
     model.model_args = arguments
     entry = source.entry if source else None
-    model.pretrained_cfg = _pretrained_cfg(architecture, model, entry, described)
+    model.pretrained_cfg = derive_pretrained_cfg(architecture, network, model, entry, described)
     model.default_cfg = model.pretrained_cfg  # timm's older name
     if source is not None:
         weights.load_pretrained(model, source, cache_dir=cache_dir)
@@ -332,131 +276,7 @@ def _features_only(model: nn.Module, architecture: str, out_indices: Sequence[in
     return FeatureGetterNet(model, out_indices=levels if out_indices is None else tuple(out_indices))
 
 
-def _pretrained_cfg(
-    architecture: str, model: Any, entry: WeightsEntry | None, described: Mapping[str, Any]
-) -> dict[str, Any]:
-    """timm's description of a model: sizes and modules from the model itself, the rest from its weights."""
-    channels = getattr(model, "in_chans", 3)
-    mean = entry.mean if entry else IMAGENET_DEFAULT_MEAN
-    std = entry.std if entry else IMAGENET_DEFAULT_STD
-    cfg: dict[str, Any] = {
-        "architecture": architecture,
-        "tag": entry.tag if entry else None,
-        "hf_hub_id": entry.repository if entry else None,
-        "mean": tuple(mean) if channels == 3 else (sum(mean) / len(mean),) * channels,
-        "std": tuple(std) if channels == 3 else (sum(std) / len(std),) * channels,
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "num_classes": getattr(model, "num_classes", 0),
-        "license": entry.license if entry else None,
-        **getattr(model, "default_data_cfg", {}),
-    }
-    derived: dict[str, Any] = {"first_conv": find_first_conv(model), "classifier": _classifier_name(model)}
-    sizes = getattr(model, "sizes", None)
-    if sizes is not None:
-        feature_side = -(-sizes.search_size // model.feature_info.reduction()[-1])
-        derived |= {
-            "input_size": (channels, sizes.search_size, sizes.search_size),
-            "template_size": (channels, sizes.template_size, sizes.template_size),
-            "template_factor": sizes.template_factor,
-            "search_factor": sizes.search_factor,
-            "pool_size": (feature_side, feature_side),
-        }
-    else:
-        cfg.setdefault("input_size", (channels, 224, 224))
-        cfg["input_size"] = (channels, *tuple(cfg["input_size"])[1:])
-    for key, value in described.items():
-        if value is None or key in ("architecture", "source", "num_classes"):
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        if key in DERIVED and key in derived:
-            continue  # what the model itself says
-        cfg[key] = value
-    return {**cfg, **derived}
-
-
-def _classifier_name(model: nn.Module) -> str | None:
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    return next((name for name, module in model.named_modules() if name and module is classifier), None)
-
-
-def _register_with_timm(name: str, function: EntryPoint) -> None:
-    """Makes `timm.create_model(name)` and timm's lists know a name of ours.
-
-    Raises:
-        ValueError: timm has a model of that name.
-    """
-    if timm.models.is_model(name):
-        raise ValueError(f"timm knows a model {name!r} already; two models cannot share a name.")
-
-    def entrypoint(
-        pretrained: bool = False,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: Any = None,
-        cache_dir: str | Path | None = None,
-        **kwargs: Any,
-    ) -> nn.Module:
-        kwargs.pop(
-            "pretrained_model_args", None
-        )  # timm's copy of the saved arguments, which are in kwargs too
-        return create_model(
-            name,
-            pretrained,
-            pretrained_cfg=pretrained_cfg,
-            pretrained_cfg_overlay=pretrained_cfg_overlay,
-            cache_dir=cache_dir,
-            **kwargs,
-        )
-
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__module__ = function.__module__
-    entrypoint.__doc__ = function.__doc__
-    module = sys.modules[function.__module__]
-    data = _data_cfg(function)
-    cfgs = {e.tag: _timm_cfg(e, data) for e in weights.known_entries().values() if e.model == name}
-    tags: deque[str] = deque(cfgs or [""])
-    listed = getattr(module, "__all__", None)
-    defaults = module.__dict__.setdefault("default_cfgs", {})
-    if name not in defaults:
-        defaults[name] = DefaultCfg(
-            tags=tags, cfgs=cfgs or {"": PretrainedCfg(**data)}, is_pretrained=bool(cfgs)
-        )
-    with warnings.catch_warnings():
-        timm.models.register_model(entrypoint)
-    if listed is None:
-        del module.__dict__["__all__"]  # timm adds one
-
-
-def _data_cfg(function: EntryPoint) -> dict[str, Any]:
-    """What can be said of a model's input before it is built, from the class that its function returns."""
-    try:
-        kind = get_type_hints(function).get("return", object)
-    except NameError:
-        kind = object
-    if isinstance(kind, type) and issubclass(kind, (TwoInputModel, TrackModel)):
-        side = Sizes().search_size
-        return {"input_size": (3, side, side), "interpolation": "bilinear", "crop_pct": 1.0, "num_classes": 0}
-    data: dict[str, Any] = dict(getattr(kind, "default_data_cfg", {}))
-    return data
-
-
-def _timm_cfg(entry: WeightsEntry, data: Mapping[str, Any]) -> PretrainedCfg:
-    cfg = PretrainedCfg(
-        **data,
-        hf_hub_id=entry.repository,
-        hf_hub_filename=entry.file if entry.source == "hub" else None,
-        url=entry.url,
-        file=str(entry.root / entry.file) if entry.source == "bundled" else None,
-        mean=entry.mean,
-        std=entry.std,
-        license=entry.license,
-    )
-    if entry.search_size:
-        cfg.input_size = (3, entry.search_size, entry.search_size)
-    return cfg
-
-
-on_register(_register_with_timm)
+on_register(partial(register_with_timm, create_model=create_model))
 for _module in pkgutil.iter_modules(
     models.__path__, f"{models.__name__}."
 ):  # every family registers its names

@@ -1,7 +1,7 @@
 """SiamFC++ on SBT features. Needs a checkout of megvii-research/video_analyst on PYTHONPATH.
 
 With its own commands nothing of this is needed: import the adapter on the first line of main/train.py and
-main/test.py, and write `backbone: {name: SiamFCppBackbone}` and `task_model: {name: SiamTrackCA}` in the YAML.
+main/test.py, and set `backbone: {name: SiamFCppBackbone}`, `task_model: {name: SiamTrackCA}` in the YAML.
 """
 
 import torch

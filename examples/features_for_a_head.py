@@ -1,4 +1,4 @@
-"""Your own head on features of several strides, and one training step of both."""
+"""A custom head on features of several strides, and one training step of backbone and head."""
 
 import torch
 from torch import nn
@@ -6,8 +6,8 @@ from torch import nn
 import correlation_aware as ca
 
 
-class CentreHead(nn.Module):
-    """A heat map of the target's centre from features of strides 4 and 8."""
+class CenterHead(nn.Module):
+    """A heat map of the target's center from features of strides 4 and 8."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class CentreHead(nn.Module):
 torch.manual_seed(0)
 backbone = ca.create_model("sbt_light", features_only=True, out_indices=(0, 2), drop_path_rate=0.1)
 print("channels", backbone.feature_info.channels(), "strides", backbone.feature_info.reduction())
-head = CentreHead(backbone.feature_info.channels())
+head = CenterHead(backbone.feature_info.channels())
 optimizer = torch.optim.AdamW(
     [{"params": backbone.parameters(), "lr": 1e-5}, {"params": head.parameters(), "lr": 1e-4}]
 )

@@ -1,4 +1,4 @@
-"""Your own tracker: a small Siamese network, and the same turned correlation-aware."""
+"""A custom tracker: a small Siamese network, and its correlation-aware version."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import correlation_aware as ca
 
 
-class Siamese(nn.Module):  # before: a backbone that sees one picture, run twice, then a correlation
+class Siamese(nn.Module):  # before: a backbone with one input, run twice, then a correlation
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 16, 7, 4, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1))
@@ -18,7 +18,7 @@ class Siamese(nn.Module):  # before: a backbone that sees one picture, run twice
         return maps[:, 1:, 1:].unflatten(0, x.shape[:2]).sum(1)
 
 
-class CorrelationAware(nn.Module):  # after: a backbone that takes both, and no correlation
+class CorrelationAware(nn.Module):  # after: a backbone with two inputs, and no correlation
     def __init__(self) -> None:
         super().__init__()
         self.backbone = ca.create_model("sbt_light")
@@ -31,14 +31,14 @@ class CorrelationAware(nn.Module):  # after: a backbone that takes both, and no 
 torch.manual_seed(0)
 template, search, target = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 128, 128), torch.zeros(2, 16, 16)
 target[:, 6:10, 6:10] = 1
-for net in (Siamese(), CorrelationAware()):  # trained alike
+for net in (Siamese(), CorrelationAware()):  # both are trained in the same way
     loss = F.binary_cross_entropy_with_logits(net(template, search), target)
     loss.backward()
     torch.optim.AdamW(net.parameters(), 1e-3).step()
     print(type(net).__name__, tuple(net(template, search).shape), f"loss {loss.item():.2f}")
 
-net.eval()  # two targets: each encoded once, both looked for in one pass a frame
+net.eval()  # two targets: each is encoded once, one forward pass per frame finds both
 with torch.inference_mode():
     state = net.backbone.encode_template(template)  # batch of 2
     for frame in torch.randn(2, 1, 3, 128, 128):  # batch of 1
-        print("best cells", net(state, frame).flatten(1).argmax(1).tolist())
+        print("best locations", net(state, frame).flatten(1).argmax(1).tolist())

@@ -1,7 +1,7 @@
-"""Follow targets through a video of your own: python examples/track_video.py VIDEO x,y,w,h [x,y,w,h ...]
+"""Tracks targets in a video: python examples/track_video.py VIDEO x,y,w,h [x,y,w,h ...]
 
-Without arguments it draws a clip first. For one target alone, `init` takes (x, y, w, h) and `update` gives
-one result instead of a list.
+Without arguments it generates a clip first. For a single target, `init` takes (x, y, w, h) and `update`
+returns one result instead of a list.
 """
 
 import sys
@@ -13,8 +13,8 @@ from correlation_aware.tracking.draw import draw_result, target_color
 from correlation_aware.tracking.video import VideoWriter, open_frames
 
 
-def drawn_clip(path: Path) -> tuple[Path, list[list[float]]]:
-    """A clip of the package's own, and two boxes in its first frame."""
+def generate_clip(path: Path) -> tuple[Path, list[list[float]]]:
+    """Writes the package's demo clip, and returns its path and two boxes in its first frame."""
     with VideoWriter(path, fps=20) as video:
         clip = list(draw_clip(length=8))
         for frame, _ in clip:
@@ -28,8 +28,8 @@ def main() -> None:
         source = Path(sys.argv[1])
         boxes = [[float(v) for v in text.split(",")] for text in sys.argv[2:]]
     else:
-        source, boxes = drawn_clip(Path("clip.mp4"))
-    tracker = ca.create_tracker("sbt_light_track")
+        source, boxes = generate_clip(Path("clip.mp4"))
+    tracker = ca.create_tracker()
     with open_frames(source) as frames, VideoWriter("tracked.mp4", fps=frames.fps) as video:
         for i, frame in enumerate(frames):
             if i == 0:

@@ -1,5 +1,6 @@
-"""One thread for all tests: their networks are small, and threads of a busy machine wait for each other."""
+"""Fixtures and options of the tests. PyTorch runs with one thread, the fastest for small networks."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -8,43 +9,58 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from peer_clip import write_clip
 
 from correlation_aware.models import registry
+
+collect_ignore = ["plugin_package"]  # a package of its own, which test_plugin.py installs and tests
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads it when it is imported
+        os.environ["TRITON_INTERPRET"] = "1"  # runs kernels on the CPU; Triton reads it at import
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--peers",
         metavar="DIR",
-        help="Folder with checkouts of other people's trackers (video_analyst, pytracking, Stark, STM, "
+        help="Folder with checkouts of other trackers' repositories (video_analyst, pytracking, Stark, STM, "
         "OSTrack), for the tests marked `peers`.",
+    )
+    parser.addoption(
+        "--peers-data",
+        metavar="DIR",
+        help="A sequence in GOT-10k's layout for the tests marked `peers`; they draw a clip without it.",
     )
 
 
 @pytest.fixture
 def peer(request):
-    """`peer("Stark")` is the folder of that checkout; without --peers the test is skipped."""
+    """A function from the name of a checkout, such as `Stark`, to its folder; skips without --peers."""
 
     def find(name: str) -> Path:
         root = request.config.getoption("--peers")
         if root is None:
             pytest.skip(f"needs a checkout of {name}: pytest -m peers --peers DIR")
         folder = Path(root).resolve() / name
-        assert folder.is_dir(), f"{folder} is no folder: --peers holds one per tracker"
+        assert folder.is_dir(), f"There is no folder {folder}: --peers must contain one folder per tracker."
         return folder
 
     return find
 
 
+@pytest.fixture(scope="session")
+def make_clip(request):
+    """`make_clip(folder, frames)` writes a short sequence for other people's trackers, see `write_clip`."""
+    source = request.config.getoption("--peers-data")
+    return functools.partial(write_clip, source=None if source is None else Path(source))
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of four soft, colourful pictures of 160 x 120 px."""
+    """A folder of four smooth color images of 160 x 120 px."""
     random = np.random.default_rng(0)
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -56,6 +72,6 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def acme(monkeypatch):
-    """The names `acme` and `acme_rigid`: networks of a family that is not SBT, for one test."""
+    """Registers `acme` and `acme_rigid`, networks of another family than SBT, for one test."""
     for function in (acme_family.acme, acme_family.acme_rigid):
         monkeypatch.setitem(registry._MODELS, function.__name__, function)

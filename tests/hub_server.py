@@ -6,7 +6,9 @@ process that takes one call after the other.
 
 import hashlib
 import http.server
+import io
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -159,7 +161,12 @@ class Client:
         theirs.close()
 
     def send(self, function: str, *args: Any, **kwargs: Any) -> None:
-        """Starts `fetch` (of an entry's fields), `fetch_repository` or `cli` (of the `weights` command)."""
+        """Starts `fetch` (of an entry's fields), `fetch_repository`, `cli` (of the `weights` command) or
+        `python`.
+
+        `python` runs a text with `ca`, `timm`, `torch` and the keyword arguments as names, and answers with
+        the text's `answer` and with the log.
+        """
         self._pipe.send((function, args, kwargs))
 
     def receive(self) -> dict[str, Any]:
@@ -186,10 +193,15 @@ def _serve_calls(pipe: Connection, settings: dict[str, str]) -> None:
         del os.environ[key]
     os.environ.update(settings)
     assert "huggingface_hub" not in sys.modules
+    import timm
+    import torch
     from typer.testing import CliRunner
 
+    import correlation_aware as ca
     from correlation_aware import weights
     from correlation_aware.cli.weights import app
+
+    torch.set_num_threads(1)
 
     def fetch(entry: dict[str, Any], **kwargs: Any) -> Any:
         return weights.fetch(weights.WeightsEntry(**entry), **kwargs)
@@ -200,7 +212,23 @@ def _serve_calls(pipe: Connection, settings: dict[str, str]) -> None:
             raise result.exception
         return result.exit_code, result.output
 
-    functions: dict[str, Any] = {"fetch": fetch, "fetch_repository": weights.fetch_repository, "cli": cli}
+    def python(code: str, **names: Any) -> Any:
+        log = io.StringIO()
+        handler = logging.StreamHandler(log)
+        logging.getLogger("correlation_aware").addHandler(handler)
+        names |= {"ca": ca, "timm": timm, "torch": torch}
+        try:
+            exec(code, names)
+        finally:
+            logging.getLogger("correlation_aware").removeHandler(handler)
+        return names.get("answer"), log.getvalue()
+
+    functions: dict[str, Any] = {
+        "fetch": fetch,
+        "fetch_repository": weights.fetch_repository,
+        "cli": cli,
+        "python": python,
+    }
     while True:
         name, args, kwargs = pipe.recv()
         try:

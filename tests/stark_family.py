@@ -1,7 +1,7 @@
 """Runs the own code of STARK and of the trackers forked from it, in a process that imports one of them.
 
-Their packages are all named `lib`, so each run is a process: `run` starts this file as a script. Their
-command line is theirs, unmodified; a shim makes their code of 2021 import today.
+Their packages are all named `lib`, so each run is a process: `run` starts this file as a script. Their code
+and their command line are unmodified; `benchmarks/peer_shims.py` makes the code importable.
 """
 
 import importlib
@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,28 +17,23 @@ from typing import Any
 
 import pytest
 import torch
+from peer_clip import NAME
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIMS = Path(os.environ.get("PEER_SHIMS", ROOT.parent / "shared" / "peers"))
-DATA = Path(os.environ.get("EVAL_DATA", ROOT.parent / "shared" / "data" / "eval"))
-SEQUENCE, FRAMES = "otb-crossing", 7
+FRAMES = 7
 
 
 def run(checkout: Path, job: str, folder: Path, **options: Any) -> dict[str, Any]:
-    """What `job` printed as its last line, in JSON, and all of it under `log`.
+    """The result of a job, and all that it printed under `log`.
 
     Args:
-        checkout: Of the tracker.
-        job: A function of this file.
-        folder: For results; it has the experiments' YAML files.
-        **options: Its arguments, and `adapter` to install before.
+        checkout: Checkout of the tracker.
+        job: Name of a function of this file.
+        folder: Folder for results, with the experiments' YAML files and in `got10k/val` a clip of `FRAMES`.
+        **options: Arguments of the job, and `adapter`, the name of the one to install before.
     """
-    if not SHIMS.is_dir():
-        pytest.skip(f"{SHIMS} has no shims for other people's code: set PEER_SHIMS")
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} has no sequences: set EVAL_DATA")
     pytest.importorskip("easydict", reason="STARK's configuration is an EasyDict")
-    path = [str(p) for p in (ROOT, ROOT / "benchmarks", SHIMS, checkout)] + [os.environ.get("PYTHONPATH", "")]
+    path = [str(p) for p in (ROOT, ROOT / "benchmarks", checkout)] + [os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, str(checkout), job, str(folder), json.dumps(options)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""},
@@ -51,7 +45,7 @@ def run(checkout: Path, job: str, folder: Path, **options: Any) -> dict[str, Any
 
 
 def experiment(folder: Path, checkout: Path, script: str, name: str, changes: dict[str, str]) -> None:
-    """Copies an experiment's YAML of the checkout; each of the lines that are keys becomes its value."""
+    """Copies an experiment's YAML of the checkout, with the lines `changes` replaced."""
     text = (checkout / "experiments" / script / f"{name}.yaml").read_text()
     for old, new in changes.items():
         assert text.count(f"{old}\n") == 1, f"{old!r} is in {name}.yaml {text.count(old)} times"
@@ -61,31 +55,18 @@ def experiment(folder: Path, checkout: Path, script: str, name: str, changes: di
     file.write_text(text)
 
 
-def sequence(folder: Path) -> Path:
-    """A folder in GOT-10k's layout with the first frames of one real sequence."""
-    source, target = DATA / "got10k_layout" / "val" / SEQUENCE, folder / "got10k" / "val" / SEQUENCE
-    target.mkdir(parents=True, exist_ok=True)
-    for frame in sorted(source.glob("*.jpg"))[:FRAMES]:
-        shutil.copy(frame, target)
-    lines = (source / "groundtruth.txt").read_text().splitlines()[:FRAMES]
-    (target / "groundtruth.txt").write_text("\n".join(lines) + "\n")
-    (target.parent / "list.txt").write_text(SEQUENCE + "\n")
-    return target
-
-
 def track(checkout: Path, folder: Path, script: str, name: str, file: str) -> dict:
-    """`tracking/test.py TRACKER NAME` over the sequence, with random weights in the checkpoint `file`.
+    """`tracking/test.py TRACKER NAME` over the clip, with random weights in the checkpoint `file`.
 
     Args:
-        checkout: Of the tracker.
+        checkout: Checkout of the tracker.
         folder: As in `run`.
-        script: The folder of the experiment; of STARK-ST it has another name than the tracker.
-        name: Of the experiment.
-        file: Of the checkpoint, in the tracker's own naming.
+        script: Folder of the experiment; for STARK-ST it has another name than the tracker.
+        name: Name of the experiment.
+        file: Name of the checkpoint, in the tracker's own naming.
     """
-    target = sequence(folder)
     net = build(script, config(folder, script, name))
-    if hasattr(net, "cls_head"):  # sure of itself, so that the template is updated
+    if hasattr(net, "cls_head"):  # high scores, so that the template is updated
         torch.nn.init.constant_(net.cls_head.layers[-1].bias, 5.0)
     checkpoint = folder / "checkpoints" / "train" / script / name / file
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -94,8 +75,8 @@ def track(checkout: Path, folder: Path, script: str, name: str, file: str) -> di
     arguments = [tracker, name, "--dataset_name", "got10k_val", "--threads", "0", "--num_gpus", "1"]
     sys.argv = ["tracking/test.py", *arguments]
     runpy.run_path(str(checkout / "tracking" / "test.py"), run_name="__main__")
-    results = folder / "results" / tracker / name / "got10k" / f"{SEQUENCE}.txt"
-    truth = (target / "groundtruth.txt").read_text().splitlines()[0]
+    results = folder / "results" / tracker / name / "got10k" / f"{NAME}.txt"
+    truth = (clip(folder) / "groundtruth.txt").read_text().splitlines()[0]
     return {
         "boxes": [[float(x) for x in line.split()] for line in results.read_text().splitlines()],
         "first": [float(x) for x in truth.split(",")],
@@ -103,13 +84,13 @@ def track(checkout: Path, folder: Path, script: str, name: str, file: str) -> di
 
 
 def train(checkout: Path, folder: Path, script: str, name: str) -> dict:
-    """Ten steps of the tracker's own actor and optimizer on four samples of the sequence.
+    """Ten steps of the tracker's own actor and optimizer on four samples of the clip.
 
-    `losses` are of the whole loss, `giou` of that term. STARK's actor leaves it out where a corner head has
-    corners swapped, as one with random weights may have: steps before it first comes in are not counted.
+    `losses` has the whole loss, `giou` that term. STARK's actor leaves the term out where the corner head has
+    swapped corners, as with random weights; such steps do not count.
     """
     cfg = config(folder, script, name)
-    data = samples(cfg, sequence(folder))
+    data = samples(cfg, clip(folder))
     functions = importlib.import_module("lib.train.base_functions")
     net = build(script, cfg).train()
     optimizer, _ = functions.get_optimizer_scheduler(net, cfg)
@@ -117,12 +98,12 @@ def train(checkout: Path, folder: Path, script: str, name: str) -> dict:
     losses: list[float] = []
     giou: list[float] = []
     for _ in range(15):
-        torch.manual_seed(0)  # dropout alike in every step, so that steps compare
+        torch.manual_seed(0)  # equal dropout in every step, so that losses can be compared
         optimizer.zero_grad()
         loss, parts = actor(data)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.TRAIN.GRAD_CLIP_NORM)
-        if losses or parts["Loss/giou"] > 0:
+        if parts["Loss/giou"] > 0:
             losses.append(loss.item())
             giou.append(parts["Loss/giou"])
         missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
@@ -135,6 +116,10 @@ def example(checkout: Path, folder: Path, file: str) -> dict:
     """A script of examples/ on the tracker's own code."""
     runpy.run_path(str(ROOT / "examples" / file), run_name="__main__")
     return {}
+
+
+def clip(folder: Path) -> Path:
+    return folder / "got10k" / "val" / NAME
 
 
 def config(folder: Path, script: str, name: str) -> Any:
@@ -152,7 +137,7 @@ def build(script: str, cfg: Any) -> Any:
 
 
 def samples(cfg: Any, folder: Path) -> dict[str, Any]:
-    """Four pairs, cut as the tracker's own data pipeline does: frame 0, and the frames behind it."""
+    """Four pairs, cropped by the tracker's own code: frame 0, and the frames after it."""
     import cv2
 
     cut = importlib.import_module("lib.train.data.processing_utils").jittered_center_crop
@@ -189,11 +174,11 @@ def make_actor(script: str, net: Any, cfg: Any, data: dict[str, Any]) -> Any:
 
 
 def prepare(checkout: Path, folder: Path) -> None:
-    """Shim, stubs for what the jobs do not use, and the settings that each user writes for himself."""
-    importlib.import_module("peer_trackers").stub_unused()
-    shim = importlib.import_module("shim_stark")
+    """Makes the checkout importable, with the settings file that every user writes."""
+    shims = importlib.import_module("peer_shims")
+    shims.stark()
     if (checkout / "lib" / "models" / "stark").is_dir():
-        shim.no_pretrained()
+        shims.without_stark_weights()
     local: Any = ModuleType("lib.test.evaluation.local")
 
     def local_env_settings() -> Any:

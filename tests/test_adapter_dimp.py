@@ -351,7 +351,7 @@ def test_a_checkpoint_of_stock_dimp_is_recognized(dimp):
     ):
         net.load_state_dict(stock.state_dict())
     report = load_state_dict(net, stock.state_dict(), partial=True)
-    assert {name.split(".")[0] for name in report.taken} == {"classifier", "bb_regressor"}
+    assert {name.split(".")[0] for name in report.loaded} == {"classifier", "bb_regressor"}
     assert torch.equal(net.bb_regressor.predictor.weight, stock.bb_regressor.predictor.weight)
     with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict"):
         net.load_state_dict({"something": torch.zeros(1)})

@@ -203,9 +203,9 @@ def test_a_checkpoint_of_stock_ostrack_says_what_can_be_kept(stand_in):
     with pytest.raises(RuntimeError, match=r"2 tensors under backbone\. are a ViT's.*load_stock loads"):
         ours.load_state_dict(stock.state_dict(), strict=True)
     report = ostrack.load_stock(ours, {"net": stock.state_dict(), "epoch": 300})
-    assert report.taken == ("box_head.conv1.bias", "box_head.conv2.weight", "box_head.conv2.bias")
+    assert report.loaded == ("box_head.conv1.bias", "box_head.conv2.weight", "box_head.conv2.bias")
     left = {"backbone.patch_embed.weight", "backbone.patch_embed.bias", "box_head.conv1.weight"}
-    assert set(report.left) == left
+    assert set(report.unexpected) == left
 
 
 def test_without_ostrack_the_error_says_what_to_get():

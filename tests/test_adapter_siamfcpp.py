@@ -333,10 +333,10 @@ def test_a_stock_checkpoint_fills_the_head_and_says_so(tracker, tmp_path, caplog
     torch.save(stock.state_dict(), path)
     model = build(tracker)
     report = model.load_model_param(torch.load(path))
-    assert {n.split(".")[0] for n in report.taken} == {"head", "c_z_k", "r_z_k", "c_x", "r_x"}
-    assert all(n.startswith("basemodel.") for n in (*report.left, *report.fresh))
+    assert {n.split(".")[0] for n in report.loaded} == {"head", "c_z_k", "r_z_k", "c_x", "r_x"}
+    assert all(n.startswith("basemodel.") for n in (*report.unexpected, *report.missing))
     assert torch.equal(model.c_x.weight, stock.c_x.weight)
-    assert "took a checkpoint in part: tensors taken" in caplog.text
+    assert "took a checkpoint in part: tensors: " in caplog.text
 
 
 class Stock(nn.Module):
@@ -358,7 +358,7 @@ def test_weights_of_a_backbone(tracker, tmp_path, caplog):
     assert all(torch.equal(p, q) for p, q in zip(backbone.net.parameters(), net.parameters()))
     assert not caplog.text
     build_backbone(tracker, pretrain_model_path=str(tmp_path), depths=[1, 1, 5])
-    assert "fresh 20" in caplog.text  # the fifth block
+    assert "20 missing" in caplog.text  # the fifth block
 
 
 def test_options_reach_the_network(tracker):

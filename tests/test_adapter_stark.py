@@ -319,9 +319,9 @@ def test_a_checkpoint_of_stock_stark_says_what_can_be_kept(stand_in):
     with pytest.raises(RuntimeError, match=r"2 tensors under backbone\.0\.body.*load_stock loads"):
         ours.load_state_dict(stock.state_dict(), strict=True)
     report = stark.load_stock(ours, {"net": stock.state_dict(), "epoch": 500})
-    assert "box_head.weight" in report.taken and torch.equal(ours.box_head.weight, stock.box_head.weight)
-    assert set(report.left) == {"backbone.0.body.weight", "backbone.0.body.bias", "bottleneck.weight"}
-    assert all(k.startswith(("backbone.0.net.", "bottleneck.weight")) for k in report.fresh)
+    assert "box_head.weight" in report.loaded and torch.equal(ours.box_head.weight, stock.box_head.weight)
+    assert set(report.unexpected) == {"backbone.0.body.weight", "backbone.0.body.bias", "bottleneck.weight"}
+    assert all(k.startswith(("backbone.0.net.", "bottleneck.weight")) for k in report.missing)
 
 
 def test_without_stark_the_error_says_what_to_get():

@@ -250,7 +250,9 @@ def test_a_gradient_in_every_parameter(stm, acme, model):
     logit = net(frames[2], *(torch.cat(pair, dim=3) for pair in zip((keys, values), more)), n)
     F.cross_entropy(logit, masks.argmax(dim=1)).backward()
     missing = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
-    only_templates = {f"Encoder_Q.net.model.key.{name}" for name in ("weight", "bias")}  # Encoder_M's are used
+    only_templates = {
+        f"Encoder_Q.net.model.key.{name}" for name in ("weight", "bias")
+    }  # Encoder_M's are used
     assert missing == (only_templates if model == "acme" else set())
     assert copy.deepcopy(net).target.state is None  # a state is part of the graph, and not a weight
 
@@ -279,9 +281,9 @@ def test_a_stock_checkpoint_fills_the_rest_and_says_so(stm):
         nn.DataParallel(net).load_state_dict(stock)
     before = net.KV_Q_r4.weight.clone()
     report = net.load_stock(stock)
-    assert {name.split(".")[0] for name in report.taken} == {"KV_M_r4", "KV_Q_r4", "Decoder"}
-    assert report.left == ("Encoder_Q.res2.0.conv1.weight",)
-    assert all(name.startswith("Encoder_") for name in report.fresh)
+    assert {name.split(".")[0] for name in report.loaded} == {"KV_M_r4", "KV_Q_r4", "Decoder"}
+    assert report.unexpected == ("Encoder_Q.res2.0.conv1.weight",)
+    assert all(name.startswith("Encoder_") for name in report.missing)
     assert torch.equal(net.KV_Q_r4.weight, before + 1)
 
 

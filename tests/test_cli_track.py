@@ -1,4 +1,4 @@
-"""The commands `track` and `demo`, run as a user runs them: words, files and exit codes."""
+"""The commands `track` and `demo`: printed text, output files and exit codes."""
 
 import csv
 import re
@@ -13,6 +13,7 @@ import pytest
 import correlation_aware
 from correlation_aware.cli import demo, main
 from correlation_aware.demo_clip import draw_clip
+from correlation_aware.tracking.draw import COLORS
 from correlation_aware.tracking.tracker import Timings, TrackResult
 from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
@@ -46,9 +47,9 @@ def video(tmp_path: Path) -> Path:
 
 
 class Scripted:
-    """A tracker that moves its boxes by a pixel a frame and whose target 0 is lost in the given updates."""
+    """A tracker that moves its boxes by one pixel per frame and loses target 0 in the updates `lost`."""
 
-    name, weights_name, device = "scripted", "by hand", "cpu"
+    name, weights_name, device = "scripted", "test", "cpu"
 
     def __init__(self, lost: tuple[int, ...], interrupt_at: int = -1) -> None:
         self.lost, self.interrupt_at, self.timings = lost, interrupt_at, Timings(0.1, 0.4, 0.05)
@@ -61,8 +62,8 @@ class Scripted:
         if self.timings.frames == self.interrupt_at:
             raise KeyboardInterrupt
         self.boxes = [(x + 1, y, w, h) for x, y, w, h in self.boxes]
-        gone = [i == 0 and self.timings.frames in self.lost for i in range(len(self.boxes))]
-        return [TrackResult(box, 0.1 if lost else 0.9, lost) for box, lost in zip(self.boxes, gone)]
+        flags = [i == 0 and self.timings.frames in self.lost for i in range(len(self.boxes))]
+        return [TrackResult(box, 0.1 if lost else 0.9, lost) for box, lost in zip(self.boxes, flags)]
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -103,24 +104,39 @@ def test_a_video_is_tracked_into_a_video_and_a_table(run: Run, video: Path, tmp_
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.mp4", "out.csv", "out.mp4"]
 
 
+def test_every_target_has_its_color(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    write_image(tmp_path / "frames" / "0.png", np.full((240, 320, 3), 40, np.uint8))
+    boxes = ((20, 60, 80, 80), (200, 120, 80, 80))
+    words = [word for box in boxes for word in ("--box", ",".join(map(str, box)))]
+    code, *_ = run("track", "frames", *MODEL, *words, "--output", "out.mp4")
+    assert code == 0
+    frame = next(open_frames(tmp_path / "out.mp4")).astype(float)
+    for number, (x, y, w, h) in enumerate(boxes):
+        lower_line = frame[y + h - 4 : y + h + 4, x + 20 : x + w - 20].reshape(-1, 3)
+        brightest = lower_line[lower_line.sum(axis=1).argsort()[-40:]].mean(axis=0)  # lossy
+        distances = [np.abs(brightest - color).sum() for color in COLORS]
+        assert int(np.argmin(distances)) == number
+
+
 def test_a_folder_is_tracked_up_to_a_limit_without_files(run: Run, tmp_path: Path) -> None:
     for i, (frame, _) in enumerate(draw_clip(12, (96, 128))):
         write_image(tmp_path / f"{i}.png", frame)
     code, out, _ = run("track", tmp_path, *BOX, *MODEL, "--limit", 4, "--weights", "random")
     assert code in (0, 3)
-    assert "4 frames in" in out and "Wrote" not in out and "is it whole" not in out
+    assert "4 frames in" in out and "Wrote" not in out and "may be incomplete" not in out
     assert len(list(tmp_path.iterdir())) == 12
 
 
-def test_losing_and_finding_a_target_is_told_once_each(
+def test_a_lost_and_a_recovered_target_are_reported_once_each(
     run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, (2, 3))
     code, out, _ = run("track", video, *BOX, "--boxes", "out.csv")
     assert code == 0
-    told = [line for line in out.splitlines() if line.startswith("frame ")]
-    assert told == ["frame 2: target lost (score 0.10)", "frame 4: target found again (score 0.90)"]
-    assert "scripted with the weights by hand" in out and "random" not in out
+    reported = [line for line in out.splitlines() if line.startswith("frame ")]
+    assert reported == ["frame 2: target lost (score 0.10)", "frame 4: target found again (score 0.90)"]
+    assert "scripted with the weights test" in out and "random" not in out
     assert [row["lost"] for row in table(tmp_path / "out.csv")] == ["0", "0", "1", "1", "0", "0"]
 
 
@@ -140,7 +156,7 @@ def test_ctrl_c_completes_the_files(
     scripted(monkeypatch, (), 4)
     code, out, _ = run("track", video, *BOX, "--output", "out.mp4", "--boxes", "out.csv")
     assert code == 130
-    assert "Ended by Ctrl-C after 4 frames" in out
+    assert "Stopped by Ctrl-C after 4 frames" in out
     assert len(list(open_frames(tmp_path / "out.mp4"))) == len(table(tmp_path / "out.csv")) == 4
 
 
@@ -159,7 +175,7 @@ def test_ctrl_c_completes_the_files(
         (("clip.mp4", *BOX, "--output", "out.mp4", "--model", "sbt_tset_track"), "sbt_test_track"),
     ],
 )
-def test_mistakes_end_in_one_line_and_leave_nothing(
+def test_an_error_is_one_line_and_leaves_no_files(
     run: Run, video: Path, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     content = video.read_bytes()
@@ -169,7 +185,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"] and video.read_bytes() == content
 
 
-def test_a_picture_that_breaks_midway_leaves_no_half_results(run: Run, tmp_path: Path) -> None:
+def test_an_unreadable_frame_leaves_no_partial_output(run: Run, tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
     for i, (frame, _) in enumerate(draw_clip(3, (96, 128))):
         write_image(tmp_path / "frames" / f"{i}.png", frame)
@@ -179,7 +195,7 @@ def test_a_picture_that_breaks_midway_leaves_no_half_results(run: Run, tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == ["frames"]
 
 
-def test_a_cut_video_is_tracked_as_far_as_it_goes(run: Run, tmp_path: Path) -> None:
+def test_a_truncated_video_is_tracked_to_its_last_frame(run: Run, tmp_path: Path) -> None:
     writer = cv2.VideoWriter(str(tmp_path / "whole.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 20, (128, 96))
     for frame, _ in draw_clip(20, (96, 128)):
         writer.write(frame)
@@ -188,7 +204,7 @@ def test_a_cut_video_is_tracked_as_far_as_it_goes(run: Run, tmp_path: Path) -> N
     (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
     code, out, _ = run("track", "cut.avi", *BOX, *MODEL)
     assert code in (0, 3)
-    assert re.search(r"The file ends after \d+ of 20 frames; is it whole\?", out)
+    assert re.search(r"The file ends after \d+ of 20 frames and may be incomplete", out)
 
 
 def test_wrong_usage_and_help(run: Run, video: Path) -> None:
@@ -198,7 +214,7 @@ def test_wrong_usage_and_help(run: Run, video: Path) -> None:
     assert code == 0 and "Exit codes" in out and "--pretrained" in out
 
 
-def test_demo_needs_nothing_and_shows_everything(
+def test_demo_needs_no_input_and_prints_everything(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "LENGTH", 12)
@@ -209,7 +225,13 @@ def test_demo_needs_nothing_and_shows_everything(
     for name in ("clip.mp4", "demo.mp4"):
         assert len(list(open_frames(folder / name))) == 12
     assert (folder / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
-    for words in ("sbt_test_track", "random: the boxes mean nothing", "12 frames", "frames/s", "mean IoU"):
+    for words in (
+        "sbt_test_track",
+        "random: the boxes mean nothing",
+        "12 generated frames",
+        "frames/s",
+        "mean IoU",
+    ):
         assert words in out
     for name in ("clip.mp4", "demo.mp4", "contact_sheet.png"):
         assert str(Path("new/folder") / name) in out
@@ -218,6 +240,6 @@ def test_demo_needs_nothing_and_shows_everything(
     assert figure.findall(again) == figure.findall(out)
 
 
-def test_demo_refuses_a_file_as_its_folder(run: Run, video: Path) -> None:
+def test_demo_rejects_a_file_as_its_folder(run: Run, video: Path) -> None:
     code, _, error = run("demo", "--output", video)
-    assert code == 1 and "is a file; --output names a folder" in error
+    assert code == 1 and "is a file; --output must be a folder" in error

@@ -15,6 +15,7 @@ from correlation_aware import weights
 from correlation_aware._files import sha256_file
 from correlation_aware.cli import main
 from correlation_aware.cli.weights import app
+from correlation_aware.weights.sources import RENAMED
 
 
 def run(*args: str) -> str:
@@ -34,7 +35,13 @@ def test_list() -> None:
     as_json = json.loads(run("list", "--json"))
     assert list(as_json) == list(manifest)
     assert as_json["sbt_large_pvtv2.in1k"]["repository"] == "timm/pvt_v2_b3.in1k"
-    assert all(name in run("list") for name in manifest)
+    lines = run("list").splitlines()
+    assert [line.split()[0] for line in lines[1 : len(manifest) + 1]] == list(manifest)
+    assert max(map(len, lines)) < 95 and not any(" track" in line for line in lines)
+    by_name = {line.split()[0]: line for line in lines if line}
+    half, base = by_name["sbt_light_half_track.stills"], by_name["sbt_base.in1k"]
+    assert "bundled" in half and " all " in half and "64, 128" in half and "apache-2.0" in half
+    assert "timm/pvt_v2_b5.in1k" in base and " part " in base and "224" in base
 
 
 def test_verify_local_file(folder: Path) -> None:
@@ -48,18 +55,31 @@ def test_verify_local_file(folder: Path) -> None:
     ("args", "said"),
     [
         (["verify", "sbt_bse"], "No weights are known for 'sbt_bse'. Near: sbt_base.in1k"),
-        (["verify", "none.safetensors"], "There is no file none.safetensors"),
+        (["verify", "none.safetensors"], "There is no weights file 'none.safetensors'"),
+        (["verify", "sbt_light_half_track.half"], "Tags of sbt_light_half_track: stills"),
         (["verify", "nan.safetensors"], "nan.safetensors: 1 of 1 tensors are not finite, 'a'"),
-        (["verify", "half.safetensors"], "is not a whole safetensors file"),
+        (["verify", "half.safetensors"], "is not a complete safetensors file"),
         (["download", "hf-hub:nonsense"], "is not the name of a repository"),
-        (["convert", "nan.safetensors", "new.safetensors"], "neither SBT's, PVTv2's"),
+        (["download", "nan.safetensors"], "nan.safetensors is a local file"),
+        (
+            ["convert", "nan.safetensors", "new.safetensors"],
+            "(a, ...) belong to no known format: sbt, pvt_v2",
+        ),
+        (["convert", "nan.safetensors", "new.safetensors", "--model", "sbt_test"], "does not fit SBT"),
+        (
+            ["convert", "nan.safetensors", "new.safetensors", "--model", "sbt_tset"],
+            "There is no model 'sbt_tset'",
+        ),
         (["convert", "nan.safetensors", "half.safetensors"], "half.safetensors exists"),
         (
             ["convert", "nan.safetensors", "new.safetensors", "--format", "timm"],
-            "source='timm' is not one of auto",
+            "--format 'timm' is not one of auto, correlation_aware, sbt, pvt_v2",
         ),
         (["push", "none", "org/name", "sbt_test.v1", "--training", "None."], "There is no none"),
-        (["push", "pickle.pth", "org/name", "sbt_test.v1", "--training", "None."], "is no .safetensors file"),
+        (
+            ["push", "pickle.pth", "org/name", "sbt_test.v1", "--training", "None."],
+            "is not a .safetensors file",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -93,10 +113,37 @@ def test_convert(tmp_path: Path) -> None:
     report = weights.load_state_dict(
         ca.create_model("sbt_light_pvtv2"), weights.read_state_dict(target), partial=True
     )
-    assert len(report.taken) > 100
+    assert len(report.loaded) > 100
     with pytest.raises(FileExistsError, match="--force"):
         run("convert", str(source), str(target))
     run("convert", str(source), str(target), "--format", "pvt_v2", "--force")
+
+
+def test_convert_a_checkpoint_of_a_model(tmp_path: Path) -> None:
+    """Prefixes are removed, and the tensors are seen to fit."""
+    model = ca.create_model("sbt_test_track")
+    source, target = tmp_path / "run.ckpt", tmp_path / "ours.safetensors"
+    torch.save({"state_dict": {f"net.{k}": v for k, v in model.state_dict().items()}}, source)
+    run("convert", str(source), str(target), "--model", "sbt_test_track")
+    assert weights.read_state_dict(target).keys() == model.state_dict().keys()
+    with pytest.raises(ValueError, match=r"run\.ckpt does not fit SBTClassifier"):
+        run("convert", str(source), str(target), "--model", "sbt_test_cls", "--force")
+
+
+@pytest.mark.parametrize("name", [*RENAMED, "sbt_light_track"])
+@pytest.mark.parametrize("command", ["verify", "download"])
+def test_former_names_are_said_in_a_line_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    new = RENAMED[name if "." in name else f"{name}.stills"]
+    monkeypatch.setattr("sys.argv", ["correlation-aware", "weights", command, name])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    captured = capfd.readouterr()
+    assert not caught.value.code and f"{new}.safetensors" in captured.out
+    old = name if "." in name else f"{name}.stills"
+    expected = f"'{old}' is called '{new}' now; the old name goes after the next release.\n"
+    assert captured.err == expected
 
 
 def test_push_shows_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
@@ -116,10 +163,10 @@ def test_push_shows_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
     assert loaded.sha256 == sha256_file(folder / "model.safetensors")
     assert (loaded.template_size, loaded.search_size, loaded.input_size) == (64, 128, None)
 
-    file = str(folder / "model.safetensors")
-    with pytest.raises(ValueError, match="template_size=None must be given"):
-        run("push", file, *common)
-    run("push", file, *common, "--template-size", "64", "--search-size", "128")
+    output = run("push", str(folder / "model.safetensors"), *common)
+    assert json.loads(output.partition("weights_manifest.json:")[2].partition("Nothing")[0]) == json.loads(
+        entry
+    )
     with pytest.raises(ValueError, match="is of 'sbt_test', not of 'sbt_base'"):
         run("push", str(folder), "org/name", "sbt_base.v1", "--training", "None.")
     results.write_text("{")
@@ -130,6 +177,15 @@ def test_push_shows_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
         run("push", str(folder), *common)
 
 
+def test_push_takes_the_statistics_of_the_configuration(tmp_path: Path) -> None:
+    model = ca.create_model("sbt_test")
+    model.pretrained_cfg |= {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.125)}
+    folder = ca.save_pretrained(model, tmp_path / "saved")
+    plan = weights.push(folder, "org/name", "sbt_test", "v1", training="On clips.")
+    assert (plan.entry.mean, plan.entry.std) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.125))
+    assert "mean 0.5, 0.4, 0.3 and std 0.2, 0.25, 0.125" in plan.card and not plan.uploaded
+
+
 def test_download_and_verify_from_the_hub(tmp_path: Path, folder: Path) -> None:
     server = HubServer()
     server.files["timm/pvt_v2_b3.in1k/model.safetensors"] = save({"a": torch.ones(3)})
@@ -137,7 +193,7 @@ def test_download_and_verify_from_the_hub(tmp_path: Path, folder: Path) -> None:
     server.files["org/name/model.safetensors"] = (folder / "model.safetensors").read_bytes()
     client = Client(tmp_path / "home", server.endpoint)
     code, output = client.call("cli", "verify", "sbt_large_pvtv2")["ok"]
-    assert code == 0 and "as the Hub says" in output and "1 tensors" in output and "all finite" in output
+    assert code == 0 and "as in the Hub" in output and "1 tensors" in output and "all finite" in output
     code, output = client.call("cli", "download", "sbt_large_pvtv2", "--to", str(tmp_path / "to"))["ok"]
     copy = tmp_path / "to" / "sbt_large_pvtv2.in1k.safetensors"
     assert code == 0 and str(copy) in output and not copy.is_symlink()

@@ -140,3 +140,14 @@ def test_eval_got10k(root, tmp_path):
     assert boxes.shape == (4, 4)
     result = CliRunner().invoke(app, [*words, "--subset", "vol"])
     assert isinstance(result.exception, ValueError) and "val, train, test" in str(result.exception)
+
+
+def test_a_sequence_whose_target_is_never_seen_again_is_left_out(root, tmp_path):
+    write_sequence(root / "val" / "c", [(10, 10, 20, 20)] * 3, hidden=2)
+    (root / "val" / "list.txt").write_text("a\nb\nc\n")
+    app = typer.Typer()
+    app.add_typer(cli_eval.app, name="eval")
+    words = ["eval", "got10k", str(root), "--model", "sbt_test_track", "--weights", "random"]
+    result = CliRunner().invoke(app, [*words, "--device", "cpu", "--json", str(tmp_path / "all.json")])
+    assert result.exit_code == 0, result.output
+    assert set(json.loads((tmp_path / "all.json").read_text())["sequences"]) == {"a", "b"}

@@ -21,11 +21,11 @@ def test_example(path, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
     if path.stem == "quick_start":
-        assert "same numbers True" in printed and "(4, 160, 32, 32)" in printed
+        assert "same features True" in printed and "(4, 160, 32, 32)" in printed
     elif path.stem == "features_for_a_head":
         assert "heat map (2, 64, 64)" in printed
     elif path.stem == "own_tracker":
-        assert printed.count("(2, 16, 16)") == 2 and printed.count("best cells") == 2
+        assert printed.count("(2, 16, 16)") == 2 and printed.count("best locations") == 2
     else:
         assert (tmp_path / "tracked.mp4").stat().st_size > 0 and len(printed.splitlines()) == 15
 

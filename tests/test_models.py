@@ -5,6 +5,7 @@ import timm
 import torch
 
 import correlation_aware as ca
+from correlation_aware.models.heads import CellHead
 from correlation_aware.models.registry import register_model
 from correlation_aware.models.sbt import SBTConfig
 
@@ -226,6 +227,10 @@ def test_features_only_prunes_later_stages():
     features = net(*pictures())
     features[0].square().mean().backward()
     assert all(p.grad is not None for p in net.parameters())
+    outputs = []
+    net.model.stages[-1].register_forward_hook(lambda m, i, output: outputs.append(output))
+    net(*pictures())
+    assert isinstance(outputs[-1], torch.Tensor)  # the template's stream ends with the last EoC-CA block kept
     with pytest.raises(ValueError, match="before the first EoC-CA block"):
         ca.create_model("sbt_test", features_only=True, out_indices=(0,))
     with pytest.raises(ValueError, match=r"out_indices=\(3,\)"):
@@ -333,6 +338,26 @@ def test_gradient_checkpointing_changes_no_gradient():
         grads.append([p.grad for p in model.backbone.parameters()])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_gradient_checkpointing_computes_blocks_again_in_the_backward_pass():
+    calls = []
+    model = small("sbt_test").train()
+    model.stages[2].blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    counts = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        calls.clear()
+        model(*inputs("sbt_test")).sum().backward()
+        counts.append(len(calls))
+    assert counts[1] == 2 * counts[0]
+
+
+def test_a_classifier_drops_pooled_features_in_training_alone():
+    model = small("sbt_test_cls", drop_rate=0.5)
+    features = torch.ones(16, model.num_features, 2, 2)
+    assert sorted(model.forward_head(features, pre_logits=True).unique().tolist()) == [0, 2]
+    assert model.eval().forward_head(features, pre_logits=True).unique().tolist() == [1]
 
 
 def test_drop_path_drops_samples_and_keeps_the_mean():
@@ -452,7 +477,7 @@ def test_a_trackers_checkpoint_fills_a_backbone_and_other_channels(tmp_path):
     ca.save_pretrained(track, tmp_path)
     net = ca.create_model("sbt_test")
     report = ca.load_pretrained(net, tmp_path, partial=True)
-    assert not report.fresh and all(name.startswith("head.") for name in report.left)
+    assert not report.missing and all(name.startswith("head.") for name in report.unexpected)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, track.backbone.state_dict()[name])
     grey = ca.create_model(
@@ -476,6 +501,19 @@ def test_the_cell_head_works_at_any_size_and_boxes_hold_their_cell():
         assert bw.mean().item() == pytest.approx(0.25, abs=0.1)  # what an untrained head expects
     with pytest.raises(ValueError, match="not one of mixer, cell"):
         ca.create_model("sbt_test_track", head="corner")
+
+
+@torch.no_grad()
+def test_the_cell_head_measures_from_the_middle_of_a_location():
+    head = CellHead(4)
+    head.box[2].weight.zero_()  # what is left is the bias: at the start every side is an eighth away
+    boxes = head(torch.randn(1, 4, 2, 3)).boxes[0]
+    expected = torch.tensor([[[x, y, 0.25, 0.25] for x in (1 / 6, 3 / 6, 5 / 6)] for y in (1 / 4, 3 / 4)])
+    torch.testing.assert_close(boxes.permute(1, 2, 0), expected)
+    left, top, right, bottom = 0.1, 0.2, 0.3, 0.4
+    head.box[2].bias.copy_(torch.logit(torch.tensor([left, top, right, bottom])))
+    box = head(torch.randn(1, 4, 1, 1)).boxes[0, :, 0, 0]
+    torch.testing.assert_close(box, torch.tensor([0.6, 0.6, left + right, top + bottom]))
 
 
 def test_the_config_is_frozen():

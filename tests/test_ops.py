@@ -245,6 +245,9 @@ def test_backends_are_named_and_restored():
     assert ops.get_backend() == "auto"
     ops.set_backend("reference")
     assert ops.get_backend() == "reference"
+    with ops.set_backend("triton"):
+        assert ops.get_backend() == "triton"
+    assert ops.get_backend() == "reference"  # the one before, not the default
     ops.set_backend("auto")
 
 

@@ -107,10 +107,13 @@ def test_everything_else_is_the_reference(monkeypatch):
 def test_graphs_have_linear_layers():
     """A convolution that is quick on this CPU is none on a GPU or in another runtime."""
     layer, tokens = Projection(), torch.zeros(1024, 32)
-    exported = torch.export.export(layer, (tokens,)).graph_module.code
+    exported = torch.export.export(layer, (tokens,), strict=True).graph_module.code
     traced = str(torch.jit.trace(layer, (tokens,)).inlined_graph)
     traced_operation = str(torch.jit.trace(ops.linear, (tokens, layer.fc.weight, layer.fc.bias)).graph)
-    for graph in (exported, traced, traced_operation):
+    compiled = []
+    operation = torch.compile(ops.linear, backend=lambda module, _: compiled.append(module.code) or module)
+    operation(tokens, layer.fc.weight, layer.fc.bias)
+    for graph in (exported, traced, traced_operation, *compiled):
         assert "linear" in graph and "conv" not in graph
 
 

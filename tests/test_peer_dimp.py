@@ -1,7 +1,6 @@
 """DiMP on an unmodified checkout of pytracking: its own command line, actor, losses and checkpoints.
 
-Stock once and with ours once. Needs the shims that let it run on a CPU today (PEER_SHIMS names their folder)
-and sequences in GOT-10k's layout (EVAL_DATA). The files that a user adds are taken from the documentation.
+Once stock and once with our backbone. The files that a user adds are taken from the documentation.
 """
 
 import json
@@ -18,8 +17,6 @@ import pytest
 pytestmark = pytest.mark.peers
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIMS = Path(os.environ.get("PEER_SHIMS", ROOT.parent / "shared" / "peers"))
-DATA = Path(os.environ.get("EVAL_DATA", ROOT.parent / "shared" / "data" / "eval"))
 DOCS = (ROOT / "docs" / "adapters_dimp.md").read_text()
 FRAMES = 6
 
@@ -48,7 +45,8 @@ def local_env_settings():
 """
 PRELUDE = """
 import json, runpy, sys
-import shim_dimp
+import peer_shims
+peer_shims.dimp()
 import numpy as np
 import torch
 torch.set_num_threads(1)
@@ -138,17 +136,18 @@ from correlation_aware.adapters.dimp import DiMPCA
 from pytracking.evaluation.multi_object_wrapper import MultiObjectWrapper
 from pytracking.parameter.dimp_ca.cpu import parameters
 
-boxes = {"1": [330, 260, 70, 60], "2": [100, 150, 40, 60]}
+x, y, w, h = np.loadtxt("../data/val/clip/groundtruth.txt", delimiter=",")[0].tolist()
+boxes = {"1": [x, y, w, h], "2": [x + w, y + h / 2, w, h]}
 frames = [cv2.imread(f"../data/val/clip/{i:08d}.jpg")[..., ::-1].copy() for i in (1, 2, 3)]
 info = {"init_object_ids": ["1", "2"], "object_ids": ["1", "2"], "sequence_object_ids": ["1", "2"]}
 params = parameters()
 params.debug, params.visualization = 0, False
 tracker = MultiObjectWrapper(DiMPCA, params)
 tracker.initialize(frames[0], {**info, "init_bbox": boxes})
-found = [tracker.track(frame)["target_bbox"] for frame in frames[1:]]
-one, two = (t.template.features for t in tracker.trackers.values())
+tracked = [tracker.track(frame)["target_bbox"] for frame in frames[1:]]
+one, two = (t.template[0] for t in tracker.trackers.values())
 shared = len({id(t.params.net) for t in tracker.trackers.values()})
-print("RESULT", json.dumps({"boxes": found, "differ": not torch.equal(one, two), "networks": shared}))
+print("RESULT", json.dumps({"boxes": tracked, "differ": not torch.equal(one, two), "networks": shared}))
 """
 
 
@@ -158,20 +157,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(peer, folder):
-    """Runs Python code in a copy of the checkout, with what a user adds to it and a clip of six frames.
+def run(peer, make_clip, folder):
+    """Runs Python code in a copy of the checkout, with the files of a user and a clip of six frames.
 
-    It gives back all that was printed, then what the lines hold that start with RESULT.
+    Returns all that was printed, then the values of the lines that start with RESULT.
     """
     checkout = peer("pytracking")
-    for needed, name in ((SHIMS, "PEER_SHIMS"), (DATA, "EVAL_DATA")):
-        if not needed.is_dir():
-            pytest.skip(f"there is no folder {needed}; {name} names it")
     copy = folder / "pytracking"
     if not copy.exists():
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "local.py"))
         (folder / "networks").mkdir()
-        make_clip(folder / "data" / "val")
+        make_clip(folder / "data" / "val", FRAMES)
         paths = {name: str(folder / name) for name in ("data", "networks", "results")}
         (copy / "pytracking" / "evaluation" / "local.py").write_text(LOCAL.format(**paths))
         for file, text in re.findall(r"`(pytracking/\S+\.py)`\n\n```python\n(.*?)```", DOCS, re.DOTALL):
@@ -185,7 +181,7 @@ def run(peer, folder):
             file.write_text(CPU.format(package=package, net=net))
 
     def start(code):
-        path = [str(p) for p in (ROOT, SHIMS, copy)] + [os.environ.get("PYTHONPATH", "")]
+        path = [str(p) for p in (ROOT, ROOT / "benchmarks", copy)] + [os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", PRELUDE + code],
             cwd=copy,
@@ -203,16 +199,6 @@ def run(peer, folder):
         return [done.stdout, *map(json.loads, results)]
 
     return start
-
-
-def make_clip(folder):
-    source, clip = DATA / "got10k_layout" / "val" / "otb-car4", folder / "clip"
-    clip.mkdir(parents=True)
-    (folder / "list.txt").write_text("clip\n")
-    for i in range(1, FRAMES + 1):
-        (clip / f"{i:08d}.jpg").symlink_to(source / f"{i:08d}.jpg")
-    lines = (source / "groundtruth.txt").read_text().splitlines(True)
-    (clip / "groundtruth.txt").write_text("".join(lines[:FRAMES]))
 
 
 def check_boxes(printed, folder, tracker):

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.peers
 NAME = "vitb_256_mae_32x4_ep300"
 STOCK, FILE = "    TYPE: vit_base_patch16_224", '  PRETRAIN_FILE: "mae_pretrain_vit_base.pth"'
 TYPES = {"stock": STOCK, "ours": "    TYPE: sbt_light"}
-# a quarter of the time, and steps that a network with random weights can stand
+# a quarter of the time, and a rate at which a network with random weights does not diverge
 SMALL = {
     "    SIZE: 128": "    SIZE: 64",
     "    SIZE: 256": "    SIZE: 128",
@@ -17,11 +17,12 @@ SMALL = {
 
 
 @pytest.fixture
-def ostrack(peer, tmp_path):
+def ostrack(peer, make_clip, tmp_path):
     """Runs a job on an experiment of OSTrack's with another backbone, and without weights to start from."""
 
     def run(job, kind, changes=None, **options):
         checkout = peer("OSTrack")
+        make_clip(tmp_path / "got10k" / "val", stark_family.FRAMES)
         lines = {STOCK: TYPES[kind], FILE: '  PRETRAIN_FILE: ""', **(changes or {})}
         stark_family.experiment(tmp_path, checkout, "ostrack", NAME, lines)
         adapter = None if kind == "stock" else "ostrack"

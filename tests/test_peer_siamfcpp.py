@@ -1,7 +1,6 @@
-"""SiamFC++'s own command, losses and optimizer on its unmodified checkout: stock once, with ours once.
+"""SiamFC++'s own command, losses and optimizer on its unmodified checkout: stock and with our backbone.
 
-Needs the packages of its requirements.txt, the shims that let it run on a CPU today (PEER_SHIMS names their
-folder) and sequences in GOT-10k's layout (EVAL_DATA).
+Needs its package yacs.
 """
 
 import json
@@ -16,10 +15,9 @@ import pytest
 pytestmark = pytest.mark.peers
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIMS = Path(os.environ.get("PEER_SHIMS", ROOT.parent / "shared" / "peers"))
-DATA = Path(os.environ.get("EVAL_DATA", ROOT.parent / "shared" / "data" / "eval"))
 FRAMES = 6
 
+SHIM = "import peer_shims\npeer_shims.siamfcpp()\n"
 ADAPTER = "import correlation_aware.adapters.siamfcpp\n"
 COMMAND = """
 import runpy, sys, torch
@@ -92,7 +90,7 @@ train:
   track:
     exp_name: run
     model:
-      backbone: {{name: SBTBackbone, SBTBackbone: {{model: sbt_test}}}}
+      backbone: {{name: SiamFCppBackbone, SiamFCppBackbone: {{model: sbt_test}}}}
       losses:
         names: [FocalLoss, SigmoidCrossEntropyCenterness, IOULoss]
         FocalLoss: {{name: cls, alpha: 0.25, gamma: 2.0}}
@@ -116,26 +114,17 @@ train:
 
 
 @pytest.fixture
-def run(peer, tmp_path):
-    """Runs Python code beside the checkout, in a folder that holds `config.yaml` and a clip of six frames."""
+def run(peer, make_clip, tmp_path):
+    """Runs Python code that can import the checkout, in a folder with a configuration and a clip."""
     checkout = peer("video_analyst")
-    for folder, name in ((SHIMS, "PEER_SHIMS"), (DATA, "EVAL_DATA")):
-        if not folder.is_dir():
-            pytest.skip(f"there is no folder {folder}; {name} names it")
-    source, clip = DATA / "got10k_layout" / "val" / "otb-car4", tmp_path / "data" / "val" / "clip"
-    clip.mkdir(parents=True)
-    (clip.parent / "list.txt").write_text("clip\n")
-    for i in range(1, FRAMES + 1):
-        (clip / f"{i:08d}.jpg").symlink_to(source / f"{i:08d}.jpg")
-    for labels in [*source.glob("*.label"), source / "groundtruth.txt"]:
-        (clip / labels.name).write_text("".join(labels.read_text().splitlines(True)[:FRAMES]))
-    (clip / "meta_info.ini").write_text((source / "meta_info.ini").read_text())
+    pytest.importorskip("yacs", reason="SiamFC++'s configuration is a yacs node")
+    make_clip(tmp_path / "data" / "val", FRAMES)
 
     def start(code, config, expect=0):
         (tmp_path / "config.yaml").write_text(config)
-        path = [str(p) for p in (ROOT, SHIMS, checkout)] + [os.environ.get("PYTHONPATH", "")]
+        path = [str(p) for p in (ROOT, ROOT / "benchmarks", checkout)] + [os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
-            [sys.executable, "-c", "import shim_siamfc\n" + code.format(script=f"{checkout}/main/test.py")],
+            [sys.executable, "-c", SHIM + code.format(script=f"{checkout}/main/test.py")],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             capture_output=True,
@@ -152,8 +141,8 @@ def run(peer, tmp_path):
     ("code", "backbone", "options", "task_model"),
     [
         ("", "AlexNet", "", "SiamTrack"),
-        (ADAPTER, "SBTBackbone", "", "SiamTrackCA"),
-        (ADAPTER, "SBTBackbone", "model: sbt_light", "SiamTrack"),
+        (ADAPTER, "SiamFCppBackbone", "", "SiamTrackCA"),
+        (ADAPTER, "SiamFCppBackbone", "model: sbt_light", "SiamTrack"),
     ],
     ids=["stock", "ours", "backbone_alone"],
 )
@@ -175,12 +164,12 @@ def test_its_losses_fall_over_ten_steps(run, task_model):
 
 
 def test_an_unknown_option_is_named(run):
-    config = YAML.format(backbone="SBTBackbone", options="dephts: [1]", task_model="SiamTrackCA")
+    config = YAML.format(backbone="SiamFCppBackbone", options="dephts: [1]", task_model="SiamTrackCA")
     assert "Non-existent config key" in (printed := run(ADAPTER + COMMAND, config, expect=1))
-    assert "SBTBackbone.dephts" in printed
+    assert "SiamFCppBackbone.dephts" in printed
 
 
-def test_an_import_that_comes_too_late_is_said(run):
+def test_an_import_that_comes_too_late_is_named(run):
     assert "Move the import to the first line" in run(
         "import videoanalyst.config.config\n" + ADAPTER, "", expect=1
     )

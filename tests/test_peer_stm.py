@@ -1,6 +1,6 @@
-"""STM's own command and forward on its unmodified checkout: stock once, with ours once.
+"""STM's own command and forward on its unmodified checkout: stock and with our encoders.
 
-Needs torchvision, matplotlib and tqdm, and real frames in DAVIS' layout (EVAL_DATA).
+Needs its packages torchvision, matplotlib and tqdm.
 """
 
 import json
@@ -17,15 +17,15 @@ from PIL import Image
 pytestmark = pytest.mark.peers
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("EVAL_DATA", ROOT.parent / "shared" / "data" / "eval"))
 FRAMES = 5
 
 SETUP = """
-import sys, types, torch, torchvision
+import sys
+import peer_shims
+import torch
 torch.set_num_threads(1)
 torch.manual_seed(0)
-resnet50 = torchvision.models.resnet50
-torchvision.models.resnet50 = lambda pretrained: resnet50(weights=None)
+peer_shims.stm()
 import model
 """
 OURS = """
@@ -73,17 +73,13 @@ def draw_labels(size, boxes):
 
 
 @pytest.fixture
-def run(peer, tmp_path):
-    """Runs Python code beside the checkout, in a folder with two short videos in DAVIS' layout."""
+def run(peer, make_clip, tmp_path):
+    """Runs Python code that can import the checkout, in a folder with two short videos in DAVIS' layout."""
     checkout = peer("STM")
-    if not DATA.is_dir():
-        pytest.skip(f"there is no folder {DATA}; EVAL_DATA names it")
-    for video, name, others in (
-        ("blackswan", "otb-car4", []),
-        ("second", "otb-jogging-1", [(40, 60, 50, 70)]),
-    ):
-        source = DATA / "got10k_layout" / "val" / name
-        box = np.loadtxt(source / "groundtruth.txt", delimiter=",")[0]
+    source = make_clip(tmp_path / "clips", FRAMES)
+    box = np.loadtxt(source / "groundtruth.txt", delimiter=",")[0]
+    x, y, w, h = box
+    for video, others in (("blackswan", []), ("second", [(x + w, y + h / 2, w, h)])):
         folders = [tmp_path / "data" / kind / "480p" / video for kind in ("JPEGImages", "Annotations")]
         for folder in folders:
             folder.mkdir(parents=True)
@@ -96,7 +92,7 @@ def run(peer, tmp_path):
     (sets / "val.txt").write_text("blackswan\nsecond\n")
 
     def start(code):
-        path = [str(p) for p in (checkout, ROOT)] + [os.environ.get("PYTHONPATH", "")]
+        path = [str(p) for p in (checkout, ROOT, ROOT / "benchmarks")] + [os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,

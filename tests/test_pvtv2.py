@@ -47,14 +47,14 @@ def test_a_prefix_of_the_blocks_loads_with_a_report():
         net.stages[2].blocks[1].attn.q.weight, state_dict["stages.2.blocks.1.attn.q.weight"]
     )
     torch.testing.assert_close(net.stages[2].blocks[5].mlp.fc1.weight, before)
-    assert all(".blocks." in name and int(name.split(".")[3]) >= 2 for name in report.fresh)
-    assert {name.split(".")[1] for name in report.left if name.startswith("stages.")} == {
+    assert all(".blocks." in name and int(name.split(".")[3]) >= 2 for name in report.missing)
+    assert {name.split(".")[1] for name in report.unexpected if name.startswith("stages.")} == {
         "0",
         "1",
         "3",
     }  # norms, stage 4
-    assert len(report.taken) + len(report.fresh) == len(net.state_dict())
-    assert "fresh" in str(report) and "blocks 2-5" in str(report)
+    assert len(report.loaded) + len(report.missing) == len(net.state_dict())
+    assert "missing" in str(report) and "blocks 2-5" in str(report)
 
 
 def test_a_strict_load_that_does_not_fit_changes_nothing():

@@ -1,5 +1,6 @@
 """Exported files and sessions give the numbers of the model they were made from."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -227,12 +228,48 @@ def test_a_second_init_forgets_the_first_target(runtime, first, second, tracker_
         assert after == fresh.update(frame) and after != before
 
 
+def test_a_session_computes_as_its_model():
+    model = ca.create_model("sbt_test", dtype=torch.bfloat16)
+    session = InferenceSession(model)
+    assert session.dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.bfloat16
+    session.set_template(torch.zeros(1, 3, 64, 64))
+    assert session(torch.zeros(1, 3, 128, 128))[0].dtype == torch.bfloat16
+
+
 def test_exports_are_kept(cached, tracker_model, monkeypatch):
     needs("onnx")
     InferenceSession(tracker_model, runtime="onnx")
     monkeypatch.setattr(session_module, "export", lambda *_: pytest.fail("exported again"))
     InferenceSession(tracker_model, runtime="onnx")
     assert len(list(cached.glob("sbt_test_track-*-onnx"))) == 1
+
+
+def test_exports_of_different_models_are_kept_apart(tmp_path, monkeypatch):
+    """Same name and same shapes of the weights: the weights themselves, and what no shape shows, count."""
+    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
+    monkeypatch.setattr(session_module, "export", lambda model, folder, *_: folder.mkdir())
+
+    def cached_in(seed=0, **arguments):
+        torch.manual_seed(seed)
+        model = ca.create_model("sbt_test_track", head="cell", **arguments)
+        return {path.parent for path in session_module._exported(model, "onnx")}.pop()
+
+    changes = [{}, {"seed": 1}, {"heads": (1, 1, 1)}, {"cross_blocks": ((), (), (0,))}, {"search_size": 96}]
+    assert len({cached_in(**change) for change in changes}) == len(changes)
+    assert cached_in() == cached_in()
+
+
+def test_a_layer_whose_code_changed_is_exported_again(tmp_path, monkeypatch):
+    code = "from torch import nn\n\nclass Scale(nn.Module):\n    factor = {}\n"
+    file = tmp_path / "changing_layer.py"
+    file.write_text(code.format(2))
+    monkeypatch.syspath_prepend(tmp_path)
+    model = nn.Sequential(importlib.import_module("changing_layer").Scale(), nn.Linear(2, 2))
+    before = session_module._cache_key(model, {"model": "scale"})
+    assert session_module._cache_key(model, {"model": "scale"}) == before
+    assert session_module._cache_key(model, {"model": "other"}) != before
+    file.write_text(code.format(3))
+    assert session_module._cache_key(model, {"model": "scale"}) != before
 
 
 SIGNAL_AFTER_OPENVINO = """

@@ -351,15 +351,13 @@ def test_fx_takes_a_stage_as_a_leaf():
         torch.fx.symbolic_trace(make("sbt_test"))
 
 
-def test_exported_programs_name_their_layers():
-    net = make("sbt_test")
-    program = torch.export.export(net, tuple(images("sbt_test")), strict=False)
-    paths = {
-        path.removeprefix("L['self'].")
-        for node in program.graph.nodes
-        for path, _ in node.meta.get("nn_module_stack", {}).values()
-    }
-    assert {"stages.2.norm", "stages.0.blocks.0.mlp.fc1", "stages.1.blocks.0.mlp.dwconv"} <= paths
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_programs_name_their_layers(strict):
+    stage = make("sbt_test", stage_norms=True).stages[0]
+    program = torch.export.export(stage, tuple(images("sbt_test")[:1]), strict=strict)
+    stacks = (node.meta.get("nn_module_stack", {}).values() for node in program.graph.nodes)
+    paths = {path for stack in stacks for path, _ in stack}
+    assert {"norm", "blocks.0.norm2", "blocks.0.mlp.fc1", "blocks.0.mlp.dwconv"} <= paths
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

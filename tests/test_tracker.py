@@ -379,11 +379,11 @@ def test_timings_add_up():
 def test_timings_tell_the_parts_apart():
     tracker = make_tracker()
     tracker.init(noise(), (140, 100, 30, 20))
-    tracker.model.head.register_forward_hook(lambda *_: time.sleep(0.05))
+    tracker.model.head.register_forward_hook(lambda *_: time.sleep(0.1))
     for _ in range(2):
         tracker.update(noise())
     t = tracker.timings
-    assert t.model > 0.1 > max(t.crop, t.post)
+    assert t.model > 0.2 > max(t.crop, t.post)
 
 
 @pytest.mark.slow

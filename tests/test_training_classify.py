@@ -1,4 +1,4 @@
-"""Pretraining of classifiers: order of the pictures, a short run, resume, distillation, a tracker's start."""
+"""Pretraining of classifiers: order of the images, augmentation, resume, distillation, shards."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ from correlation_aware.weights import read_state_dict
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images_folder(tmp_path):
     random = np.random.default_rng(0)
     for subset, number in (("train", 3), ("val", 2)):
         for name in ("ant", "bee", "cat"):
@@ -32,14 +32,18 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def make_config(pictures, *changes):
+def make_config(images_folder, *changes):
     settings = ["model.name=sbt_test_cls", "data.size=64", "data.workers=0", "data.batch_size=4"]
-    settings += [f"data.train={pictures / 'train'}", f"data.val={pictures / 'val'}", "run.log_every=1"]
+    settings += [
+        f"data.train={images_folder / 'train'}",
+        f"data.val={images_folder / 'val'}",
+        "run.log_every=1",
+    ]
     return load(ClassifyTraining, None, [*settings, "schedule.steps=4", "schedule.warmup=1", *changes])
 
 
 class Numbers(torch.utils.data.Dataset):
-    """Ten samples: the index, and a number drawn as a transform would."""
+    """Ten samples: the index and a random number, as a random transform would use."""
 
     def __len__(self):
         return 10
@@ -48,30 +52,30 @@ class Numbers(torch.utils.data.Dataset):
         return torch.tensor([index, np.random.rand(), torch.rand(()).item()]), index
 
 
-def test_batches_depend_on_their_number_alone():
+def test_batches_depend_only_on_their_number():
     straight = list(islice(Images(Numbers(), 4, seed=1).batches(0, 1), 6))
     strided = list(islice(Images(Numbers(), 4, seed=1).batches(1, 2), 3))
     for a, b in zip(straight[1::2], strided):
         assert torch.equal(a.images, b.images)
     labels = torch.cat([batch.labels for batch in straight]).tolist()
-    assert sorted(labels[:10]) == sorted(labels[10:20]) == list(range(10))  # an epoch sees each once
+    assert sorted(labels[:10]) == sorted(labels[10:20]) == list(range(10))  # every sample once per epoch
     assert labels[:10] != labels[10:20]
     other = torch.cat([batch.labels for batch in islice(Images(Numbers(), 4, seed=2).batches(0, 1), 3)])
     assert other[:10].tolist() != labels[:10]
-    drawn = {row[1].item() for batch in straight[:5] for row in batch.images}
-    assert len(drawn) == 20  # another one each epoch
+    numbers = {row[1].item() for batch in straight[:5] for row in batch.images}
+    assert len(numbers) == 20  # a new random number in every epoch
     before = torch.get_rng_state()
     next(Images(Numbers(), 4).batches(0, 1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_change_nothing():
-    alone, helped = (list(islice(Images(Numbers(), 4, workers=n).batches(0, 1), 3)) for n in (0, 1))
-    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, helped))
+def test_batches_do_not_depend_on_the_number_of_workers():
+    without, with_worker = (list(islice(Images(Numbers(), 4, workers=n).batches(0, 1), 3)) for n in (0, 1))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(without, with_worker))
 
 
-def test_a_run_resumes_and_starts_a_tracker(pictures, tmp_path):
-    config, records = make_config(pictures), []
+def test_a_run_resumes_and_its_weights_load_into_a_tracker(images_folder, tmp_path):
+    config, records = make_config(images_folder), []
     whole = make_classify_trainer(config, tmp_path / "whole", "cpu").fit(on_record=records.append)
     assert 0 <= records[-1]["val_top1"] <= 1 and records[0]["images_per_s"] > 0
     make_classify_trainer(config, tmp_path / "cut", "cpu").fit(max_minutes=0)
@@ -80,33 +84,33 @@ def test_a_run_resumes_and_starts_a_tracker(pictures, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
     model = ca.create_model("sbt_test_track")
     report = ca.load_pretrained(model, whole.checkpoint / "weights", partial=True)
-    assert any(name.startswith("backbone.stages.2") for name in report.taken)
+    assert any(name.startswith("backbone.stages.2") for name in report.loaded)
 
 
-def test_distillation(pictures, tmp_path):
+def test_distillation(images_folder, tmp_path):
     teacher = ca.create_model("sbt_test_cls", num_classes=3)
     ca.save_pretrained(teacher, tmp_path / "teacher")
     changes = ["teacher.name=sbt_test_cls", f"teacher.checkpoint={tmp_path}/teacher/model.safetensors"]
     changes += ["data.mixup=0", "data.cutmix=0", "teacher.share=0.25", "schedule.steps=1"]
     records = []
-    make_classify_trainer(make_config(pictures, *changes), tmp_path / "run", "cpu").fit(
+    make_classify_trainer(make_config(images_folder, *changes), tmp_path / "run", "cpu").fit(
         on_record=records.append
     )
     r = records[0]
     assert r["loss"] == pytest.approx(0.75 * r["labels"] + 0.25 * r["teacher"], rel=1e-4)
 
 
-def test_a_temperature_softens_both_and_keeps_the_size_of_the_gradient(pictures, tmp_path):
-    """Hinton et al. (2015): both logits over t, and t^2 before the divergence."""
+def test_the_temperature_divides_both_logits_and_scales_the_divergence(images_folder, tmp_path):
+    """Hinton et al. (2015): both logits divided by t, the divergence multiplied by t^2."""
     teacher = ca.create_model("sbt_test_cls", num_classes=3).eval()
     ca.save_pretrained(teacher, tmp_path / "teacher")
     changes = ["teacher.name=sbt_test_cls", f"teacher.checkpoint={tmp_path}/teacher/model.safetensors"]
-    config = make_config(pictures, *QUIET, *changes, "teacher.temperature=3", "teacher.share=1")
+    config = make_config(images_folder, *QUIET, *changes, "teacher.temperature=3", "teacher.share=1")
     trainer = make_classify_trainer(config, tmp_path / "run", "cpu")
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         p = (teacher(images) / 3).softmax(dim=1)
-    divergence = (p * (p.log() - (Recorder.answer / 3).log_softmax(dim=0))).sum(dim=1).mean()
+    divergence = (p * (p.log() - (Recorder.logits / 3).log_softmax(dim=0))).sum(dim=1).mean()
     loss = trainer.compute(Recorder(), ImageBatch(images, torch.tensor([0, 1])))["loss"]
     assert loss.item() == pytest.approx(9 * divergence.item(), rel=1e-4)
 
@@ -114,22 +118,22 @@ def test_a_temperature_softens_both_and_keeps_the_size_of_the_gradient(pictures,
 QUIET = ("data.auto_augment=null", "data.erase=0", "data.mixup=0", "data.cutmix=0", "data.smoothing=0")
 
 
-def train_images(pictures, folder, count, *changes):
-    """What a run with these settings trains on: (count, 3, 64, 64), normalised."""
-    config = make_config(pictures, f"data.batch_size={count}", *QUIET, *changes)
+def train_images(images_folder, folder, count, *changes):
+    """The training images of a run with these settings: (count, 3, 64, 64), normalized."""
+    config = make_config(images_folder, f"data.batch_size={count}", *QUIET, *changes)
     return next(make_classify_trainer(config, folder, "cpu").source.batches(0, 1)).images
 
 
-def fill(pictures, image):
-    """Puts one picture in place of all that are trained on."""
-    for path in (pictures / "train").rglob("*.png"):
+def fill(images_folder, image):
+    """Replaces all training images by one."""
+    for path in (images_folder / "train").rglob("*.png"):
         cv2.imwrite(str(path), image)
 
 
 class Recorder(torch.nn.Module):
-    """A network that keeps what it sees and always answers the same."""
+    """A network that records its inputs and returns constant logits."""
 
-    answer = torch.tensor([0.5, -1.0, 3.0])
+    logits = torch.tensor([0.5, -1.0, 3.0])
 
     def __init__(self):
         super().__init__()
@@ -138,12 +142,12 @@ class Recorder(torch.nn.Module):
 
     def forward(self, images):
         self.seen.append(images.clone())
-        return self.answer.expand(len(images), 3) + self.weight
+        return self.logits.expand(len(images), 3) + self.weight
 
 
-def one_loss(pictures, folder, *changes, count=4):
-    """Images and labels of a batch, the images that the network sees, and the loss."""
-    trainer = make_classify_trainer(make_config(pictures, *QUIET, *changes), folder, "cpu")
+def one_loss(images_folder, folder, *changes, count=4):
+    """Images and labels of a batch, the augmented images that the network gets, and the loss."""
+    trainer = make_classify_trainer(make_config(images_folder, *QUIET, *changes), folder, "cpu")
     images, labels = torch.rand(count, 3, 64, 64), torch.arange(count) % 3
     network = Recorder()
     loss = trainer.compute(network, ImageBatch(images.clone(), labels))["loss"]
@@ -151,11 +155,11 @@ def one_loss(pictures, folder, *changes, count=4):
 
 
 def cross_entropy(targets):
-    return -(targets * Recorder.answer.log_softmax(dim=0)).sum(dim=1).mean().item()
+    return -(targets * Recorder.logits.log_softmax(dim=0)).sum(dim=1).mean().item()
 
 
-def test_mixup_blends_pictures_and_labels(pictures, tmp_path):
-    images, labels, seen, loss = one_loss(pictures, tmp_path, "data.mixup=0.8", "data.smoothing=0.3")
+def test_mixup_blends_images_and_labels(images_folder, tmp_path):
+    images, labels, seen, loss = one_loss(images_folder, tmp_path, "data.mixup=0.8", "data.smoothing=0.3")
     other = images.flip(0)
     share = ((seen - other) * (images - other)).sum() / (images - other).square().sum()
     assert 0.01 < share < 0.99
@@ -164,8 +168,8 @@ def test_mixup_blends_pictures_and_labels(pictures, tmp_path):
     assert loss == pytest.approx(cross_entropy(share * hot + (1 - share) * hot.flip(0)), rel=1e-4)
 
 
-def test_cutmix_pastes_a_rectangle_and_shares_the_labels(pictures, tmp_path):
-    images, labels, seen, loss = one_loss(pictures, tmp_path, "data.cutmix=1", "data.smoothing=0.3")
+def test_cutmix_pastes_a_rectangle_and_blends_the_labels(images_folder, tmp_path):
+    images, labels, seen, loss = one_loss(images_folder, tmp_path, "data.cutmix=1", "data.smoothing=0.3")
     pasted = (seen == images.flip(0)).all(dim=1)
     assert torch.equal(pasted, (seen != images).any(dim=1)) and (pasted == pasted[0]).all()
     rows, columns = pasted[0].any(dim=1), pasted[0].any(dim=0)
@@ -175,26 +179,26 @@ def test_cutmix_pastes_a_rectangle_and_shares_the_labels(pictures, tmp_path):
     assert loss == pytest.approx(cross_entropy(share * hot + (1 - share) * hot.flip(0)), rel=1e-4)
 
 
-def test_labels_are_smoothed_without_mixing_too(pictures, tmp_path):
-    images, labels, seen, loss = one_loss(pictures, tmp_path, "data.smoothing=0.3")
+def test_labels_are_smoothed_without_mixup_too(images_folder, tmp_path):
+    images, labels, seen, loss = one_loss(images_folder, tmp_path, "data.smoothing=0.3")
     assert torch.equal(seen, images)
     assert loss == pytest.approx(cross_entropy(F.one_hot(labels, 3) * 0.7 + 0.1), rel=1e-5)
-    *_, plain = one_loss(pictures, tmp_path)
+    *_, plain = one_loss(images_folder, tmp_path)
     assert plain == pytest.approx(cross_entropy(F.one_hot(labels, 3).float()), rel=1e-5)
 
 
-def test_erasing_puts_noise_into_a_rectangle(pictures, tmp_path):
-    whole, erased = (train_images(pictures, tmp_path, 6, f"data.erase={erase}") for erase in (0, 1))
+def test_random_erasing_fills_a_rectangle_with_noise(images_folder, tmp_path):
+    whole, erased = (train_images(images_folder, tmp_path, 6, f"data.erase={erase}") for erase in (0, 1))
     for before, after in zip(whole, erased):
         changed = (before != after).any(dim=0)
         rows, columns = changed.any(dim=1), changed.any(dim=0)
         assert torch.equal(changed, rows[:, None] & columns) and 0.015 < changed.float().mean() < 0.34
-        assert after[:, changed].std() == pytest.approx(1, abs=0.3)  # of every pixel, normal
+        assert after[:, changed].std() == pytest.approx(1, abs=0.3)  # normal noise in every pixel
 
 
-def test_training_crops_vary_in_size_and_aspect(pictures, tmp_path):
-    fill(pictures, np.kron(np.indices((10, 10)).sum(0) % 2 * 255, np.ones((8, 8))).astype(np.uint8))
-    images = train_images(pictures, tmp_path, 24).mean(dim=1)
+def test_training_crops_vary_in_size_and_aspect(images_folder, tmp_path):
+    fill(images_folder, np.kron(np.indices((10, 10)).sum(0) % 2 * 255, np.ones((8, 8))).astype(np.uint8))
+    images = train_images(images_folder, tmp_path, 24).mean(dim=1)
     bright = images > images.mean(dim=(1, 2), keepdim=True)
     across = [int((row[1:] != row[:-1]).sum()) for row in bright[:, 20]]  # edges of the squares
     down = [int((column[1:] != column[:-1]).sum()) for column in bright[:, :, 20]]
@@ -203,75 +207,75 @@ def test_training_crops_vary_in_size_and_aspect(pictures, tmp_path):
     assert across != down  # the aspect varies too
 
 
-def test_training_pictures_are_mirrored_and_augmented(pictures, tmp_path):
+def test_training_images_are_flipped_and_augmented(images_folder, tmp_path):
     half = np.zeros((80, 80, 3), np.uint8)
     half[:, 40:] = (60, 140, 220)
-    fill(pictures, half)
-    images = train_images(pictures, tmp_path, 24)
+    fill(images_folder, half)
+    images = train_images(images_folder, tmp_path, 24)
     slopes = images[..., 32:].mean(dim=(1, 2, 3)) - images[..., :32].mean(dim=(1, 2, 3))
     assert (slopes > 0.1).sum() >= 4 and (slopes < -0.1).sum() >= 4
-    policy = train_images(pictures, tmp_path, 24, "data.auto_augment=rand-m9-mstd0.5-inc1")
+    policy = train_images(images_folder, tmp_path, 24, "data.auto_augment=rand-m9-mstd0.5-inc1")
     assert not torch.allclose(policy, images, atol=0.1)
 
 
-def test_validation_sees_the_middle_of_every_picture_each_time_alike(pictures, tmp_path):
-    validate = make_classify_trainer(make_config(pictures), tmp_path, "cpu").validate
+def test_validation_uses_the_center_crop_of_every_image(images_folder, tmp_path):
+    validate = make_classify_trainer(make_config(images_folder), tmp_path, "cpu").validate
     network = Recorder()
     results = [validate(network) for _ in range(2)]
-    assert [r["top1"] for r in results] == pytest.approx([1 / 3, 1 / 3])  # class 2 is what it always says
+    assert [r["top1"] for r in results] == pytest.approx([1 / 3, 1 / 3])  # it always predicts class 2
     half = len(network.seen) // 2
     first, second = torch.cat(network.seen[:half]), torch.cat(network.seen[half:])
     assert len(first) == 6 and torch.equal(first, second)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    for image, path in zip(first, sorted((pictures / "val").rglob("*.png")), strict=True):
+    for image, path in zip(first, sorted((images_folder / "val").rglob("*.png")), strict=True):
         whole = vision.resize(Image.open(path), 73, vision.InterpolationMode.BILINEAR)  # 64 / 0.875
         middle = vision.pil_to_tensor(vision.center_crop(whole, 64)) / 255
         torch.testing.assert_close(image, (middle - mean) / std, rtol=0, atol=1e-4)
 
 
-def test_no_pictures(tmp_path):
+def test_missing_images_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.train='' is neither a folder"):
         make_classify_trainer(ClassifyTraining(), tmp_path, "cpu")
 
 
-def pack(pictures, subset, path, first_class=0):
-    """The folder as one shard, with classes by number."""
+def pack(images_folder, subset, path, first_class=0):
+    """Writes the folder as one shard, with classes as integers."""
     with tarfile.open(path, "w") as tar:
-        for number, picture in enumerate(sorted((pictures / subset).rglob("*.png"))):
-            label = first_class + ("ant", "bee", "cat").index(picture.parent.name)
-            for name, content in (("png", picture.read_bytes()), ("cls", str(label).encode())):
+        for number, image in enumerate(sorted((images_folder / subset).rglob("*.png"))):
+            label = first_class + ("ant", "bee", "cat").index(image.parent.name)
+            for name, content in (("png", image.read_bytes()), ("cls", str(label).encode())):
                 info = tarfile.TarInfo(f"{number:06d}.{name}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
 
 
-def test_shards_equal_folders(pictures, tmp_path):
+def test_shards_equal_folders(images_folder, tmp_path):
     pytest.importorskip("webdataset")
     for subset in ("train", "val"):
-        pack(pictures, subset, tmp_path / f"{subset}-000000.tar")
+        pack(images_folder, subset, tmp_path / f"{subset}-000000.tar")
     shards = [f"data.{subset}={tmp_path}/{subset}-{{000000..000000}}.tar" for subset in ("train", "val")]
     logs = []
     for name, changes in (("folders", []), ("shards", shards)):
-        config = make_config(pictures, "schedule.steps=2", *changes)
+        config = make_config(images_folder, "schedule.steps=2", *changes)
         records = []
         make_classify_trainer(config, tmp_path / name, "cpu").fit(on_record=records.append)
         logs.append([(r.get("loss"), r.get("val_top1")) for r in records])
     assert logs[0] == logs[1]
 
 
-def test_shards_that_do_not_fit(pictures, tmp_path):
+def test_unusable_shards_are_errors(images_folder, tmp_path):
     pytest.importorskip("webdataset")
-    pack(pictures, "train", tmp_path / "train.tar")
-    pack(pictures, "val", tmp_path / "val.tar", first_class=2)
+    pack(images_folder, "train", tmp_path / "train.tar")
+    pack(images_folder, "val", tmp_path / "val.tar", first_class=2)
     changes = [f"data.train={tmp_path}/train.tar", f"data.val={tmp_path}/val.tar"]
     with pytest.raises(ValueError, match=r"has classes up to 4, data\.train up to 2"):
-        make_classify_trainer(make_config(pictures, *changes), tmp_path, "cpu")
+        make_classify_trainer(make_config(images_folder, *changes), tmp_path, "cpu")
     (tmp_path / "val.tar.gz").write_bytes(gzip.compress((tmp_path / "val.tar").read_bytes()))
-    with pytest.raises(ValueError, match="is not a plain tar file"):
+    with pytest.raises(ValueError, match="is not an uncompressed tar file"):
         ShardReader(str((tmp_path / "val.tar.gz").rename(tmp_path / "zipped.tar")))
     with pytest.raises(FileNotFoundError, match="no shard"):
         ShardReader(str(tmp_path / "none.tar"))
     with tarfile.open(tmp_path / "bare.tar", "w") as tar:
-        tar.add(next(pictures.rglob("*.png")), "one.png")
-    with pytest.raises(ValueError, match=r"1 pictures have no \.cls beside them, such as one"):
+        tar.add(next(images_folder.rglob("*.png")), "one.png")
+    with pytest.raises(ValueError, match=r"1 images have no \.cls entry, such as one"):
         ShardReader(str(tmp_path / "bare.tar"))

@@ -1,6 +1,7 @@
 """`correlation-aware train`, as a user runs it."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -9,12 +10,12 @@ from pathlib import Path
 
 import cv2
 import pytest
-import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 import correlation_aware as ca
 from correlation_aware import training
-from correlation_aware.cli import train
+from correlation_aware.cli import app, train
 from correlation_aware.training.classify import ClassifyTraining
 from correlation_aware.training.config import load
 from correlation_aware.training.log import read_log
@@ -23,9 +24,13 @@ from correlation_aware.training.track import TrackTraining
 
 @pytest.fixture
 def run():
-    app = typer.Typer()
-    app.add_typer(train.app, name="train")
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def mixer_weights(tmp_path):
+    """Folder of a model whose head does not fit `sbt_test_track` with `head: cell`."""
+    return ca.save_pretrained(ca.create_model("sbt_test_track"), tmp_path / "mixer")
 
 
 def test_train_track_and_resume(run, photos, tmp_path):
@@ -36,7 +41,7 @@ def test_train_track_and_resume(run, photos, tmp_path):
     result = run(*words, *(w for change in changes for w in ("--set", change)), "--max-minutes", 0)
     assert result.exit_code == 0, result.output
     assert "name: sbt_test_track" in result.output and "background: 0.0625" in result.output
-    assert "Stopped; --resume goes on: step 1" in result.output
+    assert "Stopped; --resume continues: step 1" in result.output
     result = run(*words, "--resume")
     assert result.exit_code == 0, result.output
     assert "Done: step 3" in result.output and "giou" in result.output
@@ -45,17 +50,17 @@ def test_train_track_and_resume(run, photos, tmp_path):
     result = run(*words)
     assert isinstance(result.exception, ValueError)
     for command in (["curves", out], ["pairs", *(w for change in changes for w in ("--set", change))]):
-        picture = tmp_path / f"{command[0]}.png"
-        result = run("train", *command, "--output", picture)
+        image = tmp_path / f"{command[0]}.png"
+        result = run("train", *command, "--output", image)
         assert result.exit_code == 0, result.output
-        assert cv2.imread(str(picture)).shape[1] > 300
+        assert cv2.imread(str(image)).shape[1] > 300
 
 
 def test_train_track_on_videos_and_stills(run, photos, tmp_path):
     video = tmp_path / "videos" / "one"
     video.mkdir(parents=True)
-    for picture in photos.iterdir():
-        shutil.copy(picture, video)
+    for image in photos.iterdir():
+        shutil.copy(image, video)
     (video / "groundtruth.txt").write_text("40,30,50,40\n" * 4)
     changes = ["model.name=sbt_test_track", "data.batch_size=2", "schedule.steps=4", "schedule.warmup=1"]
     changes += [f"data.videos={{'folder:{tmp_path / 'videos'}': 1}}", f"data.sources={{{photos}: 1}}"]
@@ -65,9 +70,30 @@ def test_train_track_on_videos_and_stills(run, photos, tmp_path):
     assert "Done: step 4" in result.output
 
 
-def test_two_processes_on_a_cpu_are_one_run(photos, tmp_path):
+def test_a_head_that_does_not_fit_is_a_yellow_warning_and_the_logger_is_restored(
+    run, photos, tmp_path, mixer_weights, monkeypatch
+):
+    monkeypatch.setattr(train, "console", Console(force_terminal=True, color_system="standard", width=400))
+    logger = logging.getLogger("correlation_aware")
+    own = logging.NullHandler()
+    monkeypatch.setattr(logger, "handlers", [own])
+    before = logger.level, logger.propagate
+    changes = ["model.name=sbt_test_track", "model.overrides={head: cell}", "data.batch_size=2"]
+    changes += [f"model.pretrained={mixer_weights}", f"data.sources={{{photos}: 1}}"]
+    changes += ["schedule.steps=1", "schedule.warmup=1"]
+    words = [w for change in changes for w in ("--set", change)]
+    result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", *words)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if "keep fresh values" in line]
+    assert line.startswith("\x1b[33m") and "head.cls.0.weight" in line
+    assert "tensors: " in result.output  # what the library logs as information
+    assert logger.handlers == [own] and (logger.level, logger.propagate) == before
+
+
+def test_two_processes_on_a_cpu_are_one_run(photos, tmp_path, mixer_weights):
     changes = ["model.name=sbt_test_track", f"data.sources={{{photos}: 1}}", "data.batch_size=2"]
     changes += ["schedule.steps=1", "schedule.warmup=1"]
+    changes += ["model.overrides={head: cell}", f"model.pretrained={mixer_weights}"]
     words = [w for change in changes for w in ("--set", change)]
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     program += [
@@ -82,7 +108,8 @@ def test_two_processes_on_a_cpu_are_one_run(photos, tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("name: sbt_test_track") == 1  # the first process alone speaks
+    assert result.stdout.count("name: sbt_test_track") == 1  # printed by the first process only
+    assert (result.stdout + result.stderr).count("keep fresh values") == 1
     state = tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json"
     assert json.loads(state.read_text())["processes"] == 2
 
@@ -90,20 +117,20 @@ def test_two_processes_on_a_cpu_are_one_run(photos, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("model.name=sbt_test", "has no prediction head; take sbt_test_track"),
+        ("model.name=sbt_test", "has no prediction head; use sbt_test_track"),
         ("model.name=sbt_test_track", "data.sources and data.videos are empty"),
         ("data.videos={GOT-10k: 1}", "is not LAYOUT:ROOT"),
         ("data.videos={otb:videos: 1}", "is not a known layout"),
         ("model.nam=sbt_test", "Near: model.name"),
     ],
 )
-def test_mistakes(run, tmp_path, change, message):
+def test_errors_of_a_configuration(run, tmp_path, change, message):
     result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", "--set", change)
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
 
 
-def test_what_is_missing_is_named(run, tmp_path, monkeypatch):
+def test_missing_packages_are_named(run, tmp_path, monkeypatch):
     for name in ("accelerate", "yaml"):
         monkeypatch.setitem(sys.modules, name, None)
     result = run("train", "classify", "--output", tmp_path / "run")
@@ -117,4 +144,4 @@ def test_shipped_configurations(path):
     kind = TrackTraining if path.stem.startswith("track") else ClassifyTraining
     config = load(kind, path)
     assert config.model.name in ca.list_models()
-    assert train._find(Path(path.stem), Path("run"), False) == path
+    assert train._config_path(Path(path.stem), Path("run"), False) == path

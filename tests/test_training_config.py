@@ -1,9 +1,9 @@
-"""Configurations: YAML and back, what is refused and how, groups and learning rates."""
+"""Configurations: YAML round trip, error messages, parameter groups and learning rates."""
 
 import pytest
 import torch
 from torch import nn
-from training_runs import Drawn
+from training_runs import SyntheticPairs
 
 import correlation_aware as ca
 from correlation_aware.training.config import OptimizerConfig, ScheduleConfig, load, to_yaml
@@ -11,7 +11,7 @@ from correlation_aware.training.optimizer import learning_rate_factor, make_opti
 from correlation_aware.training.track import TrackTraining, make_track_trainer
 
 
-def test_yaml_and_back(tmp_path):
+def test_yaml_round_trip(tmp_path):
     changes = [
         "optimizer.lr=1e-3",
         "schedule.steps=1e5",
@@ -46,17 +46,17 @@ def test_yaml_and_back(tmp_path):
         ("optimizer.lr=[", "is not YAML"),
     ],
 )
-def test_mistakes_are_named(change, message):
+def test_errors_name_the_key_and_the_value(change, message):
     with pytest.raises(ValueError, match=message):
         load(TrackTraining, None, [change])
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no configuration"):
+    with pytest.raises(FileNotFoundError, match="no configuration file"):
         load(TrackTraining, tmp_path / "none.yaml")
 
 
-def test_groups():
+def test_parameter_groups():
     model = ca.create_model("sbt_test_track", position="absolute")
     groups = {group["name"]: group for group in parameter_groups(model, OptimizerConfig())}
     assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
@@ -81,10 +81,10 @@ def test_the_optimizer_has_the_settings_of_its_section():
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.2, 0.0}
 
 
-def test_learning_rate_by_hand():
+def test_learning_rate_factors():
     cosine = ScheduleConfig(steps=12, warmup=2, floor=0.1)
     assert [learning_rate_factor(i, cosine) for i in (0, 1, 2)] == [0.5, 1.0, 1.0]
-    assert learning_rate_factor(7, cosine) == pytest.approx(0.55)  # half way
+    assert learning_rate_factor(7, cosine) == pytest.approx(0.55)  # halfway
     assert learning_rate_factor(12, cosine) == pytest.approx(0.1)
     step = ScheduleConfig(steps=10, warmup=0, decay="step", drops=(0.5, 0.8), drop=0.1)
     assert [learning_rate_factor(i, step) for i in (0, 4, 5, 8)] == pytest.approx([1, 1, 0.1, 0.01])
@@ -97,26 +97,26 @@ def test_overrides_reach_the_model():
 
 
 def first_record(folder, *changes):
-    """The log of one step on drawn pairs."""
+    """The log record of one step on synthetic pairs."""
     settings = ["model.name=sbt_test_track", "model.overrides={drop_path_rate: 0}", "data.batch_size=2"]
     settings += ["schedule.steps=1", "schedule.warmup=0", "run.log_every=1"]
     config = load(TrackTraining, None, [*settings, *changes])
     records = []
-    make_track_trainer(config, folder, "cpu", Drawn()).fit(on_record=records.append)
+    make_track_trainer(config, folder, "cpu", SyntheticPairs()).fit(on_record=records.append)
     return records[0]
 
 
 @pytest.mark.parametrize("part", ["score", "l1", "giou"])
 def test_loss_weights_reach_the_step(tmp_path, part):
-    usual, without = first_record(tmp_path / "1"), first_record(tmp_path / "2", f"loss.{part}=0")
+    default, without = first_record(tmp_path / "1"), first_record(tmp_path / "2", f"loss.{part}=0")
     weights = {"score": 12, "l1": 7, "giou": 5}
-    for record, own in ((usual, weights), (without, {**weights, part: 0})):
+    for record, own in ((default, weights), (without, {**weights, part: 0})):
         assert record["loss"] == pytest.approx(sum(own[name] * record[name] for name in weights), rel=1e-4)
-        assert all(record[name] == usual[name] > 0 for name in weights)
-    assert without["loss"] < 0.99 * usual["loss"] and without["grad_norm"] != usual["grad_norm"]
+        assert all(record[name] == default[name] > 0 for name in weights)
+    assert without["loss"] < 0.99 * default["loss"] and without["grad_norm"] != default["grad_norm"]
 
 
 @pytest.mark.parametrize(("change", "part"), [("loss.background=1", "score"), ("loss.per_pair=true", "l1")])
 def test_other_loss_settings_reach_the_step(tmp_path, change, part):
-    usual, changed = first_record(tmp_path / "1"), first_record(tmp_path / "2", change)
-    assert changed[part] != pytest.approx(usual[part], rel=1e-3)
+    default, changed = first_record(tmp_path / "1"), first_record(tmp_path / "2", change)
+    assert changed[part] != pytest.approx(default[part], rel=1e-3)

@@ -1,4 +1,4 @@
-"""The training loop: it learns, it resumes to the bit, it scales to processes, it survives being killed."""
+"""The training loop: learning, bit-exact resume, several processes, a kill while a checkpoint is written."""
 
 import copy
 import os
@@ -42,30 +42,30 @@ def without_time(folder: Path) -> list[dict]:
     return [{k: v for k, v in r.items() if k not in timed} for r in read_log(folder / "log.jsonl")]
 
 
-def test_four_pairs_are_learned_by_heart(tmp_path):
+def test_four_pairs_are_overfitted(tmp_path):
     records = []
     outcome = make_trainer(tmp_path, 160, drop_path=0.0, log_every=20).fit(on_record=records.append)
     assert records[-1]["iou"] > 0.8
-    model = ca.create_model(outcome.checkpoint / "weights", pretrained=True).eval()  # the averaged weights
-    pairs = training_runs.Drawn()
+    model = ca.create_model(outcome.checkpoint / "weights", pretrained=True).eval()  # averaged weights
+    pairs = training_runs.SyntheticPairs()
     with torch.no_grad():
         for n in range(2):
             batch = pairs.batch(n)
             output = model(batch.template, batch.search)
-            assert training_runs.best_cell_iou(output, batch.boxes, batch.positive) > 0.8
+            assert training_runs.best_location_iou(output, batch.boxes, batch.positive) > 0.8
 
 
 def test_resume_equals_an_uninterrupted_run(whole, tmp_path):
     trainer = make_trainer(tmp_path)
     outcome = trainer.fit(on_record=lambda r: trainer.request_stop() if r["step"] == 2 else None)
-    assert (outcome.step, outcome.finished) == (3, False)  # asked within the record of 2, heard after 3
+    assert (outcome.step, outcome.finished) == (3, False)  # requested at record 2, obeyed after step 3
     torch.manual_seed(99)
     make_trainer(tmp_path).fit(resume=True)
     assert_same(checkpoint_at(tmp_path, 6), checkpoint_at(whole, 6))
     assert without_time(tmp_path) == without_time(whole)
 
 
-def test_killed_in_the_middle_of_a_checkpoint(whole, tmp_path):
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes(whole, tmp_path):
     process = subprocess.Popen([sys.executable, SCRIPT, str(tmp_path), "3", "stall"])
     unfinished = checkpoint.temporary(tmp_path / "checkpoints", 3)
     try:
@@ -76,7 +76,7 @@ def test_killed_in_the_middle_of_a_checkpoint(whole, tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    (tmp_path / "log.jsonl").open("a").write('{"step": 3, "lo')  # a line cut off
+    (tmp_path / "log.jsonl").open("a").write('{"step": 3, "lo')  # an incomplete line
     assert unfinished.exists()
     newest = checkpoint.latest(tmp_path / "checkpoints")
     assert newest == checkpoint_at(tmp_path, 2)
@@ -87,15 +87,15 @@ def test_killed_in_the_middle_of_a_checkpoint(whole, tmp_path):
     assert without_time(tmp_path) == without_time(whole)
 
 
-def test_two_processes_equal_one_that_adds_up(tmp_path):
+def test_two_processes_equal_one_that_accumulates_two_batches(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
             [sys.executable, SCRIPT, str(tmp_path / "two"), "3"],
-            env={**os.environ, **several, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
@@ -110,14 +110,14 @@ def test_two_processes_equal_one_that_adds_up(tmp_path):
         make_trainer(tmp_path / "two").fit(resume=True)
 
 
-def test_time_is_up_and_the_last_are_kept(tmp_path):
+def test_a_time_limit_stops_a_run_and_the_newest_checkpoints_are_kept(tmp_path):
     outcome = make_trainer(tmp_path).fit(max_minutes=0)
     assert (outcome.step, outcome.finished) == (1, False)
     make_trainer(tmp_path, checkpoint_steps=1, keep=2).fit(resume=True)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000005", "step-00000006"]
     assert "sbt_test_track" in (checkpoint_at(tmp_path, 6) / "config.yaml").read_text()
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already contains a run"):
         make_trainer(tmp_path).fit()
     tracker = ca.create_tracker(checkpoint_at(tmp_path, 6) / "weights", device="cpu")
     assert tracker.name == "sbt_test_track"
@@ -125,7 +125,7 @@ def test_time_is_up_and_the_last_are_kept(tmp_path):
 
 def test_gradients_are_averaged_over_batches_and_clipped(tmp_path):
     trainer = make_trainer(tmp_path, 1, accumulate=2, drop_path=0.0)
-    trainer.clip, pairs, steps = 0.01, training_runs.Drawn(), []
+    trainer.clip, pairs, steps = 0.01, training_runs.SyntheticPairs(), []
     reference = copy.deepcopy(trainer.module)
     for n in range(2):
         (trainer.compute(reference, pairs.batch(n))["loss"] / 2).backward()
@@ -140,8 +140,8 @@ def test_gradients_are_averaged_over_batches_and_clipped(tmp_path):
     assert steps == [pytest.approx(0.01, rel=1e-3)]
 
 
-def test_the_average_is_short_at_the_start(tmp_path):
-    trainer = make_trainer(tmp_path, 2)  # with a decay of 0.9 alone it would keep 0.81 of the fresh weights
+def test_the_decay_of_the_average_is_smaller_in_the_first_steps(tmp_path):
+    trainer = make_trainer(tmp_path, 2)  # a constant decay of 0.9 would keep 0.81 of the initial weights
     first = copy.deepcopy(trainer.module).state_dict()
     trainer.fit()
     name = "head.cls.channel.1.weight"
@@ -152,24 +152,24 @@ def test_the_average_is_short_at_the_start(tmp_path):
     assert 0.01 < kept < 0.4
 
 
-def test_a_run_starts_from_the_weights_that_its_configuration_names(tmp_path):
+def test_a_run_starts_from_the_weights_of_its_configuration(tmp_path):
     torch.manual_seed(7)
     model = ca.create_model("sbt_test_track")
     ca.save_pretrained(model, tmp_path / "model")
     config = TrackTraining(model=ModelConfig("sbt_test_track", pretrained=str(tmp_path / "model")))
-    trainer = make_track_trainer(config, tmp_path / "run", "cpu", training_runs.Drawn())
+    trainer = make_track_trainer(config, tmp_path / "run", "cpu", training_runs.SyntheticPairs())
     for weights in (trainer.module.state_dict(), trainer.averaged.state_dict()):
         assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
-def test_checkpoints_are_written_by_the_clock(tmp_path):
+def test_checkpoints_are_written_by_time(tmp_path):
     for minutes, steps in ((0.0, [1, 2, 3]), (10.0, [3])):
         folder = tmp_path / str(minutes)
         make_trainer(folder, 3, checkpoint_minutes=minutes, keep=9).fit()
         assert sorted((folder / "checkpoints").iterdir()) == [checkpoint_at(folder, step) for step in steps]
 
 
-def test_a_changed_rate_holds_after_resume(tmp_path):
+def test_a_changed_learning_rate_applies_after_resume(tmp_path):
     make_trainer(tmp_path).fit(max_minutes=0)
     records = []
     make_trainer(tmp_path, lr=5e-4).fit(resume=True, on_record=records.append)
@@ -180,12 +180,12 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     trainer = make_trainer(tmp_path)
     with torch.no_grad():
         next(trainer.module.head.parameters()).fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="not finite by step 1"):
+    with pytest.raises(RuntimeError, match="not finite at step 1"):
         trainer.fit()
     assert checkpoint.latest(tmp_path / "checkpoints") is None
 
 
-def test_validation_sees_the_average_and_leaves_no_trace(whole, tmp_path):
+def test_validation_gets_the_averaged_model_and_does_not_change_the_run(whole, tmp_path):
     trainer = make_trainer(tmp_path, validate_every=3)
 
     def validate(model):
@@ -199,7 +199,7 @@ def test_validation_sees_the_average_and_leaves_no_trace(whole, tmp_path):
     assert_same(checkpoint_at(tmp_path, 6), checkpoint_at(whole, 6))
 
 
-def test_what_was_half_removed_is_no_checkpoint(tmp_path):
+def test_partly_written_or_removed_checkpoints_are_ignored_and_cleaned(tmp_path):
     for name in (".writing-00000009", ".removing-step-00000001", "step-00000002", "other"):
         (tmp_path / name).mkdir()
     assert checkpoint.latest(tmp_path).name == "step-00000002"

@@ -1,4 +1,4 @@
-"""The log of a run as curves: a picture, and TensorBoard's files."""
+"""Plots of a run's log, and TensorBoard event files."""
 
 import cv2
 import pytest
@@ -12,7 +12,7 @@ def test_curves(tmp_path):
     pytest.importorskip("matplotlib")
     plot_log([*RECORDS, {"step": 3, "val_ao": 0.5}], tmp_path / "curves.png")
     assert cv2.imread(str(tmp_path / "curves.png")).shape[0] > 200
-    with pytest.raises(ValueError, match="no record"):
+    with pytest.raises(ValueError, match="no records"):
         plot_log(read_log(tmp_path / "log.jsonl"), tmp_path / "curves.png")
 
 

@@ -1,4 +1,4 @@
-"""The tracking loss against numbers computed by hand, and against torchvision."""
+"""The tracking loss against values computed by hand, and against torchvision."""
 
 import math
 
@@ -9,9 +9,9 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 from correlation_aware.models.heads import TrackOutput
 from correlation_aware.training.losses import (
     LossConfig,
-    best_cell_iou,
+    best_location_iou,
     overlap,
-    positive_cells,
+    positive_locations,
     track_loss,
 )
 
@@ -24,22 +24,22 @@ def make_output(logits: torch.Tensor, box: tuple[float, float, float, float]) ->
 
 
 @pytest.mark.parametrize(
-    ("box", "cells"),
+    ("box", "locations"),
     [
-        ((0.5, 0.5, 0.6, 0.6), [(1, 1), (1, 2), (2, 1), (2, 2)]),  # 0.2 .. 0.8; centres at 1/8, 3/8, 5/8, 7/8
-        ((0.3, 0.9, 0.01, 0.01), [(3, 1)]),  # smaller than a cell: the one that holds its centre
-        ((0.3, 0.5, 0.01, 0.6), [(1, 1), (2, 1)]),  # a thin one: the column that holds its centre
-        ((0.0, 0.0, 0.6, 0.3), [(0, 0)]),  # leaves the picture
+        ((0.5, 0.5, 0.6, 0.6), [(1, 1), (1, 2), (2, 1), (2, 2)]),  # 0.2 .. 0.8; centers at 1/8, 3/8, 5/8, 7/8
+        ((0.3, 0.9, 0.01, 0.01), [(3, 1)]),  # smaller than the spacing: the location nearest to its center
+        ((0.3, 0.5, 0.01, 0.6), [(1, 1), (2, 1)]),  # thin: the column nearest to its center
+        ((0.0, 0.0, 0.6, 0.3), [(0, 0)]),  # partly outside the image
     ],
 )
-def test_positive_cells(box, cells):
-    mask = positive_cells(torch.tensor([box]), YES, (4, 4))
-    assert [tuple(cell) for cell in mask[0].nonzero().tolist()] == cells
-    assert not positive_cells(torch.tensor([box]), NO, (4, 4)).any()
+def test_positive_locations(box, locations):
+    mask = positive_locations(torch.tensor([box]), YES, (4, 4))
+    assert [tuple(location) for location in mask[0].nonzero().tolist()] == locations
+    assert not positive_locations(torch.tensor([box]), NO, (4, 4)).any()
 
 
-def test_loss_by_hand():
-    # a 2 x 2 grid; the target covers the upper left cell, its box is found 0.1 too far right
+def test_loss_equals_values_computed_by_hand():
+    # a 2 x 2 score map; the target covers the upper left location, its box is predicted 0.1 too far right
     logits = torch.zeros(1, 2, 2, 2)
     logits[0, 0, 0, 0] = math.log(3)  # p(target) = 3/4 there and 1/2 elsewhere
     output = make_output(logits, (0.35, 0.25, 0.5, 0.5))
@@ -47,12 +47,12 @@ def test_loss_by_hand():
     config = LossConfig(background=0.5)
     loss = track_loss(output, truth, YES, config)
     score = (math.log(4 / 3) + 3 * 0.5 * math.log(2)) / (1 + 3 * 0.5)
-    iou = 0.4 / 0.6  # shared 0.4 x 0.5, union 0.6 x 0.5 = hull
+    iou = 0.4 / 0.6  # intersection 0.4 x 0.5, union 0.6 x 0.5 = hull
     assert loss.score.item() == pytest.approx(score)
     assert loss.l1.item() == pytest.approx(0.1)
     assert loss.giou.item() == pytest.approx(1 - iou, abs=1e-5)
     assert loss.total.item() == pytest.approx(12 * score + 7 * 0.1 + 5 * (1 - iou), abs=1e-4)
-    assert best_cell_iou(output, truth, YES).item() == pytest.approx(iou, abs=1e-5)
+    assert best_location_iou(output, truth, YES).item() == pytest.approx(iou, abs=1e-5)
 
 
 def test_a_negative_pair_has_no_box_loss_and_ignores_its_box():
@@ -63,19 +63,19 @@ def test_a_negative_pair_has_no_box_loss_and_ignores_its_box():
     loss.total.backward()
 
 
-def test_pairs_alike_or_cells_alike():
-    # pair 0 covers four cells and is off by 0.1, pair 1 covers one and is off by 0.2, pair 2 is negative
+def test_boxes_are_weighted_per_pair_or_per_location():
+    # pair 0 covers four locations and is off by 0.1, pair 1 covers one and is off by 0.2, pair 2 is negative
     truth = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
-    found = truth + torch.tensor([0.1, 0.2, 0.9])[:, None] * torch.tensor([1.0, 0, 0, 0])
+    predicted = truth + torch.tensor([0.1, 0.2, 0.9])[:, None] * torch.tensor([1.0, 0, 0, 0])
     logits = torch.zeros(3, 2, 2, 2)
-    output = TrackOutput(logits, logits[:, 0], found[:, :, None, None].expand(3, 4, 2, 2))
+    output = TrackOutput(logits, logits[:, 0], predicted[:, :, None, None].expand(3, 4, 2, 2))
     positive = torch.tensor([True, True, False])
     assert track_loss(output, truth, positive, LossConfig()).l1.item() == pytest.approx((4 * 0.1 + 0.2) / 5)
     config = LossConfig(per_pair=True)
     assert track_loss(output, truth, positive, config).l1.item() == pytest.approx((0.1 + 0.2) / 2)
 
 
-def test_overlap_is_torchvisions():
+def test_overlap_equals_torchvision():
     a, b = torch.rand(2, 500, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
     a.requires_grad_()
     ours = 1 - overlap(a, b)[1]
@@ -85,7 +85,7 @@ def test_overlap_is_torchvisions():
     assert overlap(b, b)[0].min() > 0.99
 
 
-def test_half_precision_is_computed_in_full():
+def test_half_precision_is_computed_in_float32():
     logits = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     output = make_output(logits, (0.5, 0.5, 0.25, 0.25))
     half = TrackOutput(*(t.bfloat16() for t in output))

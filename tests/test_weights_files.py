@@ -2,12 +2,15 @@
 
 import argparse
 import os
+import stat
+import subprocess
 import sys
-import types
+import textwrap
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,6 +20,7 @@ from correlation_aware._files import atomic_path, sha256_file
 from correlation_aware.weights import check_finite, load_state_dict, read_state_dict, write_state_dict
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
+OTHERS = {"a": torch.zeros(2, 3), "b": torch.tensor([0, 0])}
 
 
 class Bomb:
@@ -30,15 +34,26 @@ class Bomb:
 
 
 @pytest.fixture
-def settings() -> Any:
-    """An object of a class that exists where the file is written and not where it is read."""
-    names = ("lib", "lib.train", "lib.train.settings")
-    sys.modules.update({name: types.ModuleType(name) for name in names})
-    cls = type("Settings", (), {"__module__": names[-1], "__init__": lambda self: setattr(self, "seed", 1)})
-    sys.modules[names[-1]].Settings = cls
-    yield cls()
-    for name in names:
-        sys.modules.pop(name, None)
+def project(tmp_path: Path) -> Path:
+    """A folder with somebody's training code: a class of settings, and a network that can be pickled."""
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "code.py").write_text(
+        "import torch\n\nclass Settings:\n    seed = 1\n\nclass Net(torch.nn.Module):\n"
+        "    def __init__(self, tensors):\n        super().__init__()\n"
+        "        for name, tensor in tensors.items():\n            self.register_buffer(name, tensor)\n"
+    )
+    return tmp_path
+
+
+def write_there(project: Path, content: str, name: str, **kwargs: Any) -> Path:
+    """Saves the value of an expression of `training.code` in a process of its own that can import it."""
+    torch.save(TENSORS, project / "tensors.pt")
+    code = (
+        f"import torch\nfrom training.code import Net, Settings\nT = torch.load('tensors.pt')\n"
+        f"torch.save({content}, {name!r}, **{kwargs})"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=project, check=True)
+    return project / name
 
 
 def same(got: dict[str, Tensor], expected: dict[str, Tensor] = TENSORS) -> bool:
@@ -77,48 +92,95 @@ def test_any_layout_and_shared_memory(tmp_path: Path) -> None:
     assert all(torch.equal(got[k], tensors[k]) and got[k].dtype == tensors[k].dtype for k in tensors)
 
 
-@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.pth.tar"])
+@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.pth.tar", "w.ckpt", "w.PTH"])
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("wrapper", [None, "net", "model", "state_dict"])
-def test_pickles_of_tensors(tmp_path: Path, name: str, zipped: bool, wrapper: str | None) -> None:
-    content: Any = OrderedDict((f"module.{k}", v) for k, v in TENSORS.items())
-    if wrapper:
-        content = {"epoch": 3, "args": argparse.Namespace(lr=0.1), wrapper: content}
+def test_pickles_of_tensors(tmp_path: Path, name: str, zipped: bool) -> None:
+    content = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "net": OrderedDict(TENSORS)}
     torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
     assert same(read_state_dict(tmp_path / name))
 
 
+def test_safetensors_in_other_letters(tmp_path: Path) -> None:
+    write_state_dict(TENSORS, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").rename(tmp_path / "w.SafeTensors")
+    assert same(read_state_dict(tmp_path / "w.SafeTensors"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TENSORS,
+        *(
+            {"epoch": 3, wrapper: TENSORS}
+            for wrapper in ("state_dict", "model_state_dict", "model", "net", "network", "params", "module")
+        ),
+        *(
+            {"model": OTHERS, "state_dict": OTHERS, "params": OTHERS, average: TENSORS}
+            for average in ("state_dict_ema", "model_ema", "params_ema")
+        ),
+        {"model": {"state_dict": TENSORS}},
+        {"state_dict": {}, "params": {"lr": 0.1}, "module": TENSORS},
+    ],
+    ids=lambda content: "-".join(map(str, content)),
+)
+def test_wrappers(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    assert same(read_state_dict(tmp_path / "w.pth"))
+
+
+def test_numbers_of_numpy_are_allowed(tmp_path: Path) -> None:
+    content = {"net": TENSORS, "best": np.float64(0.5), "epoch": np.int64(3), "done": np.bool_(True)}
+    torch.save(content, tmp_path / "w.pth")
+    assert same(read_state_dict(tmp_path / "w.pth"))
+
+
+def test_a_file_that_refers_to_itself_ends(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 3}
+    content["model"] = {"net": content}
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"has no tensors by name, .*: keys 'epoch', 'model'"):
+        read_state_dict(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
-def test_foreign_class_is_refused(tmp_path: Path, settings: Any, zipped: bool) -> None:
-    path = tmp_path / "SBT_ep0500.pth.tar"
-    content = {"net": OrderedDict(TENSORS), "settings": settings}
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    for name in ("lib", "lib.train", "lib.train.settings"):
-        del sys.modules[name]
+def test_foreign_class_is_refused(project: Path, zipped: bool) -> None:
+    content = "{'net': T, 'settings': Settings()}"
+    path = write_there(project, content, "SBT_ep0500.pth.tar", _use_new_zipfile_serialization=zipped)
     with pytest.raises(RuntimeError) as caught:
         read_state_dict(path)
     message = str(caught.value)
-    assert "lib.train.settings.Settings" in message and "Nothing was unpickled" in message
-    assert "'SBT_ep0500.pth.tar'" in message and "'SBT_ep0500.safetensors'" in message
+    assert "training.code.Settings" in message and "No code in the file was run" in message
+    assert "'SBT_ep0500.pth.tar'" in message and "'SBT_ep0500.tensors.pth'" in message
 
 
-def test_the_printed_script_works(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the class can be imported, the three lines of the message make a file that can be read here."""
-    monkeypatch.chdir(tmp_path)
-    torch.save({"net": OrderedDict(TENSORS), "settings": settings}, "SBT.pth.tar")
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{'net': T, 'settings': Settings()}",
+        "{'epoch': Settings(), 'state_dict': T}",
+        "{'model_ema': T, 'model': {'c': T['b']}, 'args': Settings()}",
+        "{'hyper_parameters': Settings(), 'state_dict': {}, 'params': T}",
+        "{'model': Net(T)}",
+        "Net(T)",
+    ],
+)
+def test_the_printed_script_works(project: Path, content: str) -> None:
+    """Where the classes can be imported, the script of the message writes a file that is read here."""
+    path = write_there(project, content, "SBT.pth.tar")
     with pytest.raises(RuntimeError) as caught:
-        read_state_dict("SBT.pth.tar")
-    script = [line.strip() for line in str(caught.value).splitlines() if line.startswith("    ")]
-    assert len(script) == 3
-    exec("\n".join(script).replace('"cpu")', '"cpu", weights_only=False)'), {})
-    assert same(read_state_dict("SBT.safetensors"))
+        read_state_dict(path)
+    lines = str(caught.value).splitlines()
+    script = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
+    subprocess.run([sys.executable, "-c", script], cwd=project, check=True)
+    assert same(read_state_dict(project / "SBT.tensors.pth"))
+    assert "load SBT.tensors.pth here" in lines[-1]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_nothing_runs(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "w.pth"
     torch.save({"net": TENSORS, "x": Bomb(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(RuntimeError, match=r"foreign \w+\.mkdir"):
+    with pytest.raises(RuntimeError, match=r"needs \w+\.mkdir, which"):
         read_state_dict(path)
     assert not (tmp_path / "ran").exists()
 
@@ -132,7 +194,7 @@ def test_half_a_file(tmp_path: Path, name: str, part: float) -> None:
     else:
         write_state_dict(TENSORS, path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(RuntimeError, match="is not a whole"):
+    with pytest.raises(RuntimeError, match="is not a complete"):
         read_state_dict(path)
 
 
@@ -142,14 +204,14 @@ def test_half_a_file(tmp_path: Path, name: str, part: float) -> None:
 )
 def test_another_file(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(RuntimeError, match="is not a whole"):
+    with pytest.raises(RuntimeError, match="is not a complete"):
         read_state_dict(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1], {}, {"epoch": 1}, {"net": {"a": 1}}, torch.ones(1)])
 def test_no_tensors_by_name(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="holds no tensors by name"):
+    with pytest.raises(ValueError, match="has no tensors by name"):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -160,6 +222,17 @@ def test_suffix_and_absence(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"written as \.safetensors"):
         write_state_dict(TENSORS, tmp_path / "w.pth")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_state_dict(TENSORS, tmp_path / "w.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o666 & ~umask
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -181,8 +254,8 @@ def test_a_load_says_what_it_took_what_it_left_and_what_stays_fresh() -> None:
     model = nn.Sequential(OrderedDict(a=nn.Linear(2, 3), b=nn.Linear(3, 4)))
     given = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(5), "c": torch.ones(1)}
     report = load_state_dict(model, given, partial=True)
-    assert report.taken == ("a.weight",) and report.left == ("a.bias", "c")
-    assert report.fresh == ("a.bias", "b.weight", "b.bias") and bool((model[0].weight == 1).all())
+    assert report.loaded == ("a.weight",) and report.unexpected == ("a.bias", "c")
+    assert report.missing == ("a.bias", "b.weight", "b.bias") and bool((model[0].weight == 1).all())
     with pytest.raises(ValueError, match=r"Shapes that differ: a\.bias \(5,\) for \(3,\)"):
         load_state_dict(model, given)
 

@@ -1,7 +1,6 @@
 """The real hub client against a local server: what goes right, and what can go wrong in between."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from hub_server import COMMIT, Client, HubServer
 from safetensors.torch import save
 
+import correlation_aware as ca
 from correlation_aware import weights
 from correlation_aware._files import sha256_file
 from correlation_aware.weights import WeightsEntry, fetch
@@ -215,17 +215,38 @@ def test_two_processes_at_once(server: HubServer, clients: dict[str, Client], tm
     assert sorted(methods) == ["GET", "HEAD", "HEAD"]  # both asked, one waited for the other's download
 
 
+FETCH = "answer = ca.weights.fetch(ca.weights.WeightsEntry(**entry), cache_dir=cache_dir)"
+
+
 def test_cache_without_links(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:
-    """As on a file system without symbolic links: the Hub is asked for its hash."""
+    """As on a file system without symbolic links: the Hub is asked for its hash; offline there is a log."""
     path = clients["online"].call("fetch", ENTRY, cache_dir=tmp_path)["ok"]
     path.resolve().replace(path)
-    assert clients["online"].call("fetch", ENTRY, cache_dir=tmp_path)["ok"] == path
-    answer = clients["offline"].call("fetch", ENTRY, cache_dir=tmp_path)
-    assert "RuntimeError" in answer["error"] and "cannot be verified" in answer["message"]
-    assert clients["offline"].call("fetch", ENTRY | {"sha256": SHA256}, cache_dir=tmp_path)["ok"] == path
+    arguments: dict[str, Any] = {"entry": ENTRY, "cache_dir": tmp_path}
+    assert clients["online"].call("python", FETCH, **arguments)["ok"] == (path, "")
+    actual, log = clients["offline"].call("python", FETCH, **arguments)["ok"]
+    assert actual == path and f"{path} was not verified: its cache has no hash of it" in log
+    arguments["entry"] = ENTRY | {"sha256": SHA256}
+    assert clients["offline"].call("python", FETCH, **arguments)["ok"] == (path, "")
     path.write_bytes(GOOD[::-1])
     assert "RuntimeError" in clients["online"].call("fetch", ENTRY, cache_dir=tmp_path)["error"]
     assert not path.exists()
+
+
+def test_a_copied_cache(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:
+    """A copy in which links became files is verified by the names of its blobs, without network."""
+    load = "answer = ca.weights.fetch_repository('org/name', cache_dir=cache_dir)[1]"
+    clients["online"].call("python", load, cache_dir=tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", symlinks=False)
+    server.requests.clear()
+    path, log = clients["offline"].call("python", load, cache_dir=tmp_path / "b")["ok"]
+    assert path.is_relative_to(tmp_path / "b") and not path.is_symlink()
+    assert path.read_bytes() == GOOD and log == "" and server.requests == []
+    path.write_bytes(GOOD[::-1])
+    answer = clients["offline"].call("python", load, cache_dir=tmp_path / "b")
+    assert "RuntimeError" in answer["error"] and f"{path} cannot be verified" in answer["message"]
+    answer = clients["online"].call("python", load, cache_dir=tmp_path / "b")
+    assert "another hash than expected" in answer["message"] and not path.exists()
 
 
 def test_no_hash_is_refused(server: HubServer, online: Client, tmp_path: Path) -> None:
@@ -315,33 +336,62 @@ def test_bundled() -> None:
         fetch(replace(entry, file="none.safetensors"))
 
 
-def test_push_then_fetch(server: HubServer, online: Client, tmp_path: Path) -> None:
-    from correlation_aware import create_model, save_pretrained
+@pytest.mark.parametrize("library", ["ca", "timm"])
+@pytest.mark.parametrize("argument", ["pretrained_cfg", "pretrained_cfg_overlay"])
+@pytest.mark.parametrize("kind", ["hf_hub_id", "hf_hub_filename", "url", "url_with_hash"])
+def test_locations_of_a_timm_configuration(
+    server: HubServer, online: Client, tmp_path: Path, library: str, argument: str, kind: str
+) -> None:
+    """For a name with weights of its own in the manifest, which are not loaded then."""
+    name = "sbt_light_half_track"
+    expected = ca.create_model(name).state_dict()
+    content = save(expected)
+    digest = hashlib.sha256(content).hexdigest()
+    files = {
+        "org/name/model.safetensors": content,
+        "org/name/sub/other.safetensors": content,
+        f"org/name/net-{digest[:12]}.safetensors": content,
+    }
+    used = list(files)[("hf_hub_id", "hf_hub_filename", "url_with_hash").index(kind) if kind != "url" else 1]
+    server.files.update({file: files[file] if file == used else save({"a": torch.ones(1)}) for file in files})
+    url = f"{server.endpoint}/org/name/resolve/main/{used.removeprefix('org/name/')}"
+    cfg = {
+        "hf_hub_id": {"hf_hub_id": "org/name@main"},
+        "hf_hub_filename": {"hf_hub_id": "org/name", "hf_hub_filename": "sub/other.safetensors"},
+        "url": {"url": url},
+        "url_with_hash": {"url": url},
+    }[kind]
+    code = (
+        f"model = {library}.create_model(name, pretrained=True, {argument}=cfg, cache_dir=cache_dir)\n"
+        "answer = model.weights_name, {k: v.numpy() for k, v in model.state_dict().items()}"
+    )
+    (weights_name, actual), log = online.call("python", code, name=name, cfg=cfg, cache_dir=tmp_path)["ok"]
+    assert weights_name == (url if "url" in kind else f"hf-hub:{cfg['hf_hub_id']}")
+    assert all(torch.equal(torch.from_numpy(actual[key]), expected[key]) for key in expected)
+    if kind == "url":
+        assert f"{url} was not verified" in log and digest in log and "register_weights" in log
+    else:
+        assert log == ""
+    server.mode = "wrong"
+    answer = online.call("python", code, name=name, cfg=cfg, cache_dir=tmp_path / "again")
+    assert "RuntimeError" in answer["error"]
+    said = {
+        "url": "is not a complete safetensors file",
+        "url_with_hash": "does not have the hash in its name",
+    }
+    assert said.get(kind, "has another hash than expected") in answer["message"]
 
-    folder = save_pretrained(create_model("sbt_test"), tmp_path / "saved")
-    answer = online.call(
-        "cli", "push", str(folder), "me/mine", "sbt_test.v1", "--training", "None.", "--upload"
-    )
-    assert "ok" in answer, answer
-    exit_code, output = answer["ok"]
-    assert exit_code == 0 and "Uploaded" in output
-    entry = json.loads(output.split("Entry for weights_manifest.json:")[1])["sbt_test.v1"]
-    assert entry["revision"] == COMMIT
-    assert sorted(n for n in server.files if n.startswith("me/")) == [
-        "me/mine/README.md",
-        "me/mine/config.json",
-        "me/mine/model.safetensors",
-    ]
-    config, path = online.call("fetch_repository", "me/mine", cache_dir=tmp_path / "cache")["ok"]
-    assert config["architecture"] == "sbt_test"
-    assert sha256_file(path) == entry["sha256"]
-    fields = ENTRY | entry | {"input_size": None, "tag": "v1"}
-    assert (
-        online.call(
-            "fetch", fields | {"mean": ENTRY["mean"], "std": ENTRY["std"]}, cache_dir=tmp_path / "cache"
-        )["ok"]
-        == path
-    )
+
+def test_addresses_with_one_name_are_two_files(server: HubServer, online: Client, tmp_path: Path) -> None:
+    server.files["org/other/model.safetensors"] = save({"a": torch.ones(1)})
+    fetch = "from correlation_aware.weights.hub import fetch_file\nanswer = fetch_file(None, url, cache_dir)"
+    urls = [f"{server.endpoint}/org/{name}/resolve/main/model.safetensors" for name in ("name", "other")]
+    paths = [online.call("python", fetch, url=url, cache_dir=tmp_path)["ok"][0] for url in urls]
+    assert paths[0].read_bytes() == GOOD
+    assert paths[1].read_bytes() == server.files["org/other/model.safetensors"]
+    server.requests.clear()
+    assert online.call("python", fetch, url=urls[0], cache_dir=tmp_path)["ok"][0] == paths[0]
+    assert server.requests == []
 
 
 def test_unreachable(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:

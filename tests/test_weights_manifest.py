@@ -10,7 +10,7 @@ import torch
 
 import correlation_aware as ca
 from correlation_aware import weights
-from correlation_aware.weights import find_entry, load_manifest
+from correlation_aware.weights import load_manifest, resolve_weights
 from correlation_aware.weights.manifest import MANIFEST_PATH
 
 SHIPPED = load_manifest()
@@ -76,7 +76,7 @@ def test_hub_entry_fits_its_model(name: str) -> None:
         ours = ca.create_model(entry.model)
     converted = weights.convert_state_dict(theirs.state_dict(), entry.key_format)
     report = weights.load_state_dict(ours, converted, partial=entry.role == "starting_point")
-    fresh = {key.rpartition(".blocks.")[2].split(".")[0] for key in report.fresh}
+    fresh = {key.rpartition(".blocks.")[2].split(".")[0] for key in report.missing}
     assert fresh == ({"2", "3", "4", "5"} if entry.model == "sbt_light_pvtv2" else set())
     assert (entry.mean, entry.std) == (theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"])
     assert entry.input_size == theirs.pretrained_cfg["input_size"][-1]
@@ -143,6 +143,10 @@ def test_reads_every_field(tmp_path: Path) -> None:
         ({"results": [3]}, r"results\[0\] must be an object"),
         ({"results": [{"metrics": 1}]}, r"results\[0\]: unknown key 'metrics'; did you mean 'metric'"),
         ({"results": [{**HUB["results"][0], "value": "high"}]}, "value='high' must be a number"),
+        (
+            {"results": [{**HUB["results"][0], "value": float("nan")}]},
+            "value=nan must be a number, and finite",
+        ),
         ({"results": [{**HUB["results"][0], "command": ""}]}, "command='' must be a text"),
     ],
 )
@@ -174,9 +178,19 @@ def test_a_name_is_model_dot_tag(tmp_path: Path, name: str) -> None:
         load_manifest(tmp_path / "manifest.json")
 
 
-def test_find_entry() -> None:
-    assert find_entry("sbt_large_pvtv2.in1k") is find_entry("sbt_large_pvtv2")
-    with pytest.raises(ValueError, match=r"'sbt_larg_pvtv2'.*sbt_large_pvtv2.in1k"):
-        find_entry("sbt_larg_pvtv2")
-    with pytest.raises(ValueError, match=r"Near: sbt_base.in1k\. .*weights list"):
-        find_entry("sbt_base.in22k")
+def test_names_of_entries() -> None:
+    assert resolve_weights("sbt_large_pvtv2.in1k") == resolve_weights("sbt_large_pvtv2")
+    with pytest.raises(ValueError, match=r"'sbt_larg_pvtv2'.*sbt_large_pvtv2.in1k.*weights list"):
+        resolve_weights("sbt_larg_pvtv2")
+    with pytest.raises(ValueError, match=r"Tags of sbt_base: in1k\."):
+        resolve_weights("sbt_base.in22k")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("none/nowhere", "write 'hf-hub:none/nowhere'"), ("none.ckpt", ""), ("a/b/none.PTH", "")],
+)
+def test_absent_files(text: str, hint: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"There is no weights file '{text}'.") as caught:
+        resolve_weights(text)
+    assert hint in str(caught.value) and (bool(hint) == ("hf-hub:" in str(caught.value)))

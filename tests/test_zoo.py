@@ -72,8 +72,9 @@ def test_an_unknown_tag_lists_the_known():
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_old_names_say_the_new_one(old, new):
-    with pytest.warns(DeprecationWarning, match=f"'{old}' is called '{new}' now"):
+    with pytest.warns(DeprecationWarning, match=f"'{old}' is called '{new}' now") as caught:
         model = ca.create_model(old, pretrained=True)
+    assert {warning.filename for warning in caught} == {__file__}  # the user's line, so that Python shows it
     expected = ca.create_model(new, pretrained=True)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values()))
     architecture, _, tag = old.partition(".")
@@ -95,7 +96,10 @@ def test_a_bare_tag_means_the_same_everywhere(source):
     ca.load_pretrained(model, source)
     again = ca.create_model("sbt_light_cell_track", pretrained=source)
     assert (
-        model.weights_name == again.weights_name == ca.create_tracker(pretrained=source).weights_name == BUNDLED[0]
+        model.weights_name
+        == again.weights_name
+        == ca.create_tracker(pretrained=source).weights_name
+        == BUNDLED[0]
     )
 
 

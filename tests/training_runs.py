@@ -1,4 +1,4 @@
-"""Short runs for the tests of training: four drawn pairs, a tiny model, and a script that trains on them."""
+"""Short training runs for tests: four synthetic pairs, a tiny model, and a script that trains on them."""
 
 import sys
 import time
@@ -11,13 +11,13 @@ from correlation_aware.data.pairs import PairBatch
 from correlation_aware.training import engine
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from correlation_aware.training.engine import Trainer
-from correlation_aware.training.losses import best_cell_iou  # noqa: F401
+from correlation_aware.training.losses import best_location_iou  # noqa: F401
 from correlation_aware.training.track import PairData, TrackTraining, make_track_trainer
 from correlation_aware.weights import read_state_dict
 
 
-class Drawn:
-    """Bright discs on noise, two pairs a batch; batch n depends on n alone, and is one of two."""
+class SyntheticPairs:
+    """Bright discs on noise, two pairs per batch; batch n is one of two, which depends only on n."""
 
     def __init__(self, batch_size: int = 2, different: int = 2) -> None:
         self.batch_size, self.different = batch_size, different
@@ -29,15 +29,15 @@ class Drawn:
             torch.randn(n, 3, side, side, generator=generator).mul_(0.3) for side in (64, 128)
         )
         size = torch.rand(n, generator=generator) * 0.1 + 0.2
-        centre = torch.rand(n, 2, generator=generator) * 0.4 + 0.3
-        colour = torch.randn(n, 3, generator=generator).sign() * 2
-        boxes = torch.cat([centre, size[:, None], size[:, None]], dim=1)
-        middle = torch.tensor([0.5, 0.5, 0.5, 0.5]).expand(n, 4)
-        for pictures, places in ((template, middle), (search, boxes)):
-            grid = (torch.arange(pictures.shape[-1]) + 0.5) / pictures.shape[-1]
-            dx, dy = grid - places[:, :1], grid - places[:, 1:2]
-            disc = dx[:, None, :] ** 2 + dy[:, :, None] ** 2 < (places[:, 2] / 2)[:, None, None] ** 2
-            pictures += disc[:, None] * colour[:, :, None, None]
+        center = torch.rand(n, 2, generator=generator) * 0.4 + 0.3
+        color = torch.randn(n, 3, generator=generator).sign() * 2
+        boxes = torch.cat([center, size[:, None], size[:, None]], dim=1)
+        centered = torch.tensor([0.5, 0.5, 0.5, 0.5]).expand(n, 4)
+        for images, discs in ((template, centered), (search, boxes)):
+            grid = (torch.arange(images.shape[-1]) + 0.5) / images.shape[-1]
+            dx, dy = grid - discs[:, :1], grid - discs[:, 1:2]
+            disc = dx[:, None, :] ** 2 + dy[:, :, None] ** 2 < (discs[:, 2] / 2)[:, None, None] ** 2
+            images += disc[:, None] * color[:, :, None, None]
         return PairBatch(template, search, boxes, torch.ones(n, dtype=torch.bool))
 
 
@@ -51,7 +51,7 @@ def make_trainer(
         schedule=ScheduleConfig(steps=steps, warmup=2),
         run=RunConfig(accumulate=accumulate, **{"log_every": 1, **run}),
     )
-    return make_track_trainer(config, folder, "cpu", Drawn())
+    return make_track_trainer(config, folder, "cpu", SyntheticPairs())
 
 
 def checkpoint_at(folder: Path, step: int) -> Path:
@@ -59,7 +59,7 @@ def checkpoint_at(folder: Path, step: int) -> Path:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint: weights, their average, the optimiser's moments."""
+    """All tensors of a checkpoint: weights, their moving average, the optimizer's moments."""
     tensors = {f"model.{k}": v for k, v in read_state_dict(path / "model.safetensors").items()}
     tensors |= {f"ema.{k}": v for k, v in read_state_dict(path / "weights" / "model.safetensors").items()}
     optimizer = torch.load(path / "optimizer.bin", weights_only=True)["state"]

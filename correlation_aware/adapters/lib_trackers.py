@@ -57,8 +57,8 @@ def load_stock(network: nn.Module, checkpoint: Mapping[str, Any]) -> weights.Loa
 
     Returns:
         Names of the tensors that were loaded (everything after the backbone, except layers whose shape
-        depends on its channels), left over in the checkpoint (the tracker's backbone), and fresh (our
-        backbone, and those layers).
+        depends on its channels), unexpected (the tracker's backbone), and missing (our backbone, and those
+        layers).
 
     Raises:
         ValueError: Nothing fits.

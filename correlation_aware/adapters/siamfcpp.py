@@ -149,7 +149,7 @@ class SiamFCppBackbone(ModuleBase):
         if hps["pretrain_model_path"]:
             report = load_pretrained(net, hps["pretrain_model_path"], partial=True)
             _logger.log(
-                logging.WARNING if report.fresh else logging.INFO, "%s: %s", type(self).__name__, report
+                logging.WARNING if report.missing else logging.INFO, "%s: %s", type(self).__name__, report
             )
         for key in ("mean", "std"):  # of RGB in 0..1 -> of BGR in 0..255
             values = 255 * torch.tensor(net.pretrained_cfg[key]).flip(0).view(1, 3, 1, 1)
@@ -275,14 +275,14 @@ class SiamTrackCA(SiamTrack):
         """Loads what fits: of a stock tracker's checkpoint its head and its convolutions.
 
         Returns:
-            Names of the tensors that were loaded, left over and fresh; logged as a warning if not all were
+            Names of the tensors that were loaded, unexpected and missing; logged as a warning if not all were
             loaded.
 
         Raises:
             ValueError: Nothing fits.
         """
         report = weights.load_state_dict(self, checkpoint_state_dict, partial=True)
-        if report.left or report.fresh:
+        if report.unexpected or report.missing:
             _logger.warning("SiamTrackCA took a checkpoint in part: %s", report)
         return report
 

@@ -302,7 +302,7 @@ class STM_CA(STM):
             state_dict: Tensors by name, with or without the `module.` of `DataParallel`.
 
         Returns:
-            Names of the tensors that were loaded, left over and fresh.
+            Names of the tensors that were loaded, unexpected and missing.
 
         Raises:
             ValueError: Nothing fits.

@@ -1,4 +1,4 @@
-"""Networks against each other in one run: latency, throughput, share of what the machine could do."""
+"""Benchmark of whole networks: latency, throughput, and the fraction of the roofline that they reach."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,37 +17,38 @@ from correlation_aware.bench.contenders import (
     make_contenders,
     outputs,
 )
-from correlation_aware.bench.inputs import drawn_pairs, real_pairs
-from correlation_aware.bench.machine import Ceilings
-from correlation_aware.bench.timing import Call, Times, take_turns
+from correlation_aware.bench.inputs import random_pairs, real_pairs
+from correlation_aware.bench.machine import Ceilings, dtype_name
+from correlation_aware.bench.timing import Call, Times, time_interleaved
 from correlation_aware.models.profile import Profile, profile
 from correlation_aware.ops import get_backend, set_backend
 from correlation_aware.runtime.graphs import SessionModel
-from correlation_aware.weights import resolve_weights
+from correlation_aware.weights.sources import default_entry
 
 __all__ = ["Case", "Row", "bench_model", "load"]
 
 Template = Literal["cached", "encoded"]
-SETS = 4  # different inputs that calls rotate through
+INPUT_SETS = 4  # different inputs that calls rotate through
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one case.
+    """Result of one contender in one case.
 
     Attributes:
-        contender: Its name.
-        dtype: It computes in.
-        template: `cached`: encoded before, as in tracking; `encoded`: with every pair.
-        times: Milliseconds a call.
-        pairs_per_second: Where nobody waits between calls.
-        speedup: Milliseconds of the contender that all are compared with, over these. Where that one has only
-            one of the two forms of `template`, that form counts.
-        roofline: Milliseconds that the machine needs at least.
-        roofline_share: `roofline` over the milliseconds of queued calls.
-        difference: Largest difference to the reference in float32, relative to the largest number of that
-            output; None where the outputs are not of the same shapes.
-        argmax_kept: Share of the pictures whose best cell is the reference's; None without score maps.
+        contender: Name of the contender.
+        dtype: Dtype of the computation.
+        template: `cached` if the template is encoded before, as in tracking; `encoded` if in every call.
+        times: Call times in milliseconds.
+        pairs_per_second: Throughput of queued calls.
+        speedup: Median time of the baseline over the median time of this contender. If the baseline has only
+            one of cached and encoded, that timing is used.
+        roofline: Lower bound of the call time on this machine, in milliseconds.
+        roofline_share: `roofline` over the time of queued calls.
+        difference: Largest difference of an output to the reference in float32, relative to the largest value
+            of that output; None if the shapes of the outputs differ.
+        argmax_kept: Fraction of images whose score map has its maximum at the reference's location; None
+            without score maps.
     """
 
     contender: str
@@ -64,19 +65,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """A model at one batch size.
+    """Results of a model at one batch size.
 
     Attributes:
-        model: Its name.
-        weights: What they are: `random`, or their tag.
-        search_size: Side of the search picture in pixels.
-        batch: Pairs a call.
+        model: Name of the model.
+        weights: Name of the weights, or `random`.
+        search_size: Size of the search image in pixels.
+        batch: Pairs per call.
         profile: Parameters and multiply-accumulates of one pair.
-        bytes: By dtype, what a call must move at least: weights, pictures and outputs, each once.
-        pictures: `drawn`, or the folder of real crops, and how many were compared.
-        against: Whose time is 1x.
-        rows: In the order of the contenders.
-        skipped: Who could not run, and why.
+        bytes: Lower bound of the bytes moved by a call, by dtype: weights, images and outputs once each.
+        images: Number and kind of the images on which outputs were compared: `4 random` or `36 real`.
+        against: Name and dtype of the baseline, whose speedup is 1.
+        rows: Results, in the order of the contenders.
+        skipped: Contenders that could not run.
     """
 
     model: str
@@ -85,37 +86,39 @@ class Case:
     batch: int
     profile: Profile
     bytes: dict[str, int]
-    pictures: str
+    images: str
     against: str
     rows: list[Row]
     skipped: list[Skipped]
 
 
 def load(name: str, weights: str | None = None, search_size: int | None = None) -> tuple[SessionModel, str]:
-    """A model in float32 on the CPU, and what its weights are.
+    """A model in float32 on the CPU, and the name of its weights.
 
     Args:
-        name: Of the zoo, with template and search picture.
-        weights: Tag or file, or `random`; by default those that the package brings, else random ones.
-        search_size: Side of the search picture in pixels; by default the model's.
+        name: Name of a two-input model, with or without a tag, or its folder.
+        weights: Tag or file of weights, or `random`. By default those of the tag or folder, else bundled
+            ones, else random ones; nothing is downloaded for a name without a tag.
+        search_size: Size of the search image in pixels; by default the model's.
 
     Raises:
         ValueError: A classifier, or an unknown name.
     """
-    entry = None if weights == "random" or not zoo.has_weights(name) else resolve_weights(True, name).entry
-    bundled = entry is not None and entry.source == "bundled"
+    if weights is None and name in zoo.list_models():
+        entry = default_entry(name)
+        weights = None if entry is not None and entry.source == "bundled" else "random"
     sizes: dict[str, Any] = {} if search_size is None else {"search_size": search_size}
     torch.manual_seed(0)
-    if weights == "random" or (weights is None and not bundled):
-        model, described = zoo.create_model(name, **sizes), "random"
+    if weights == "random":
+        model, weights_name = zoo.create_model(name, **sizes), "random"
     else:
         model = zoo.create_model(name, weights or True, **sizes)
-        described = str(model.weights_name)
+        weights_name = str(model.weights_name)
     if not hasattr(model, "encode_template"):
         raise ValueError(
-            f"{name} has one input; the benchmark is for networks of a template and a search picture."
+            f"{name} has one input; the benchmark is for networks with a template and a search image."
         )
-    return model.eval(), described  # type: ignore[return-value]
+    return model.eval(), weights_name  # type: ignore[return-value]
 
 
 def bench_model(
@@ -134,97 +137,108 @@ def bench_model(
     encoded: bool = True,
     seconds: float = 3.0,
 ) -> Iterator[Case]:
-    """Times a model, a case for each batch size; the template is also encoded anew at the first of them.
+    """Times a model, one case per batch size; calls that encode the template are timed in the first case.
 
     Args:
-        name: Of a two-input model.
+        name: Name of a two-input model.
         batches: Batch sizes.
-        device: Where all run.
-        dtypes: In which each of `contenders` runs.
-        contenders: See `make_contenders`; these are skipped where they cannot run.
-        ceilings: Of each dtype that occurs.
-        weights: See `load`.
-        search_size: See `load`.
-        others: See `make_contenders`; an error of theirs is raised.
-        against: `NAME` or `NAME@DTYPE` of the contender that the others are compared with; by default the
-            first that runs, which is the first of `others` or the reference.
-        sequences: Folder of real crops to compare outputs on, at batch 1; see `real_pairs`.
-        encoded: Whether to time calls that encode the template as well.
-        seconds: For each row.
+        device: Device of all contenders.
+        dtypes: Dtypes of the built-in contenders.
+        contenders: Names of built-in contenders, see `make_contenders`; those that cannot run are skipped.
+        ceilings: Peak rates of the device, for every dtype that is used.
+        weights: Weights of the model, see `load`.
+        search_size: Size of the search image, see `load`.
+        others: Contenders of others, see `make_contenders`; their errors are raised.
+        against: `NAME` or `NAME@DTYPE` of the baseline; by default the first contender that runs, that is the
+            first of `others` or the reference.
+        sequences: Folder of annotated sequences whose crops outputs are compared on, at batch size 1; see
+            `real_pairs`.
+        encoded: Whether to time calls that encode the template too.
+        seconds: Total time of the timed calls of each row.
 
     Raises:
-        ValueError: See `load` and `make_contenders`; or `against` does not run here.
+        ValueError: See `load` and `make_contenders`; or `against` does not run on this machine.
     """
-    model, described = load(name, weights, search_size)
+    model, weights_name = load(name, weights, search_size)
     costs = profile(model)
-    for position, batch in enumerate(batches):
-        torch.compiler.reset()  # programs of the case before would count against the limit of programs
-        inputs = drawn_pairs(model, batch, SETS)
-        seen = real_pairs(model, sequences) if sequences is not None and batch == 1 else inputs
-        with set_backend(get_backend()):  # which contenders change
-            wanted = _reference(model, seen, device)
-            moved = {t: _bytes(costs, inputs[0], wanted[0], t) for t in ceilings}
+    for number, batch in enumerate(batches):
+        torch.compiler.reset()  # else programs of earlier cases count towards the recompilation limit
+        inputs = random_pairs(model, batch, INPUT_SETS)
+        compared = real_pairs(model, sequences) if sequences is not None and batch == 1 else inputs
+        with set_backend(get_backend()):  # restores the backend, which contenders change
+            expected = _reference(model, compared, device)
+            moved_bytes = {t: _bytes(costs, inputs[0], expected[0], t) for t in ceilings}
             entries, skipped = [], []
-            for made in make_contenders(model, device, dtypes, contenders, others):
-                if isinstance(made, Skipped):
-                    skipped.append(made)
+            for contender in make_contenders(model, device, dtypes, contenders, others):
+                if isinstance(contender, Skipped):
+                    skipped.append(contender)
                     continue
                 try:
-                    entry = _Entry(made, seen, wanted, inputs, device, encoded and position == 0)
-                except Exception as error:  # compilers and runtimes raise what they like
-                    if ":" in made.name:
+                    entry = _Entry(contender, compared, expected, inputs, device, encoded and number == 0)
+                except Exception as error:  # compilers and runtimes raise errors of any type
+                    if ":" in contender.name:
                         raise
-                    skipped.append(Skipped(made.name, made.dtype, first_line(error)))
+                    skipped.append(Skipped(contender.name, contender.dtype, first_line(error)))
                     continue
                 entries.append(entry)
             if not entries:
-                raise ValueError(f"No contender can run here: {'; '.join(s.reason for s in skipped)}")
-            rival = entries[0] if against is None else _find(entries, against)
-            rows = _rows(entries, batch, device, seconds, costs, ceilings, moved, rival)
-        kind = f"{len(seen) * len(seen[0][0])} {'drawn' if seen is inputs else 'real'}"
-        by_name = {_short(dtype): size for dtype, size in moved.items()}
-        first = f"{rival.contender.name} {_short(rival.contender.dtype)}"
+                reasons = "; ".join(s.reason for s in skipped)
+                raise ValueError(f"No contender can run on this machine: {reasons}")
+            baseline = entries[0] if against is None else _find(entries, against)
+            rows = _rows(entries, batch, device, seconds, costs, ceilings, moved_bytes, baseline)
+        images = f"{len(compared) * len(compared[0][0])} {'random' if compared is inputs else 'real'}"
         yield Case(
-            name, described, model.sizes.search_size, batch, costs, by_name, kind, first, rows, skipped
+            name,
+            weights_name,
+            model.sizes.search_size,
+            batch,
+            costs,
+            {dtype_name(dtype): size for dtype, size in moved_bytes.items()},
+            images,
+            f"{baseline.contender.name} {dtype_name(baseline.contender.dtype)}",
+            rows,
+            skipped,
         )
 
 
 class _Entry:
-    """A contender with its inputs, compared with the reference when it is made."""
+    """A contender with its inputs; its outputs are compared with the expected ones on construction."""
 
     def __init__(
         self,
         contender: Contender,
-        seen: Sequence[tuple[Tensor, Tensor]],
-        wanted: Sequence[list[Tensor]],
+        compared: Sequence[tuple[Tensor, Tensor]],
+        expected: Sequence[list[Tensor]],
         inputs: Sequence[tuple[Tensor, Tensor]],
         device: torch.device,
         encoded: bool,
     ) -> None:
         self.contender = contender
-        place = partial(_place, device=device, dtype=contender.input_dtype)
+        to_device = partial(_to_device, device=device, dtype=contender.input_dtype)
         set_backend(contender.backend)
-        found = []
+        actual = []
         with torch.inference_mode():
-            for template, search in (place(pair) for pair in seen):
+            for template, search in (to_device(pair) for pair in compared):
                 if contender.cached is None or contender.encode is None:
-                    given = contender.pair(template, search)
+                    returned = contender.pair(template, search)
                 else:
-                    given = contender.cached(contender.encode(template), search)
-                # a runtime may write its next outputs where these are
-                found.append([t.float().cpu().clone() for t in outputs(given)])
-        self.difference, self.argmax_kept = _compare(found, wanted)
-        held = [place(pair) for pair in inputs]
+                    returned = contender.cached(contender.encode(template), search)
+                # cloned because a runtime may overwrite its outputs in the next call
+                actual.append([t.float().cpu().clone() for t in outputs(returned)])
+        self.difference, self.argmax_kept = _compare(actual, expected)
+        timed = [to_device(pair) for pair in inputs]
         self.calls: dict[Template, Call] = {}
         if contender.cached is not None and contender.encode is not None:
             with torch.inference_mode():
-                states = [contender.encode(template) for template, _ in held]
-            self.calls["cached"] = _calls(contender.cached, [(s, x) for s, (_, x) in zip(states, held)])
+                states = [contender.encode(template) for template, _ in timed]
+            self.calls["cached"] = _rotate(contender.cached, [(s, x) for s, (_, x) in zip(states, timed)])
         if encoded or not self.calls:
-            self.calls["encoded"] = _calls(contender.pair, held)
+            self.calls["encoded"] = _rotate(contender.pair, timed)
 
 
-def _calls(run: Callable[[Any, Tensor], Any], inputs: Sequence[tuple[Any, Tensor]]) -> Call:
+def _rotate(run: Callable[[Any, Tensor], Any], inputs: Sequence[tuple[Any, Tensor]]) -> Call:
+    """A call that rotates through the inputs."""
+
     def call(i: int) -> object:
         with torch.inference_mode():
             return run(*inputs[i % len(inputs)])
@@ -239,26 +253,28 @@ def _rows(
     seconds: float,
     costs: Profile,
     ceilings: Mapping[torch.dtype, Ceilings],
-    moved: Mapping[torch.dtype, int],
-    rival: _Entry,
+    moved_bytes: Mapping[torch.dtype, int],
+    baseline: _Entry,
 ) -> list[Row]:
     calls = {(n, template): call for n, e in enumerate(entries) for template, call in e.calls.items()}
-    times = take_turns(calls, device, seconds, lambda key: set_backend(entries[key[0]].contender.backend))
+    timings = time_interleaved(
+        calls, device, seconds, lambda key: set_backend(entries[key[0]].contender.backend)
+    )
     rows = []
-    for (number, template), spent in times.items():
+    for (number, template), times in timings.items():
         contender = entries[number].contender
         macs = costs.cached_macs if template == "cached" else costs.macs
-        roofline = ceilings[contender.dtype].milliseconds(batch * macs, moved[contender.dtype])
+        roofline = ceilings[contender.dtype].milliseconds(batch * macs, moved_bytes[contender.dtype])
         rows.append(
             Row(
                 contender.name,
-                _short(contender.dtype),
+                dtype_name(contender.dtype),
                 template,
-                spent,
-                1e3 * batch / spent.queued,
-                _speedup(spent, template, times, entries.index(rival)),
+                times,
+                1e3 * batch / times.queued,
+                _speedup(times, template, timings, entries.index(baseline)),
                 roofline,
-                roofline / spent.queued,
+                roofline / times.queued,
                 entries[number].difference,
                 entries[number].argmax_kept,
             )
@@ -269,52 +285,53 @@ def _rows(
 def _find(entries: Sequence[_Entry], against: str) -> _Entry:
     name, _, dtype = against.partition("@")
     for entry in entries:
-        if entry.contender.name == name and dtype in ("", _short(entry.contender.dtype)):
+        if entry.contender.name == name and dtype in ("", dtype_name(entry.contender.dtype)):
             return entry
-    running = ", ".join(f"{e.contender.name}@{_short(e.contender.dtype)}" for e in entries)
-    raise ValueError(f"--against {against!r} does not run here; what runs is {running}.")
+    running = ", ".join(f"{e.contender.name}@{dtype_name(e.contender.dtype)}" for e in entries)
+    raise ValueError(f"--against {against!r} does not run on this machine; there are {running}.")
 
 
-def _speedup(spent: Times, template: str, times: Mapping[Any, Times], rival: int) -> float:
-    """A rival that has only one of the two forms is compared as it is."""
-    other = next(times[rival, form] for form in (template, "encoded", "cached") if (rival, form) in times)
-    return other.median / spent.median
+def _speedup(times: Times, template: str, timings: Mapping[Any, Times], baseline: int) -> float:
+    """Speedup over the baseline; if that has only one of cached and encoded, that timing is used."""
+    keys = [(baseline, kind) for kind in (template, "encoded", "cached")]
+    return next(timings[key] for key in keys if key in timings).median / times.median
 
 
 @torch.no_grad()
 def _reference(
     model: SessionModel, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device
 ) -> list[list[Tensor]]:
+    """Outputs of the reference in float32 for every pair, on the CPU."""
     set_backend("reference")
     model.to(device)
-    found = [[t.cpu() for t in outputs(model(*_place(p, device, torch.float32)))] for p in pairs]
+    results = [[t.cpu() for t in outputs(model(*_to_device(p, device, torch.float32)))] for p in pairs]
     model.to("cpu")
-    return found
+    return results
 
 
 def _compare(
-    found: Sequence[list[Tensor]], wanted: Sequence[list[Tensor]]
+    actual: Sequence[list[Tensor]], expected: Sequence[list[Tensor]]
 ) -> tuple[float | None, float | None]:
-    worst, kept, maps = 0.0, 0, 0
-    for given, right in zip(found, wanted):
-        if [t.shape for t in given] != [t.shape for t in right]:
+    """`Row.difference` and `Row.argmax_kept` of the outputs for every pair."""
+    largest, kept, maps = 0.0, 0, 0
+    for ours, reference in zip(actual, expected):
+        if [t.shape for t in ours] != [t.shape for t in reference]:
             return None, None
-        for a, b in zip(given, right):
+        for a, b in zip(ours, reference):
             difference = ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
-            worst = max(worst, difference) if difference == difference else float("nan")
-        if right[0].ndim == 3:  # scores (B, H, W)
-            kept += int((given[0].flatten(1).argmax(1) == right[0].flatten(1).argmax(1)).sum())
-            maps += len(right[0])
-    return worst, kept / maps if maps else None
+            largest = max(largest, difference) if difference == difference else float("nan")
+        if reference[0].ndim == 3:  # scores (B, H, W)
+            kept += int((ours[0].flatten(1).argmax(1) == reference[0].flatten(1).argmax(1)).sum())
+            maps += len(reference[0])
+    return largest, kept / maps if maps else None
 
 
-def _place(pair: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _to_device(
+    pair: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     return pair[0].to(device, dtype), pair[1].to(device, dtype)
 
 
-def _bytes(costs: Profile, pair: tuple[Tensor, Tensor], found: list[Tensor], dtype: torch.dtype) -> int:
-    return dtype.itemsize * (costs.params + sum(t.numel() for t in (*pair, *found)))
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _bytes(costs: Profile, pair: tuple[Tensor, Tensor], results: list[Tensor], dtype: torch.dtype) -> int:
+    """Bytes of weights, images and outputs."""
+    return dtype.itemsize * (costs.params + sum(t.numel() for t in (*pair, *results)))

@@ -1,4 +1,4 @@
-"""A training step, forward and backward, against the plain reference."""
+"""Benchmark of a training step, forward and backward, against the reference."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from correlation_aware.bench.bench_models import SETS, load
+from correlation_aware.bench.bench_models import INPUT_SETS, load
 from correlation_aware.bench.contenders import REFERENCE, Skipped, first_line, outputs
-from correlation_aware.bench.inputs import drawn_pairs
-from correlation_aware.bench.timing import Call, Times, take_turns
+from correlation_aware.bench.inputs import random_pairs
+from correlation_aware.bench.timing import Call, Times, time_interleaved
 from correlation_aware.ops import Backend, get_backend, set_backend
 
-__all__ = ["STEPS", "StepRow", "bench_training"]
+__all__ = ["CONTENDERS", "StepRow", "bench_training"]
 
-# name: backend of the kernels, compiled or not
-STEPS: dict[str, tuple[Backend, bool]] = {
+# name: (backend, compiled)
+CONTENDERS: dict[str, tuple[Backend, bool]] = {
     REFERENCE: ("reference", False),
     "reference-compile": ("reference", True),
     "eager": ("auto", False),
@@ -30,15 +30,15 @@ STEPS: dict[str, tuple[Backend, bool]] = {
 
 @dataclass(frozen=True)
 class StepRow:
-    """One way to do a step.
+    """Result of one contender.
 
     Attributes:
-        contender: A name of `STEPS`.
-        times: Milliseconds a step.
-        pairs_per_second: Where nobody waits between steps.
-        speedup: Milliseconds of the reference over these.
-        difference: Largest difference of any gradient to the reference's, relative to that gradient's largest
-            number, after one step on the same pictures.
+        contender: Name of `CONTENDERS`.
+        times: Step times in milliseconds.
+        pairs_per_second: Throughput of queued steps.
+        speedup: Median time of the reference over the median time of this contender.
+        difference: Largest difference of a gradient to the reference's after one step on the same images,
+            relative to the largest value of that gradient.
     """
 
     contender: str
@@ -53,36 +53,38 @@ def bench_training(
     batch: int,
     device: torch.device,
     dtype: torch.dtype,
-    contenders: Sequence[str] = tuple(STEPS),
+    contenders: Sequence[str] = tuple(CONTENDERS),
     seconds: float = 5.0,
 ) -> tuple[list[StepRow], list[Skipped]]:
-    """Times forward and backward passes of float32 weights, under autocast where `dtype` is another.
+    """Times forward and backward passes with float32 weights, under autocast for another `dtype`.
 
-    The reference always runs, since the others are compared with it.
+    The reference always runs, as the baseline.
 
     Args:
-        name: Of a two-input model; random weights.
-        batch: Pairs a step.
-        device: Where it runs.
-        dtype: Of the products.
-        contenders: Names of `STEPS`.
-        seconds: For each contender.
+        name: Name of a two-input model; its weights are random.
+        batch: Pairs per step.
+        device: Device of the steps.
+        dtype: Dtype of autocast; float32 for no autocast.
+        contenders: Names of `CONTENDERS`.
+        seconds: Total time of the timed steps of each contender.
 
     Raises:
         ValueError: An unknown contender.
     """
-    unknown = set(contenders) - set(STEPS)
+    unknown = set(contenders) - set(CONTENDERS)
     if unknown:
-        raise ValueError(f"There is no contender {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}.")
+        raise ValueError(
+            f"There is no contender {', '.join(sorted(unknown))}; there are {', '.join(CONTENDERS)}."
+        )
     torch.compiler.reset()
     model, _ = load(name, "random")
-    pairs = [(z.to(device), x.to(device)) for z, x in drawn_pairs(model, batch, SETS)]
+    pairs = [(z.to(device), x.to(device)) for z, x in random_pairs(model, batch, INPUT_SETS)]
     calls: dict[str, Call] = {}
     differences: dict[str, float] = {}
     skipped = []
-    wanted: list[Tensor] = []
-    with set_backend(get_backend()):  # which contenders change
-        for contender, (backend, compiled) in STEPS.items():
+    expected: list[Tensor] = []
+    with set_backend(get_backend()):  # restores the backend, which contenders change
+        for contender, (backend, compiled) in CONTENDERS.items():
             if contender != REFERENCE and contender not in contenders:
                 continue
             network = copy.deepcopy(model).to(device).train()
@@ -90,23 +92,23 @@ def bench_training(
             set_backend(backend)
             try:
                 step(0)
-            except Exception as error:  # compilers raise what they like
+            except Exception as error:  # compilers raise errors of any type
                 skipped.append(Skipped(contender, dtype, first_line(error)))
                 continue
             gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-            wanted = wanted or gradients
-            differences[contender] = max(_difference(a, b) for a, b in zip(gradients, wanted, strict=True))
+            expected = expected or gradients
+            differences[contender] = max(_difference(a, b) for a, b in zip(gradients, expected, strict=True))
             calls[contender] = step
-        times = take_turns(calls, device, seconds, lambda key: set_backend(STEPS[key][0]))
+        timings = time_interleaved(calls, device, seconds, lambda key: set_backend(CONTENDERS[key][0]))
     rows = [
         StepRow(
             key,
-            spent,
-            1e3 * batch / spent.queued,
-            times[REFERENCE].median / spent.median,
+            times,
+            1e3 * batch / times.queued,
+            timings[REFERENCE].median / times.median,
             differences[key],
         )
-        for key, spent in times.items()
+        for key, times in timings.items()
     ]
     return rows, skipped
 
@@ -122,15 +124,15 @@ def _step(
 
     def step(i: int) -> None:
         network.zero_grad(set_to_none=True)
-        # on a CPU the fused attention's backward pass is slow: as `train track` does
+        # as in `train track`: on a CPU the backward pass of the fused attention is slow
         attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
         autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         with autocast, attention:
-            found = outputs(run(*pairs[i % len(pairs)]))
-        torch.stack([t.float().square().mean() for t in found]).sum().backward()
+            results = outputs(run(*pairs[i % len(pairs)]))
+        torch.stack([t.float().square().mean() for t in results]).sum().backward()
 
     return step
 
 
-def _difference(given: Tensor, right: Tensor) -> float:
-    return ((given - right).abs().max() / right.abs().max().clamp(min=1e-12)).item()
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()

@@ -1,4 +1,4 @@
-"""Who is timed: the plain reference, what `torch.compile` makes of it, every runtime, anybody else's code."""
+"""Implementations to benchmark: the reference, `torch.compile` of it, every runtime, and code of others."""
 
 import copy
 import fnmatch
@@ -28,23 +28,23 @@ __all__ = [
 ]
 
 REFERENCE = "reference"
-COMPILED = {"reference-compile": None, "reference-max-autotune": "max-autotune"}
-KERNELS = "-triton"  # at the end of the name of what runs with the kernels
-FILES = ("onnx", "openvino")  # runtimes that take float32 pictures whatever they compute with
+COMPILE_MODES = {"reference-compile": None, "reference-max-autotune": "max-autotune"}
+TRITON_SUFFIX = "-triton"  # of a runtime with the Triton kernels
+FILE_RUNTIMES = ("onnx", "openvino")  # runtimes whose inputs are float32 in every dtype
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to run a two-input network.
+    """One implementation of a two-input network.
 
     Attributes:
-        name: Of `contender_names`, or `module:function`.
-        dtype: It computes in.
-        pair: (template, search) -> anything.
-        encode: template -> state, where there is such a thing.
-        cached: (state, search) -> the same as `pair`.
-        input_dtype: Of the pictures it is given.
-        backend: Of the kernels, see `correlation_aware.ops`.
+        name: Name of `contender_names`, or `module:function`.
+        dtype: Dtype of the computation.
+        pair: Function (template, search) -> outputs.
+        encode: Function template -> state; None if the template cannot be encoded separately.
+        cached: Function (state, search) -> the outputs of `pair`; None like `encode`.
+        input_dtype: Dtype of the images.
+        backend: Backend of the kernels, see `correlation_aware.ops`.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A contender that cannot run here, and why."""
+    """A contender that cannot run on this machine, and the reason."""
 
     name: str
     dtype: torch.dtype
@@ -66,14 +66,15 @@ class Skipped:
 
 
 def contender_names() -> list[str]:
-    """The contenders that need no code of yours: the reference and the runtimes, with kernels too."""
+    """Names of the built-in contenders: references, runtimes, and runtimes with the Triton kernels."""
     runtimes = [name for name in RUNTIMES if name != "auto"]
-    return [REFERENCE, *COMPILED, *runtimes, *(f"{name}{KERNELS}" for name in runtimes if name not in FILES)]
+    with_triton = [f"{name}{TRITON_SUFFIX}" for name in runtimes if name not in FILE_RUNTIMES]
+    return [REFERENCE, *COMPILE_MODES, *runtimes, *with_triton]
 
 
 def split_backend(name: str) -> tuple[str, Backend]:
-    """A runtime and the backend that its name asks for: `eager-triton` is `eager` with the kernels."""
-    runtime = name.removesuffix(KERNELS)
+    """Runtime and backend of a name: `eager-triton` -> `eager`, `triton`; `eager` -> `eager`, `auto`."""
+    runtime = name.removesuffix(TRITON_SUFFIX)
     return runtime, "auto" if runtime == name else "triton"
 
 
@@ -81,73 +82,73 @@ def make_contenders(
     model: SessionModel,
     device: torch.device,
     dtypes: Sequence[torch.dtype],
-    chosen: Sequence[str],
+    patterns: Sequence[str],
     others: Sequence[str] = (),
 ) -> Iterator[Contender | Skipped]:
-    """Builds the contenders, each with a copy of the model's weights.
+    """Builds contenders, each with its own copy of the model.
 
     Args:
-        model: Of `create_model`, in float32; it stays as it is.
-        device: Where they run.
-        dtypes: To build each of `chosen` in.
-        chosen: Names of `contender_names`, wildcards allowed.
-        others: `module:function` of code to compete, float32, or `module:function@bfloat16`. The module is
-            looked for as `python -m` would. `function(model)` is given a copy of the model, so that it may
-            take over the weights, and returns a callable (template, search). Where that has a method
-            `encode_template(template)`, its result is given in place of the template for cached timings.
+        model: Model of `create_model` in float32; not changed.
+        device: Device of the contenders.
+        dtypes: Dtypes of the built-in contenders; one contender each.
+        patterns: Names of `contender_names`, wildcards allowed.
+        others: Code of others, as `module:function` (float32) or `module:function@bfloat16`. The module is
+            imported from the current folder or `PYTHONPATH`. `function(model)` gets a copy of the model, may
+            use its weights, and returns a callable (template, search). If that callable has a method
+            `encode_template(template)`, cached timings pass its result instead of the template.
 
     Raises:
-        ValueError: A name that fits no contender, or an entry of `others` that is none.
-        ModuleNotFoundError: Another's module cannot be imported.
+        ValueError: A pattern without a match, or an invalid entry of `others`.
+        ModuleNotFoundError: A module of `others` cannot be imported.
     """
     names = contender_names()
-    for pattern in chosen:
+    for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ValueError(f"There is no contender {pattern!r}; there are {', '.join(names)}.")
     for spec in others:
         yield _other(spec, model, device)
     for dtype in dtypes:
         for name in names:
-            if any(fnmatch.fnmatch(name, pattern) for pattern in chosen):
+            if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                 try:
-                    yield _make(name, model, device, dtype)
+                    yield _builtin(name, model, device, dtype)
                 except (ValueError, RuntimeError, ImportError) as error:
                     yield Skipped(name, dtype, first_line(error))
 
 
-def outputs(found: Any) -> list[Tensor]:
-    """The tensors in what a contender returned; a tracker's are scores and boxes, without the logits."""
-    if hasattr(found, "scores") and hasattr(found, "boxes"):
-        found = (found.scores, found.boxes)
-    if isinstance(found, Tensor):
-        return [found]
-    if isinstance(found, dict):
-        found = tuple(found.values())
-    return [t for t in found if isinstance(t, Tensor)] if isinstance(found, (tuple, list)) else []
+def outputs(returned: Any) -> list[Tensor]:
+    """Tensors in the return value of a contender; of a tracker, scores and boxes without the logits."""
+    if hasattr(returned, "scores") and hasattr(returned, "boxes"):
+        returned = (returned.scores, returned.boxes)
+    if isinstance(returned, Tensor):
+        return [returned]
+    if isinstance(returned, dict):
+        returned = tuple(returned.values())
+    return [t for t in returned if isinstance(t, Tensor)] if isinstance(returned, (tuple, list)) else []
 
 
 def first_line(error: BaseException) -> str:
-    """The part of a message that fits in a table."""
+    """Type and first line of an error, at most 200 characters, for a table."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
-def _make(name: str, model: SessionModel, device: torch.device, dtype: torch.dtype) -> Contender:
-    if name != REFERENCE and name not in COMPILED:
+def _builtin(name: str, model: SessionModel, device: torch.device, dtype: torch.dtype) -> Contender:
+    if name != REFERENCE and name not in COMPILE_MODES:
         return _session(name, model, device, dtype)
     network = _copy(model, device, dtype)
     run: Any = network
-    if name in COMPILED:
-        # a shape that changes gets a program of its own, as the runtimes that capture shapes have
-        run = torch.compile(network, mode=COMPILED[name], dynamic=False)
+    if name in COMPILE_MODES:
+        # one program per shape, as in the runtimes that capture shapes
+        run = torch.compile(network, mode=COMPILE_MODES[name], dynamic=False)
     encode: Any = network.encode_template
     return Contender(name, dtype, run, encode, run, dtype, "reference")
 
 
 def _session(name: str, model: SessionModel, device: torch.device, dtype: torch.dtype) -> Contender:
     runtime, backend = split_backend(name)
-    in_files = runtime in FILES
-    network = _copy(model, device, torch.float32 if in_files else dtype)
+    from_file = runtime in FILE_RUNTIMES
+    network = _copy(model, device, torch.float32 if from_file else dtype)
     with set_backend(backend):
         session = InferenceSession(network, device, dtype, cast(Runtime, runtime))
 
@@ -158,19 +159,19 @@ def _session(name: str, model: SessionModel, device: torch.device, dtype: torch.
     def cached(state: None, search: Tensor) -> tuple[Tensor, ...]:
         return session(search)
 
-    taken = torch.float32 if in_files else dtype
-    return Contender(name, dtype, pair, session.set_template, cached, taken, backend)
+    input_dtype = torch.float32 if from_file else dtype
+    return Contender(name, dtype, pair, session.set_template, cached, input_dtype, backend)
 
 
 def _other(spec: str, model: SessionModel, device: torch.device) -> Contender:
-    place, _, dtype_name = spec.partition("@")
-    module_name, _, function_name = place.partition(":")
-    dtype = getattr(torch, dtype_name or "float32", None)
+    path, _, dtype_text = spec.partition("@")
+    module_name, _, function_name = path.partition(":")
+    dtype = getattr(torch, dtype_text or "float32", None)
     if not function_name or not isinstance(dtype, torch.dtype):
         raise ValueError(f"--contender {spec!r} is not module:function or module:function@dtype.")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     function = getattr(importlib.import_module(module_name), function_name, None)
     if not callable(function):
         raise ValueError(f"--contender {spec!r}: the module {module_name} has no function {function_name}.")
@@ -178,7 +179,7 @@ def _other(spec: str, model: SessionModel, device: torch.device) -> Contender:
     if not callable(run):
         raise ValueError(f"--contender {spec!r} returned a {type(run).__name__}, not a callable.")
     encode = getattr(run, "encode_template", None)
-    return Contender(place, dtype, run, encode, run if encode else None, dtype)
+    return Contender(path, dtype, run, encode, run if encode else None, dtype)
 
 
 def _copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:

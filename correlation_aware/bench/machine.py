@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and the two ceilings of that machine: bytes moved, products computed a second."""
+"""The machine of a benchmark, and its measured peak rates: memory bandwidth and matrix products."""
 
 import importlib.metadata
 import os
@@ -12,11 +12,11 @@ from correlation_aware._version import __version__
 from correlation_aware.bench.timing import milliseconds
 from correlation_aware.ops import linear
 
-__all__ = ["Ceilings", "Machine", "describe", "measure_ceilings"]
+__all__ = ["Ceilings", "Machine", "describe", "dtype_name", "measure_ceilings"]
 
 LIBRARIES = ("triton", "timm", "onnxruntime", "openvino")
-COPY = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes, far more than any cache holds
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
+COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # far more than fits in a cache
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the square matrices
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Machine:
 
     Attributes:
         device: `cpu`, `cuda:0`, ...
-        processor: The CPU's name.
-        cores: CPUs that this process may use.
-        threads: Threads that PyTorch uses.
-        gpu: The GPU's name and memory; empty on a CPU.
-        load: Processes that wanted a CPU in the last minute: a busy machine's figures are not to be trusted.
-        versions: Of Python and of each library that is installed.
+        processor: Name of the CPU.
+        cores: Number of CPUs that this process may use.
+        threads: Number of threads that PyTorch uses.
+        gpu: Name and memory of the GPU; empty on a CPU.
+        load: Load average of the last minute; timings on a busy machine are unreliable.
+        versions: Versions of Python and of the installed libraries.
     """
 
     device: str
@@ -44,27 +44,32 @@ class Machine:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reaches at its best, measured.
+    """Measured peak rates of a device.
 
     Attributes:
-        bytes_per_second: Of a large copy, bytes read plus bytes written.
-        flops_per_second: Of a large matrix product, two operations a multiply-accumulate.
+        bytes_per_second: Bandwidth of a large copy, bytes read plus bytes written.
+        flops_per_second: Rate of a large matrix product, two operations per multiply-accumulate.
     """
 
     bytes_per_second: float
     flops_per_second: float
 
-    def milliseconds(self, macs: float, moved: float) -> float:
-        """No program that computes `macs` and moves `moved` bytes is faster than this."""
-        return 1e3 * max(2 * macs / self.flops_per_second, moved / self.bytes_per_second)
+    def milliseconds(self, macs: float, moved_bytes: float) -> float:
+        """Lower bound of the time that a program needs: the longer of its products and its memory traffic.
+
+        Args:
+            macs: Number of multiply-accumulates.
+            moved_bytes: Number of bytes read and written.
+        """
+        return 1e3 * max(2 * macs / self.flops_per_second, moved_bytes / self.bytes_per_second)
 
 
 def describe(device: torch.device) -> Machine:
-    """Looks up the machine."""
+    """Hardware and versions of this machine."""
     gpu = ""
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        gpu = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+        properties = torch.cuda.get_device_properties(device)
+        gpu = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
     versions = {
         "python": platform.python_version(),
         "correlation_aware": __version__,
@@ -81,25 +86,30 @@ def describe(device: torch.device) -> Machine:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measures both on random numbers; zeros would be faster than real data.
+    """Measures the peak rates on random values; zeros would be faster than real data.
 
     Args:
-        device: A CPU or a CUDA device.
-        dtype: Of the numbers.
+        device: CPU or CUDA device.
+        dtype: Dtype of the copied and multiplied values.
     """
-    copied = _random(COPY[device.type] // dtype.itemsize, 1, device, dtype)
-    target = torch.empty_like(copied)
-    copy = milliseconds(lambda i: target.copy_(copied), device)
-    moved = 2 * copied.numel() * copied.element_size()
-    side = SIDE[device.type]
-    left, right = (_random(side, side, device, dtype) for _ in range(2))
+    source = _random(COPY_BYTES[device.type] // dtype.itemsize, 1, device, dtype)
+    destination = torch.empty_like(source)
+    copy = milliseconds(lambda i: destination.copy_(source), device)
+    moved_bytes = 2 * source.numel() * source.element_size()
+    size = MATRIX_SIZE[device.type]
+    left, right = (_random(size, size, device, dtype) for _ in range(2))
     product = milliseconds(lambda i: linear(left, right, None), device)
-    return Ceilings(1e3 * moved / copy, 1e3 * 2 * side**3 / product)
+    return Ceilings(1e3 * moved_bytes / copy, 1e3 * 2 * size**3 / product)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` -> `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _random(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    made = torch.empty(rows, columns, device=device, dtype=dtype)
-    return made.uniform_(-1, 1, generator=torch.Generator(device).manual_seed(0))
+    matrix = torch.empty(rows, columns, device=device, dtype=dtype)
+    return matrix.uniform_(-1, 1, generator=torch.Generator(device).manual_seed(0))
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Reports of `correlation-aware bench --json` as a picture."""
+"""Plots of the reports of `correlation-aware bench --json`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,60 +9,60 @@ from correlation_aware._files import atomic_path
 
 __all__ = ["plot_reports"]
 
-# what may vary in a report: the axis below, the axis at the left
+# quantity that varies in a report: labels of the x and y axes
 PANELS = {
-    "model": ("", "ms a call"),
-    "batch": ("pairs a call", "ms a pair"),
-    "search_size": ("side of the search picture, px", "ms a call"),
-    "targets": ("targets", "ms a frame"),
+    "model": ("", "ms per call"),
+    "batch": ("pairs per call", "ms per pair"),
+    "search_size": ("size of the search image, px", "ms per call"),
+    "targets": ("targets", "ms per frame"),
 }
 
 
 def plot_reports(reports: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draws a panel for each thing that varies: the model, the batch, the search picture, the targets.
+    """Plots a panel for each quantity that varies: model, batch size, search image size, number of targets.
 
-    Times are medians with the template cached; forms that always encode it have their own.
+    Times are medians with a cached template, or with an encoded one for contenders that cannot cache it.
 
     Args:
-        reports: Of `bench model` and `bench tracker`.
-        path: Picture to write.
+        reports: Reports of `bench model` and `bench tracker`.
+        path: Image file to write.
 
     Raises:
         ValueError: A report of another benchmark, or one in which nothing varies.
-        ModuleNotFoundError: matplotlib is not installed; the message says how to get it.
+        ModuleNotFoundError: matplotlib is not installed; the message has the command to install it.
     """
     panels: dict[str, dict[str, list[tuple[Any, float]]]] = {}
     for report in reports:
-        found = list(_points(report))
-        if not found:
+        points = list(_points(report))
+        if not points:
             raise ValueError(
-                f"Nothing varies in the report of {' '.join(report['command'])!r}: give it several models, "
-                "batch sizes, search sizes or numbers of targets."
+                f"Nothing varies in the report of {' '.join(report['command'])!r}: run it with several "
+                "models, batch sizes, search sizes or numbers of targets."
             )
-        for panel, series, x, y in found:
+        for panel, series, x, y in points:
             panels.setdefault(panel, {}).setdefault(series, []).append((x, y))
     (figures,) = require("matplotlib.figure")
     names = dict.fromkeys(series for panel in panels.values() for series in panel)
-    colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    colors = {name: f"C{number % 10}" for number, name in enumerate(names)}
     figure = figures.Figure(figsize=(4 * len(panels), 4), layout="constrained")
     for number, panel in enumerate((name for name in PANELS if name in panels), start=1):
         axes = figure.add_subplot(1, len(panels), number)
-        joined = "o" if panel == "model" else "o-"
+        style = "o" if panel == "model" else "o-"
         for name, line in panels[panel].items():
-            axes.plot(*zip(*line), joined, markersize=4, linewidth=1.2, color=colours[name])
-        below, left = PANELS[panel]
-        axes.set(xlabel=below, ylabel=left, ylim=(0, None))
+            axes.plot(*zip(*line), style, markersize=4, linewidth=1.2, color=colors[name])
+        x_label, y_label = PANELS[panel]
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
         axes.set_xticks(list(dict.fromkeys(x for line in panels[panel].values() for x, _ in line)))
         axes.tick_params(axis="x", labelsize=8, labelrotation=20 if panel == "model" else 0)
         axes.grid(alpha=0.3)
-    handles = {name: axes.plot([], [], "o-", color=colours[name])[0] for name in names}
+    handles = {name: axes.plot([], [], "o-", color=colors[name])[0] for name in names}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def _points(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, float]]:
-    """Panel, series, x and y of all that varies."""
+    """Panel, series, x and y of every point of a report."""
     benchmark = report.get("benchmark")
     if benchmark == "tracker":
         if len({row["targets"] for row in report["rows"]}) > 1:
@@ -71,7 +71,9 @@ def _points(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, float]]:
                 yield "targets", series, row["targets"], 1e3 / row["frames_per_second"]
         return
     if benchmark != "model":
-        raise ValueError(f"A report of benchmark={benchmark!r} has no plot; those of model and tracker do.")
+        raise ValueError(
+            f"A report of benchmark={benchmark!r} has no plot; use those of `bench model` or `bench tracker`."
+        )
     cases = report["cases"]
     sizes = {
         axis: list(dict.fromkeys(case[axis] for case in cases)) for axis in ("model", "batch", "search_size")
@@ -81,10 +83,10 @@ def _points(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, float]]:
             fixed = (other for other in ("batch", "search_size") if other != axis)
             if any(case[other] != sizes[other][0] for other in fixed):
                 continue
-            several = axis != "model" and len(sizes["model"]) > 1
+            name_model = axis != "model" and len(sizes["model"]) > 1
             cached = {row["contender"] for row in case["rows"] if row["template"] == "cached"}
             for row in case["rows"]:
                 if row["template"] == "cached" or row["contender"] not in cached:
-                    series = f"{case['model']} " * several + f"{row['contender']} {row['dtype']}"
+                    series = f"{case['model']} " * name_model + f"{row['contender']} {row['dtype']}"
                     pairs = case["batch"] if axis == "batch" else 1
                     yield axis, series, case[axis], row["times"]["median"] / pairs

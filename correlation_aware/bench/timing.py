@@ -1,4 +1,4 @@
-"""How calls are timed: they take turns, on a warm machine, and medians are compared."""
+"""Timing of calls: implementations are called in alternation after a warm-up, and medians are compared."""
 
 import gc
 import math
@@ -11,25 +11,25 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["Call", "Captured", "Times", "milliseconds", "synchronize", "take_turns"]
+__all__ = ["Call", "CapturedCalls", "Times", "milliseconds", "synchronize", "time_interleaved"]
 
 Name = TypeVar("Name")
-Call = Callable[[int], object]  # is given the number of the call, to take one of several inputs
+Call = Callable[[int], object]  # the argument is the number of the call, which selects one of several inputs
 
-ROUNDS = 10  # turns of each contender; whatever else the machine does hits all of them alike
-WARM_UP = 3  # calls before anything is timed
+ROUNDS = 10  # rounds over all contenders, so that other load on the machine affects all of them equally
+WARM_UP = 3  # untimed calls before the first round
 
 
 @dataclass(frozen=True)
 class Times:
-    """What the calls of one contender took.
+    """Call times of one contender, in milliseconds.
 
     Attributes:
-        median: Milliseconds from a call to its result, by the host's clock.
-        best: The fastest call, which other processes disturbed least.
-        p99: 99 of 100 calls took no longer; the longest where there were fewer calls.
-        queued: Milliseconds a call where nobody waits for the result before the next call. On a CPU the mean.
-        calls: Number of timed calls behind `median` and `p99`.
+        median: Median time from a call to its result, by the host's clock.
+        best: Time of the fastest call, the least disturbed by other processes.
+        p99: 99th percentile; the maximum of fewer than 100 calls.
+        queued: Mean time per call when calls are queued without waiting for results; on a CPU the mean time.
+        calls: Number of timed calls.
     """
 
     median: float
@@ -40,24 +40,24 @@ class Times:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for what was launched on a GPU; a CPU has nothing to wait for."""
+    """Waits for the kernels launched on a GPU; does nothing for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def take_turns(
+def time_interleaved(
     calls: Mapping[Name, Call],
     device: torch.device,
     seconds: float = 3.0,
     before: Callable[[Name], object] = lambda name: None,
 ) -> dict[Name, Times]:
-    """Times calls in turns of a tenth of `seconds` each, the first call of a turn left out.
+    """Times contenders in alternation, in `ROUNDS` rounds; the first call of every round is not timed.
 
     Args:
-        calls: By name.
-        device: Where they work; a GPU is waited for.
-        seconds: For each of them.
-        before: Is told whose turn begins, outside of the timing.
+        calls: Functions to time, by name.
+        device: Device of the calls; a GPU is synchronized after every call.
+        seconds: Total time of the timed calls of each contender.
+        before: Function called with the name before each contender's part of a round, untimed.
     """
     spent: dict[Name, list[float]] = {name: [] for name in calls}
     queued: dict[Name, list[float]] = {name: [] for name in calls}
@@ -66,22 +66,24 @@ def take_turns(
         for i in range(WARM_UP):
             call(i)
         synchronize(device)
-    with _no_collection():
+    with _gc_disabled():
         for _ in range(ROUNDS):
             for name, call in calls.items():
                 before(name)
                 call(0)
                 synchronize(device)
-                times = _turn(call, device, seconds / ROUNDS, len(spent[name]))
+                times = _time_for(call, device, seconds / ROUNDS, len(spent[name]))
                 spent[name] += times
                 queued[name].append(
-                    _queue(call, device, len(times)) if device.type == "cuda" else sum(times) / len(times)
+                    _time_queued(call, device, len(times))
+                    if device.type == "cuda"
+                    else sum(times) / len(times)
                 )
     return {name: _times(spent[name], queued[name]) for name in calls}
 
 
 def milliseconds(call: Call, device: torch.device, repeats: int = 10) -> float:
-    """Time of the fastest of several calls."""
+    """Milliseconds of the fastest of several calls."""
     call(0)
     times = []
     for i in range(repeats):
@@ -93,14 +95,14 @@ def milliseconds(call: Call, device: torch.device, repeats: int = 10) -> float:
     return min(times)
 
 
-class Captured:
-    """Calls in a CUDA graph, timed between two events on the GPU.
+class CapturedCalls:
+    """Calls captured in a CUDA graph and timed between two events on the GPU.
 
-    Launching is left out, which for a short call is most of what the host's clock sees.
+    This excludes launch overhead, which is most of the host time of a short call.
 
     Args:
-        call: What can be captured; it is warmed up here.
-        count: Calls in the graph.
+        call: Function to capture, after a warm-up.
+        count: Number of calls in the graph.
 
     Raises:
         RuntimeError: The call cannot be captured.
@@ -120,7 +122,7 @@ class Captured:
                 call(i)
 
     def milliseconds(self) -> float:
-        """Of a call, in a replay that follows another one."""
+        """Milliseconds per call, in a replay right after another one."""
         self.graph.replay()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -130,8 +132,8 @@ class Captured:
         return start.elapsed_time(end) / self.count
 
 
-def _turn(call: Call, device: torch.device, seconds: float, first: int) -> list[float]:
-    """Milliseconds of each call until the time is over."""
+def _time_for(call: Call, device: torch.device, seconds: float, first: int) -> list[float]:
+    """Milliseconds of each call, for `seconds` or one call; `first` is the number of the first call."""
     times: list[float] = []
     began = time.perf_counter()
     while not times or time.perf_counter() - began < seconds:
@@ -142,7 +144,8 @@ def _turn(call: Call, device: torch.device, seconds: float, first: int) -> list[
     return times
 
 
-def _queue(call: Call, device: torch.device, count: int) -> float:
+def _time_queued(call: Call, device: torch.device, count: int) -> float:
+    """Milliseconds per call when only the last of `count` calls is waited for."""
     start = time.perf_counter()
     for i in range(count):
         call(i)
@@ -157,8 +160,8 @@ def _times(spent: list[float], queued: list[float]) -> Times:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python collects no garbage meanwhile."""
+def _gc_disabled() -> Iterator[None]:
+    """Disables Python's garbage collector inside the block."""
     enabled = gc.isenabled()
     gc.disable()
     try:

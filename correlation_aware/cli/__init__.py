@@ -1,22 +1,18 @@
 """The command line: `correlation-aware track | demo | models | export | weights | train | eval | bench`.
 
-The only room that prints.
+Only this package writes to the terminal.
 """
 
 import sys
 
 import typer
-from rich.console import Console
 
 from correlation_aware.cli import bench, demo, eval, export, models, track, train, weights
+from correlation_aware.cli._messages import error_console, print_messages
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    help="Correlation-aware visual tracking: models, weights, and a tracker for your own video.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("track")(track.track)
 app.command("demo")(demo.demo)
 app.command("models")(models.models)
@@ -27,12 +23,18 @@ app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
 
 
+@app.callback()
+def group(context: typer.Context) -> None:
+    """Correlation-aware visual tracking: models, weights, and a tracker for your own video."""
+    context.with_resource(print_messages(error_console))
+
+
 def main() -> None:
-    """Runs the command line; a user's mistake ends in one line and exit code 1."""
+    """Runs the command line; a user's mistake ends with a one-line message and exit code 1."""
     try:
         app()
     except (ValueError, KeyError, RuntimeError, OSError, ImportError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        Console(stderr=True).print(f"[red]error:[/red] {type(error).__name__}: ", end="")
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(text))
+        error_console.print(f"[red]error:[/red] {type(error).__name__}: ", end="")
+        error_console.print(str(text), markup=False)
         sys.exit(1)

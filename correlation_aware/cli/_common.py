@@ -1,4 +1,4 @@
-"""What the commands share: options, the console, progress bars, and the loop that follows targets."""
+"""Options, console, progress bars and tracking loop that several commands share."""
 
 import time
 import warnings
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
-if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
+if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fast
     from correlation_aware.tracking.tracker import Tracker, TrackResult
     from correlation_aware.tracking.video import Frame, FrameSource
 
@@ -30,13 +30,14 @@ __all__ = [
     "track_progress",
 ]
 
-Model = Annotated[str | None, typer.Option(help="A `_track` model, instead of the default one.")]
+Model = Annotated[str | None, typer.Option(help="Name of a `_track` model; by default sbt_light_cell_track.")]
 Weights = Annotated[
-    str | None, typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`.")
+    str | None,
+    typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`."),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if any.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 Runtime = Annotated[
-    str, typer.Option(help="eager, compile, cudagraph, onnx or openvino; the last two are quick on a CPU.")
+    str, typer.Option(help="eager, compile, cudagraph, onnx or openvino; the last two are fast on a CPU.")
 ]
 
 console = Console(highlight=False, soft_wrap=True)
@@ -44,13 +45,13 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass
 class Clock:
-    """Seconds, summed over the frames so far.
+    """Seconds spent on the frames so far.
 
     Attributes:
         decode: Waiting for frames.
         write: Drawing and writing results.
-        total: From the first frame on.
-        frames: Number of frames, the first included.
+        total: Everything, from the first frame on.
+        frames: Number of frames, including the first.
     """
 
     decode: float = 0.0
@@ -62,10 +63,17 @@ class Clock:
 def load_tracker(
     model: str | None, weights: str | None = None, device: str | None = None, runtime: str = "auto"
 ) -> "Tracker":
-    """Creates a tracker and prints what it is; random weights are announced in yellow."""
+    """Creates a tracker and prints its model and weights; a yellow line warns of random weights.
+
+    Args:
+        model: Name of a `_track` model or folder of a model; None for the default model.
+        weights: Tag or file of weights, or `random`; None for the model's default weights.
+        device: PyTorch device; None for a GPU if there is one.
+        runtime: Runtime of `InferenceSession`.
+    """
     from correlation_aware import create_tracker
 
-    with warnings.catch_warnings():  # said below, in colour
+    with warnings.catch_warnings():  # replaced by the yellow line below
         warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
         tracker = create_tracker(
             model,
@@ -84,13 +92,13 @@ def load_tracker(
 def follow(
     tracker: "Tracker", frames: "FrameSource", boxes: Sequence[Sequence[float]], clock: Clock
 ) -> Iterator[tuple["Frame", list["TrackResult"]]]:
-    """Gives every frame with one result a target. The first frame's are the boxes themselves, with score 1.
+    """Yields every frame with one result per target; on the first frame the initial boxes with score 1.
 
     Args:
-        tracker: It is started on the first frame.
-        frames: At least one frame.
-        boxes: x, y, w, h of every target in the first frame.
-        clock: Counts along.
+        tracker: Tracker, which is initialized on the first frame.
+        frames: Video of at least one frame.
+        boxes: x, y, w, h of every target in the first frame, in pixels.
+        clock: Clock to update.
     """
     from correlation_aware.tracking.tracker import TrackResult
 
@@ -101,8 +109,8 @@ def follow(
             tracker.init(frame, boxes)
             results = [TrackResult((x, y, w, h), score=1.0, lost=False) for x, y, w, h in boxes]
         else:
-            found = tracker.update(frame)
-            results = found if isinstance(found, list) else [found]
+            updated = tracker.update(frame)
+            results = updated if isinstance(updated, list) else [updated]
         clock.frames += 1
         yield frame, results
         before = time.perf_counter()
@@ -110,13 +118,16 @@ def follow(
 
 
 def progress_bar(unit: str = "frames") -> Progress:
-    """A bar with units done and time left, on a terminal only; it goes when it is done."""
+    """A progress bar with the number of completed units and the remaining time.
+
+    It is shown on a terminal only, and removed when done.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit},"))
-    left = (TimeRemainingColumn(), TextColumn("left"))
-    return Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
+    remaining = (TimeRemainingColumn(), TextColumn("left"))
+    return Progress(*columns, *remaining, console=console, transient=True, disable=not console.is_terminal)
 
 
-def track_progress(things: Iterable[T], total: int, unit: str) -> Iterator[T]:
-    """Yields them under a bar."""
+def track_progress(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
+    """Yields the items and shows a progress bar."""
     with progress_bar(unit) as bar:
-        yield from bar.track(things, total=total, description="track")
+        yield from bar.track(items, total=total, description="track")

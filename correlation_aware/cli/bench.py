@@ -1,4 +1,4 @@
-"""`correlation-aware bench`: how fast it is here, against what, and against what the machine could do."""
+"""`correlation-aware bench`: speed on this machine, compared with baselines and with its peak rates."""
 
 import itertools
 import json
@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 
 from correlation_aware.cli._common import Device, console
-from correlation_aware.cli.bench_report import Run, as_ms, dtype_name, parse_counts, print_case, print_table
+from correlation_aware.cli.bench_report import Benchmark, as_ms, parse_counts, print_case, print_table
 
-if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
+if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fast
     from correlation_aware.bench.bench_operations import OperationRow
     from correlation_aware.bench.contenders import Skipped
 
@@ -20,18 +20,22 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True)
 
-Dtypes = Annotated[str, typer.Option("--dtype", metavar="NAME,...", help="float32, bfloat16, float16.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of a CPU; PyTorch's choice by default.")]
-Seconds = Annotated[float, typer.Option(min=0.0, help="Of timed calls for each row.")]
+Dtypes = Annotated[
+    str, typer.Option("--dtype", metavar="NAME,...", help="Dtypes: float32, bfloat16, float16.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Number of CPU threads; PyTorch's by default.")]
+Seconds = Annotated[float, typer.Option(min=0.0, help="Total time of the timed calls of each row.")]
 Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
         "--pretrained",
-        help="Tag or file, or `random`; by default what the package brings, else random ones.",
+        help="Tag or file of weights, or `random`; by default bundled weights, else random ones.",
     ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
+]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of two-input models.")]
 
 
@@ -39,9 +43,9 @@ Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of 
 def group() -> None:
     """Measure speed on this machine.
 
-    All that is compared is timed in one run, in turns. Each command prints the
-    hardware and the versions, and measures the ceilings of the machine: how
-    fast it copies, and how fast it multiplies matrices.
+    Everything that is compared is timed in one process, in alternation. Each
+    command prints hardware and versions, and measures the peak rates of the
+    machine: bandwidth of a copy and rate of a matrix product.
     """
 
 
@@ -49,46 +53,44 @@ def group() -> None:
 def machine(
     device: Device = None, dtype: Dtypes = "float32,bfloat16", threads: Threads = None, as_json: Json = None
 ) -> None:
-    """Hardware, versions, bandwidth of a copy and rate of a matrix product."""
-    Run("machine", device, dtype, threads).write(as_json, {})
+    """Print hardware, versions, bandwidth of a copy and rate of a matrix product."""
+    Benchmark("machine", device, dtype, threads).write(as_json, {})
 
 
 @app.command()
 def model(
     models: Models,
-    batch: Annotated[str, typer.Option(metavar="N,...", help="Pairs a call.")] = "1",
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Batch sizes: pairs per call.")] = "1",
     dtype: Dtypes = "float32",
     contenders: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="reference, reference-compile, reference-max-autotune and the runtimes, -triton for the "
-            "kernels; wildcards allowed. All by default, on a CPU without compiled references and kernels.",
+            help="reference, reference-compile, reference-max-autotune, and the runtimes with or without "
+            "-triton for the kernels; wildcards allowed. By default all, on a CPU those that neither "
+            "compile the reference nor use the kernels.",
         ),
     ] = None,
     contender: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODULE:FUNCTION", help="Other code to time, in float32 or as FUNCTION@DTYPE. Repeatable."
+            metavar="MODULE:FUNCTION", help="Your own code to time, in float32 or @DTYPE. Repeatable."
         ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME[@DTYPE]",
-            help="Whose time is 1x; by default the first row's.",
-        ),
+        typer.Option(metavar="NAME[@DTYPE]", help="Baseline of the speedups; by default the first row."),
     ] = None,
     sequences: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder in GOT-10k's layout: compare outputs on real crops."),
+        typer.Option(metavar="DIR", help="Folder in GOT-10k's layout, to compare outputs on real crops."),
     ] = None,
     encoded: Annotated[
         bool, typer.Option(help="At the first batch size, also time calls that encode the template.")
     ] = True,
     search_size: Annotated[
         str | None,
-        typer.Option(metavar="PX,...", help="Sides of the search picture; by default the model's."),
+        typer.Option(metavar="PX,...", help="Sizes of the search image; by default the model's."),
     ] = None,
     weights: Weights = None,
     seconds: Seconds = 3.0,
@@ -96,21 +98,22 @@ def model(
     threads: Threads = None,
     as_json: Json = None,
 ) -> None:
-    """Networks: latency and throughput, by who runs them.
+    """Time whole networks: latency and throughput of every implementation.
 
-    "cached": the template is encoded before, as in tracking. "p99": 99 of 100
-    calls took no longer. "pairs/s": nobody waits between calls. "roofline":
-    the share of what the machine's ceilings allow. "differs": the largest
-    difference of an output to the float32 reference, relative to the largest
-    number. "argmax": pictures whose best cell is the reference's.
+    "cached": the template is encoded before, as in tracking. "p99": 99th
+    percentile of the call times. "pairs/s": throughput of queued calls.
+    "roofline": fraction of the speed that the machine's peak rates allow.
+    "differs": largest difference of an output to the float32 reference,
+    relative to the largest value. "argmax": images whose score map has its
+    maximum at the reference's location.
 
-    FUNCTION(model) of --contender is given a copy of the model, and returns a
+    FUNCTION(model) of --contender gets a copy of the model and returns a
     callable (template, search); docs/performance.md has an example.
     """
     from correlation_aware.bench.bench_models import bench_model
     from correlation_aware.bench.contenders import REFERENCE, contender_names
 
-    run = Run("model", device, dtype, threads, [spec.partition("@")[2] for spec in contender or ()])
+    run = Benchmark("model", device, dtype, threads, [spec.partition("@")[2] for spec in contender or ()])
     names = contenders.split(",") if contenders else contender_names()
     if contenders is None and run.device.type == "cpu":
         names = [n for n in names if not n.startswith(f"{REFERENCE}-") and not n.endswith("-triton")]
@@ -140,7 +143,7 @@ def model(
 @app.command()
 def train(
     models: Models,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs a step.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per step.")] = 64,
     dtype: Dtypes = "bfloat16",
     contenders: Annotated[
         str,
@@ -153,11 +156,12 @@ def train(
     threads: Threads = None,
     as_json: Json = None,
 ) -> None:
-    """A training step: forward and backward, weights in float32, products in --dtype."""
+    """Time a training step: forward and backward, float32 weights, autocast to --dtype."""
     from correlation_aware.bench.bench_training import bench_training
+    from correlation_aware.bench.machine import dtype_name
 
-    run = Run("train", device, dtype, threads)
-    found = []
+    run = Benchmark("train", device, dtype, threads)
+    cases = []
     for name in models:
         for t in run.dtypes:
             rows, skipped = bench_training(name, batch, run.device, t, contenders.split(","), seconds)
@@ -174,53 +178,57 @@ def train(
                 for row in rows
             ]
             print_table(title, ("", "ms", "p99", "pairs/s", "speed", "gradients differ"), cells, skipped)
-            found.append(
+            cases.append(
                 {"model": name, "batch": batch, "dtype": dtype_name(t), "rows": [asdict(r) for r in rows]}
             )
-            run.write(as_json, {"cases": found})
+            run.write(as_json, {"cases": cases})
 
 
 @app.command("ops")
 def operations(
     models: Models,
-    batch: Annotated[str, typer.Option(metavar="N,...", help="Pairs a call.")] = "1",
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Batch sizes: pairs per call.")] = "1",
     dtype: Dtypes = "float32",
-    forms: Annotated[
-        str, typer.Option(metavar="NAME,...", help="reference, reference-compile, triton.")
+    contenders: Annotated[
+        str,
+        typer.Option(
+            "--contenders", "--forms", metavar="NAME,...", help="reference, reference-compile, triton."
+        ),
     ] = "reference,reference-compile,triton",
-    backward: Annotated[bool, typer.Option("--backward", help="Forward and backward.")] = False,
+    backward: Annotated[bool, typer.Option("--backward", help="Time forward and backward.")] = False,
     seconds: Seconds = 0.3,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = None,
 ) -> None:
-    """Every operation of the blocks alone, at the shapes of a model with its template cached.
+    """Time every operation alone, at the shapes of a model with a cached template.
 
-    On a GPU the time is that of the device, without launches. The last line
-    of a model adds up what a forward pass calls.
+    On a GPU this is the time on the device, without launch overhead. The last
+    lines of a model are sums over all calls of a forward pass.
     """
-    from correlation_aware.bench.bench_operations import FORMS, bench_operation, calls_of
+    from correlation_aware.bench.bench_operations import CONTENDERS, bench_operation, count_calls
+    from correlation_aware.bench.machine import dtype_name
 
-    chosen = forms.split(",")
-    if unknown := set(chosen) - set(FORMS):
-        raise ValueError(f"--forms {', '.join(sorted(unknown))} is not among {', '.join(FORMS)}.")
-    run = Run("ops", device, dtype, threads)
-    found = []
+    names = contenders.split(",")
+    if unknown := set(names) - set(CONTENDERS):
+        raise ValueError(f"--contenders {', '.join(sorted(unknown))} is not among {', '.join(CONTENDERS)}.")
+    run = Benchmark("ops", device, dtype, threads)
+    cases = []
     for name, count, t in itertools.product(models, parse_counts("--batch", batch), run.dtypes):
         rows: list[OperationRow] = []
         skipped: dict[tuple[str, str], Skipped] = {}
-        for operands, calls in calls_of(name, count).items():
-            made, left = bench_operation(
-                operands, calls, run.device, t, run.ceilings[t], chosen, backward, seconds
+        for operands, calls in count_calls(name, count).items():
+            timed, not_run = bench_operation(
+                operands, calls, run.device, t, run.ceilings[t], names, backward, seconds
             )
-            rows += made
-            skipped |= {(out.name, out.reason): out for out in left}
+            rows += timed
+            skipped |= {(contender.name, contender.reason): contender for contender in not_run}
         cells = [
             (
                 row.operation,
                 row.shapes,
                 str(row.calls),
-                row.form,
+                row.contender,
                 f"{1e3 * row.milliseconds:.1f}",
                 "" if row.speedup is None else f"{row.speedup:.2f}x",
                 "" if row.roofline_share is None else f"{100 * row.roofline_share:.1f} %",
@@ -228,28 +236,32 @@ def operations(
             )
             for row in rows
         ]
-        totals = {form: sum(r.calls * r.milliseconds for r in rows if r.form == form) for form in chosen}
+        totals = {n: sum(r.calls * r.milliseconds for r in rows if r.contender == n) for n in names}
         cells += [
-            ("all", "", "", form, f"{1e3 * spent:.1f}", "", "", "") for form, spent in totals.items() if spent
+            ("all", "", "", n, f"{1e3 * total:.1f}", "", "", "") for n, total in totals.items() if total
         ]
         title = f"{name}, batch {count}, {dtype_name(t)}, {'forward and backward' if backward else 'forward'}"
-        headings = ("", "shapes", "calls", "form", "us", "speed", "roofline", "differs")
+        headings = ("", "shapes", "calls", "contender", "us", "speed", "roofline", "differs")
         print_table(title, headings, cells, skipped.values())
-        found.append(
+        cases.append(
             {"model": name, "batch": count, "dtype": dtype_name(t), "rows": [asdict(r) for r in rows]}
         )
-        run.write(as_json, {"backward": backward, "cases": found})
+        run.write(as_json, {"backward": backward, "cases": cases})
 
 
 @app.command()
 def tracker(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A `_track` model.")] = "sbt_light_track",
-    targets: Annotated[str, typer.Option(metavar="N,...", help="Targets that share a frame.")] = "1,2,4,8",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name of a `_track` model.")
+    ] = "sbt_light_cell_track",
+    targets: Annotated[
+        str, typer.Option(metavar="N,...", help="Numbers of targets tracked at once.")
+    ] = "1,2,4,8",
     runtimes: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Of `track --runtime`, with -triton for the kernels; by default all but compile.",
+            help="Runtimes of `track --runtime`, -triton for the kernels; by default all but compile.",
         ),
     ] = None,
     dtype: Dtypes = "float32",
@@ -258,34 +270,34 @@ def tracker(
     threads: Threads = None,
     as_json: Json = None,
 ) -> None:
-    """Where a frame's time goes, and what more targets cost, in a clip that the package draws."""
+    """Time the stages of a tracked frame, for one and for more targets, on a generated clip."""
     from correlation_aware.bench.bench_tracking import bench_tracker
     from correlation_aware.bench.contenders import Skipped
     from correlation_aware.runtime.session import RUNTIMES
 
-    run = Run("tracker", device, dtype, threads)
-    chosen = runtimes.split(",") if runtimes else [r for r in RUNTIMES if r not in ("auto", "compile")]
-    pairs = [(runtime, t) for runtime in chosen for t in run.dtypes]
+    run = Benchmark("tracker", device, dtype, threads)
+    names = runtimes.split(",") if runtimes else [r for r in RUNTIMES if r not in ("auto", "compile")]
+    pairs = [(runtime, t) for runtime in names for t in run.dtypes]
     rows: list[Any] = []
     skipped: list[Skipped] = []
-    for found in bench_tracker(model, parse_counts("--targets", targets), run.device, pairs, weights):
-        if isinstance(found, Skipped):
-            skipped.append(found)
+    for result in bench_tracker(model, parse_counts("--targets", targets), run.device, pairs, weights):
+        if isinstance(result, Skipped):
+            skipped.append(result)
         else:
-            rows += found
+            rows += result
     cells = [
         (
             str(row.targets),
             row.runtime,
             row.dtype,
-            *(as_ms(part) for part in (row.crop, row.model, row.post)),
+            *(as_ms(stage) for stage in (row.crop, row.model, row.post)),
             f"{row.frames_per_second:.1f}",
             f"{row.targets_per_second:.1f}",
         )
         for row in rows
     ]
     headings = ("targets", "runtime", "dtype", "crop ms", "model ms", "post ms", "frames/s", "targets/s")
-    print_table(f"{model}, ms a frame of 1280 x 720 px", headings, cells, skipped)
+    print_table(f"{model}, ms per frame of 1280 x 720 px", headings, cells, skipped)
     run.write(as_json, {"model": model, "rows": [asdict(row) for row in rows]})
 
 
@@ -294,20 +306,23 @@ def plot(
     reports: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", exists=True, dir_okay=False, help="Of `bench model` and `bench tracker`."
+            metavar="FILE...",
+            exists=True,
+            dir_okay=False,
+            help="Reports of `bench model --json` and `bench tracker --json`.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="Picture to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="Image file to write.")],
 ) -> None:
-    """Draws reports: a panel for each of models, batch, search size and targets that varies in one."""
+    """Plot reports: a panel for each of model, batch, search size and targets that varies."""
     from correlation_aware.bench.plot import plot_reports
 
-    found = []
+    contents = []
     for path in reports:
         try:
-            found.append(dict(json.loads(path.read_text(encoding="utf-8"))))
+            contents.append(dict(json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a file of `bench --json`: {error}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    plot_reports(found, out)
+    plot_reports(contents, out)
     console.print(f"The plot is {escape(str(out))}")

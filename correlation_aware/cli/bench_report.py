@@ -1,4 +1,4 @@
-"""What all benchmark commands begin and end with: the machine and its ceilings, tables, and a report."""
+"""Shared parts of the benchmark commands: machine and peak rates, tables, JSON reports."""
 
 import json
 import sys
@@ -18,112 +18,114 @@ if TYPE_CHECKING:
 
     from correlation_aware.bench.bench_models import Case, Row
     from correlation_aware.bench.contenders import Skipped
-    from correlation_aware.bench.machine import Ceilings
+    from correlation_aware.bench.machine import Ceilings, Machine
 
-__all__ = ["Run", "as_ms", "dtype_name", "parse_counts", "parse_dtype", "print_case", "print_table"]
+__all__ = ["Benchmark", "as_ms", "parse_counts", "parse_dtype", "print_case", "print_table"]
 
 
-class Run:
-    """A benchmark on one device: prints the machine, measures its ceilings, writes the report.
+class Benchmark:
+    """A benchmark on one device: prints the machine, measures its peak rates, writes the report.
 
     Args:
-        part: Name of the command.
-        device: By default a GPU if any.
-        dtypes: Names, with commas between them.
-        threads: Of a CPU; PyTorch's choice by default.
-        more: Names of further dtypes whose ceilings are needed.
+        command: Name of the command.
+        device: PyTorch device; None for a GPU if there is one.
+        dtypes: Comma-separated names of dtypes.
+        threads: Number of CPU threads; None for PyTorch's default.
+        more: Names of further dtypes whose peak rates are needed.
 
     Raises:
         ValueError: An unknown dtype, or a device that cannot be timed.
     """
 
     def __init__(
-        self, part: str, device: str | None, dtypes: str, threads: int | None, more: Iterable[str] = ()
+        self, command: str, device: str | None, dtypes: str, threads: int | None, more: Iterable[str] = ()
     ) -> None:
         import torch
 
-        from correlation_aware.bench.machine import describe, measure_ceilings
+        from correlation_aware.bench.machine import describe, dtype_name, measure_ceilings
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.part, self.written = part, False
+        self.command, self.written = command, False
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"--device {device} cannot be timed; cpu and cuda can.")
+            raise ValueError(f"--device {device} cannot be timed; use cpu or cuda.")
         self.dtypes = [parse_dtype(name) for name in dtypes.split(",")]
         self.machine = describe(self.device)
-        console.print(_described(self.machine))
+        console.print(_describe(self.machine))
         needed = dict.fromkeys([*self.dtypes, *(parse_dtype(name or "float32") for name in more)])
         self.ceilings: dict[torch.dtype, Ceilings] = {t: measure_ceilings(self.device, t) for t in needed}
-        for t, found in self.ceilings.items():
+        for t, ceilings in self.ceilings.items():
             console.print(
-                f"{dtype_name(t)}: copies {found.bytes_per_second / 1e9:.1f} GB/s, "
-                f"multiplies {found.flops_per_second / 1e9:.0f} GFLOP/s"
+                f"{dtype_name(t)}: copies {ceilings.bytes_per_second / 1e9:.1f} GB/s, "
+                f"multiplies {ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
             )
 
-    def write(self, path: Path | None, figures: dict[str, Any]) -> None:
-        """Writes the report, whole or not at all."""
+    def write(self, path: Path | None, results: dict[str, Any]) -> None:
+        """Writes machine, peak rates and results to a JSON file, atomically; does nothing without a path."""
         if path is None:
             return
         from correlation_aware._files import write_text
+        from correlation_aware.bench.machine import dtype_name
 
         report = {
-            "benchmark": self.part,
+            "benchmark": self.command,
             "command": ["correlation-aware", *sys.argv[1:]],
             "machine": asdict(self.machine),
-            "ceilings": {dtype_name(t): asdict(found) for t, found in self.ceilings.items()},
-            **figures,
+            "ceilings": {dtype_name(t): asdict(ceilings) for t, ceilings in self.ceilings.items()},
+            **results,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(json.dumps(report, indent=2, default=dtype_name) + "\n", path)
         if not self.written:
-            console.print(f"Figures so far are in {escape(str(path))}")
+            console.print(f"Results so far are in {escape(str(path))}")
         self.written = True
 
 
-def _described(found: Any) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    hardware = (
-        found.gpu or f"{found.processor}, {found.cores} cores, {found.threads} threads, load {found.load:.1f}"
-    )
-    return f"{found.device}: [bold]{escape(hardware)}[/]\n{escape(versions)}"
+def _describe(machine: "Machine") -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    cpu = f"{machine.processor}, {machine.cores} cores, {machine.threads} threads, load {machine.load:.1f}"
+    return f"{machine.device}: [bold]{escape(machine.gpu or cpu)}[/]\n{escape(versions)}"
 
 
 def print_table(
     title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], skipped: Iterable["Skipped"]
 ) -> None:
-    """Prints rows, and below them what could not run and why."""
+    """Prints a table, and below it the skipped contenders with the reasons."""
+    from correlation_aware.bench.machine import dtype_name
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     for i, heading in enumerate(headings):
-        left = i == 0 or heading in ("dtype", "template", "runtime", "shapes", "form")
+        left = i == 0 or heading in ("dtype", "template", "runtime", "shapes", "contender")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(f"\n[bold]{escape(title)}[/]")
     Console(width=None if console.is_terminal else 120, highlight=False).print(table)
-    for out in skipped:
+    for contender in skipped:
         console.print(
-            f"[yellow]without {escape(out.name)} {dtype_name(out.dtype)}:[/] {escape(out.reason)}",
+            f"[yellow]skipped {escape(contender.name)} {dtype_name(contender.dtype)}:[/] "
+            f"{escape(contender.reason)}",
             style="dim",
         )
 
 
 def print_case(case: "Case") -> None:
-    """Prints a model at one batch size."""
-    weights = next(iter(case.bytes.values()))
+    """Prints the results of a model at one batch size."""
+    moved_bytes = next(iter(case.bytes.values()))
     title = (
         f"{case.model}, batch {case.batch}, {case.search_size} px: "
         f"{case.profile.params / 1e6:.2f} M parameters, "
-        f"{case.profile.macs / 1e9:.2f} GMACs a pair, {case.profile.cached_macs / 1e9:.2f} cached, "
-        f"{weights / 1e6:.1f} MB a call ({next(iter(case.bytes))}); weights {case.weights}; "
-        f"outputs compared on {case.pictures} pictures"
+        f"{case.profile.macs / 1e9:.2f} GMACs per pair, {case.profile.cached_macs / 1e9:.2f} cached, "
+        f"{moved_bytes / 1e6:.1f} MB per call ({next(iter(case.bytes))}); weights {case.weights}; "
+        f"outputs compared on {case.images} images"
     )
     headings = ("", "dtype", "template", "ms", "p99", "pairs/s", "speed", "roofline", "differs", "argmax")
-    print_table(title, headings, [_cells(row) for row in case.rows], case.skipped)
+    print_table(title, headings, [_format_row(row) for row in case.rows], case.skipped)
     console.print(f"1x is {case.against}", style="dim")
 
 
-def _cells(row: "Row") -> Sequence[str]:
+def _format_row(row: "Row") -> Sequence[str]:
     return (
         row.contender,
         row.dtype,
@@ -139,31 +141,34 @@ def _cells(row: "Row") -> Sequence[str]:
 
 
 def as_ms(milliseconds: float) -> str:
-    """Four digits, as far as they mean something."""
+    """Milliseconds with three decimals below 10, else with one."""
     return f"{milliseconds:.3f}" if milliseconds < 10 else f"{milliseconds:.1f}"
 
 
 def parse_counts(option: str, text: str) -> list[int]:
-    """`1,8,64` -> [1, 8, 64]; a ValueError that names the option for anything else."""
+    """Parses `1,8,64` to [1, 8, 64].
+
+    Raises:
+        ValueError: Not positive integers; the message names the option.
+    """
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         counts = []
     if not counts or min(counts) < 1:
-        raise ValueError(f"{option} {text!r} is not N,N,... with whole numbers of at least 1.")
+        raise ValueError(f"{option} {text!r} is not N,N,... with integers of at least 1.")
     return counts
 
 
 def parse_dtype(name: str) -> "torch.dtype":
-    """`bfloat16` -> `torch.bfloat16`; a ValueError for what cannot be timed."""
+    """Parses `bfloat16` to `torch.bfloat16`.
+
+    Raises:
+        ValueError: A dtype that benchmarks do not support.
+    """
     import torch
 
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ValueError(f"--dtype {name!r} is not one of {', '.join(known)}.")
-    return known[name]
-
-
-def dtype_name(dtype: Any) -> str:
-    """`torch.bfloat16` -> `bfloat16`."""
-    return str(dtype).removeprefix("torch.")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise ValueError(f"--dtype {name!r} is not one of {', '.join(dtypes)}.")
+    return dtypes[name]

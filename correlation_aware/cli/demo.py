@@ -1,4 +1,4 @@
-"""`correlation-aware demo`: the main job, offline: draw a clip, track in it, show what came of it."""
+"""`correlation-aware demo`: generate a clip, track in it and show the result, offline."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,10 +21,10 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("correlation_aware_demo"),
     model: Model = None,
 ) -> None:
-    """Track in a clip that the package draws itself, offline.
+    """Track a target in a generated clip, offline.
 
     Writes clip.mp4, demo.mp4 and contact_sheet.png. The true box is thin and
-    white, the tracked box thick and coloured.
+    white, the tracked box thick and colored.
     """
     import torch
 
@@ -34,9 +34,9 @@ def demo(
     from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
     if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; --output names a folder")
+        raise ValueError(f"{output} is a file; --output must be a folder")
     output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)  # random weights are the same every time
+    torch.manual_seed(0)  # the same random weights in every run
     tracker = load_tracker(model)
     clip, video, sheet = (output / name for name in ("clip.mp4", "demo.mp4", "contact_sheet.png"))
 
@@ -57,16 +57,16 @@ def demo(
             if i % (LENGTH // TILES) == 0:
                 tiles.append((f"frame {i}", frame))
             bar.advance(task)
-    captions, pictures = zip(*tiles)
-    write_image(sheet, contact_sheet(pictures, width=1600, captions=captions))
+    captions, images = zip(*tiles)
+    write_image(sheet, contact_sheet(images, width=1600, captions=captions))
 
     random = tracker.weights_name == "random"
-    quality = "[yellow]random: the boxes mean nothing[/]" if random else escape(tracker.weights_name)
+    weights = "[yellow]random: the boxes mean nothing[/]" if random else escape(tracker.weights_name)
     table = Table.grid(padding=(0, 2))
     table.add_row("model", f"[bold]{tracker.name}[/] on {tracker.device}")
-    table.add_row("weights", quality)
-    table.add_row("clip", f"{clock.frames} frames, drawn by the package")
-    table.add_row("speed", f"{clock.frames / clock.total:.1f} frames/s, decoding and writing included")
+    table.add_row("weights", weights)
+    table.add_row("clip", f"{clock.frames} generated frames")
+    table.add_row("speed", f"{clock.frames / clock.total:.1f} frames/s, including decoding and writing")
     table.add_row("mean IoU", f"{sum(overlaps) / len(overlaps):.3f} with the true boxes")
     for name, path in (("files", clip), ("", video), ("", sheet)):
         table.add_row(name, escape(str(path)))

@@ -1,4 +1,4 @@
-"""`correlation-aware eval`: measure a tracker on annotated sequences."""
+"""`correlation-aware eval`: evaluate a tracker on annotated sequences and synthetic clips."""
 
 import difflib
 import itertools
@@ -30,42 +30,42 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Measure a tracker on annotated sequences.", no_args_is_help=True)
+app = typer.Typer(help="Evaluate a tracker on annotated sequences.", no_args_is_help=True)
 
 HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
 
 
 @app.callback()
 def group() -> None:
-    """Measure a tracker on annotated sequences."""
+    """Evaluate a tracker on annotated sequences."""
 
 
 @app.command()
 def got10k(
-    root: Annotated[Path, typer.Argument(help="Folder in GOT-10k's layout; it holds val/list.txt.")],
+    root: Annotated[Path, typer.Argument(help="Folder in GOT-10k's layout, with val/list.txt.")],
     model: Model = None,
     weights: Weights = None,
     device: Device = None,
     runtime: Runtime = "auto",
     subset: Annotated[
-        str, typer.Option(help="val, train or test; the truth of test is withheld: files only.")
+        str, typer.Option(help="val, train or test; test has no public annotations: result files only.")
     ] = "val",
     sequences: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Only these; all by default.")
+        str | None, typer.Option(metavar="NAME,NAME", help="Sequences to evaluate; all by default.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for boxes and times, laid out as the toolkit's `results`.")
+        Path | None, typer.Option(help="Folder for boxes and times, in the toolkit's `results` layout.")
     ] = None,
     as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")
+        Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
     ] = None,
 ) -> None:
-    """One pass over sequences in GOT-10k's layout, whole frames.
+    """One-pass evaluation on sequences in GOT-10k's layout, on whole frames.
 
     AO is the mean overlap of all frames after the first, SR0.50 and SR0.75 the
-    share of frames above that overlap, AUC the area under the success curve.
-    "average" counts every sequence alike, "all frames" every frame. Frames
-    a second count the tracker alone, without reading pictures.
+    fraction of frames above that overlap, AUC the area under the success
+    curve. "average" weights every sequence equally, "all frames" every frame.
+    Frames/s is the speed of the tracker without reading images.
     """
     from correlation_aware._files import write_text
     from correlation_aware.evaluation.got10k import evaluate, open_dataset, write_results
@@ -74,7 +74,7 @@ def got10k(
     if subset not in ("train", "val", "test"):
         raise ValueError(f"--subset {subset} is not one of val, train, test")
     if subset == "test" and output is None:
-        raise ValueError("The truth of test is withheld: name a folder for the boxes with --output")
+        raise ValueError("The annotations of test are not public: name a folder for the boxes with --output")
     dataset = open_dataset(root, subset)  # type: ignore[arg-type]
     names = sequences.split(",") if sequences else None
     tracker = load_tracker(model, weights, device, runtime)
@@ -89,8 +89,8 @@ def got10k(
         totals = {"average": average(results), "all frames": score(results)}
         _print_table(rows, totals)
         if as_json is not None:
-            figures = _figures(tracker.name, str(tracker.weights_name), rows, totals)
-            write_text(json.dumps(figures, indent=2) + "\n", as_json)
+            report = _report(tracker.name, str(tracker.weights_name), rows, totals)
+            write_text(json.dumps(report, indent=2) + "\n", as_json)
             console.print(f"Wrote {escape(str(as_json))}")
     if output is not None:
         console.print(f"Wrote {escape(str(output / 'GOT-10k' / tracker.name))}")
@@ -105,7 +105,7 @@ def clips(
     weights: Weights = None,
     device: Device = None,
     count: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the clips.")] = 0,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -114,18 +114,19 @@ def clips(
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw how reliable the score is (PNG).")
+        Path | None, typer.Option(metavar="FILE", help="Reliability diagram of the score to write (PNG).")
     ] = None,
     as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")
+        Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
     ] = None,
 ) -> None:
-    """Synthetic clips with exact boxes, made of photographs.
+    """Evaluate on synthetic clips with exact boxes, made from photographs.
 
-    To choose a tracker's settings and to see what its score means, without a
-    look at a benchmark. Take photographs that were not trained on. With
-    --sweep there is a row for each choice of settings. CE is the
-    calibration error: how far the score is from the share of right boxes.
+    For choosing a tracker's settings and checking the calibration of its
+    score without using a benchmark. The photographs should not be training
+    data. --sweep prints a row for each combination of settings. CE is the
+    expected calibration error: the mean difference of the score and the
+    fraction of right boxes.
     """
     from correlation_aware._files import write_text
     from correlation_aware.evaluation.calibration import plot_reliability, reliability, scored_frames
@@ -134,32 +135,35 @@ def clips(
     from correlation_aware.runtime.session import InferenceSession
     from correlation_aware.tracking.tracker import Tracker, TrackerConfig
 
-    choices = _grid(sweep or [], TrackerConfig())
-    if plot is not None and len(choices) > 1:
-        raise ValueError("--plot shows one choice of settings: leave out --sweep, or give it single values")
+    configs = _grid(sweep or [], TrackerConfig())
+    if plot is not None and len(configs) > 1:
+        raise ValueError(
+            "--plot shows one combination of settings: leave out --sweep, or use one value per field"
+        )
     tracker = load_tracker(model, weights, device)
-    trackers = {name: Tracker(InferenceSession(tracker.model), config) for name, config in choices.items()}
+    trackers = {name: Tracker(InferenceSession(tracker.model), config) for name, config in configs.items()}
     results: dict[str, list[SequenceResult]] = {name: [] for name in trackers}
-    drawn = make_clips(dict.fromkeys(sources, 1.0), count, seed)
-    for number, clip in enumerate(track_progress(drawn, count, "clips")):
-        for name, chosen in trackers.items():
-            results[name].append(evaluate_clip(chosen, clip, f"clip {number}"))
-    rows = {name: average(of_choice) for name, of_choice in results.items()}
-    found = {name: reliability(*scored_frames(of_choice)) for name, of_choice in results.items()}
-    errors = {name: f"{found[name].error:.3f}" for name in rows}
+    generated = make_clips(dict.fromkeys(sources, 1.0), count, seed)
+    for number, clip in enumerate(track_progress(generated, count, "clips")):
+        for name, configured in trackers.items():
+            results[name].append(evaluate_clip(configured, clip, f"clip {number}"))
+    rows = {name: average(of_config) for name, of_config in results.items()}
+    calibrations = {name: reliability(*scored_frames(of_config)) for name, of_config in results.items()}
+    errors = {name: f"{calibrations[name].error:.3f}" for name in rows}
     _print_table(dict(sorted(rows.items(), key=lambda row: -row[1].ao)), {}, "settings", {"CE": errors})
     if plot is not None:
-        plot_reliability(next(iter(found.values())), plot, f"{tracker.weights_name}, {count} synthetic clips")
+        title = f"{tracker.weights_name}, {count} synthetic clips"
+        plot_reliability(next(iter(calibrations.values())), plot, title)
         console.print(f"Wrote {escape(str(plot))}")
     if as_json is not None:
-        figures = {n: {**asdict(s), "calibration_error": found[n].error} for n, s in rows.items()}
+        settings = {n: {**asdict(s), "calibration_error": calibrations[n].error} for n, s in rows.items()}
         about = {"tracker": tracker.name, "weights": tracker.weights_name, "clips": count, "seed": seed}
-        write_text(json.dumps({**about, "settings": figures}, indent=2) + "\n", as_json)
+        write_text(json.dumps({**about, "settings": settings}, indent=2) + "\n", as_json)
         console.print(f"Wrote {escape(str(as_json))}")
 
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
-    """Every combination of the values, by its label."""
+    """Configurations of all combinations of the values, by labels such as `window_weight=0.2 margin=5`."""
     known = {f.name: type(getattr(default, f.name)) for f in fields(default)}
     axes = []
     for text in sweep:
@@ -187,24 +191,24 @@ def _print_table(
     subject: str = "sequence",
     more: dict[str, dict[str, str]] | None = None,
 ) -> None:
-    """A row each; `more` has further columns, cells by row."""
+    """Prints a table with a row per item; `more` maps titles of further columns to their values by row."""
     table, more = Table(box=None, padding=(0, 2, 0, 0)), more or {}
     for title in (subject, *HEADINGS, *more):
         table.add_column(title, justify="left" if title == subject else "right", no_wrap=True)
     for name, scores in rows.items():
-        table.add_row(escape(name), *_cells(scores), *(column[name] for column in more.values()))
+        table.add_row(escape(name), *_format_scores(scores), *(column[name] for column in more.values()))
     table.add_section()
     for name, scores in totals.items():
-        table.add_row(name, *_cells(scores), style="bold")
+        table.add_row(name, *_format_scores(scores), style="bold")
     Console(width=None if console.is_terminal else 120, highlight=False).print(table)
 
 
-def _cells(s: "Scores") -> Sequence[str]:
-    figures = (f"{value:.3f}" for value in (s.ao, s.sr50, s.sr75, s.auc))
-    return (str(s.frames), *figures, f"{s.fps:.1f}")
+def _format_scores(s: "Scores") -> Sequence[str]:
+    values = (f"{value:.3f}" for value in (s.ao, s.sr50, s.sr75, s.auc))
+    return (str(s.frames), *values, f"{s.fps:.1f}")
 
 
-def _figures(
+def _report(
     tracker: str, weights: str, rows: dict[str, "Scores"], totals: dict[str, "Scores"]
 ) -> dict[str, Any]:
     return {

@@ -14,41 +14,46 @@ __all__ = ["export"]
 
 def export(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name of the zoo, a folder of a model, or hf-hub:...")
+        str, typer.Argument(metavar="MODEL", help="Name of a model, folder of a model, or hf-hub: name.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the files.")],
+    output: Annotated[Path, typer.Option(help="Output folder.")],
     weights: Annotated[
         str | None,
         typer.Option(
             "--weights",
             "--pretrained",
-            help="Tag or file of weights, or `random`; by default the model's own.",
+            help="Tag or file of weights, or `random`; by default the model's default weights.",
         ),
     ] = None,
     format: Annotated[
-        str, typer.Option(help="onnx, openvino, or torch (a program of torch.export).")
+        str, typer.Option(help="onnx, openvino or torch (the format of torch.export).")
     ] = "onnx",
     graph: Annotated[
         list[str] | None,
-        typer.Option(help="template, search, pair; image of a classifier. Repeatable; all by default."),
+        typer.Option(
+            help="template, search or pair; image for a classifier. Repeatable; all graphs by default."
+        ),
     ] = None,
 ) -> None:
-    """Write a model as files that run without this package.
+    """Export a model to files that run without this package.
 
-    `template` is run once per target and gives its state; `search` takes the
-    state and a search picture, once per frame; `pair` is both in one. Every
-    file is run and compared with the model; if one differs, none is written.
+    `template` runs once per target and returns its state; `search` takes the
+    state and a search image and runs once per frame; `pair` is both in one
+    graph. Every file is run and compared with the model; if one differs, none
+    is written.
     """
     from correlation_aware import zoo
     from correlation_aware.runtime.export import export as write
 
     if weights is None and not zoo.has_weights(model):
-        raise ValueError(f"{model} has no weights yet: name some with --weights, or --weights random.")
+        raise ValueError(
+            f"{model} has no default weights: name a tag or file with --weights, or use --weights random."
+        )
     network = zoo.create_model(model, weights != "random" and (weights or True))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("graph", "file", "MB", "largest difference"):
         table.add_column(title, justify="right" if title in ("MB", "largest difference") else "left")
-    for made in write(network, output, format, graph):  # type: ignore[arg-type]
-        size = sum(p.stat().st_size for p in {made.path, made.path.with_suffix(".bin")} if p.is_file())
-        table.add_row(made.graph, escape(str(made.path)), f"{size / 1e6:.1f}", f"{made.difference:.1e}")
+    for file in write(network, output, format, graph):  # type: ignore[arg-type]
+        size = sum(p.stat().st_size for p in {file.path, file.path.with_suffix(".bin")} if p.is_file())
+        table.add_row(file.graph, escape(str(file.path)), f"{size / 1e6:.1f}", f"{file.difference:.1e}")
     console.print(table)

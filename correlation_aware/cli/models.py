@@ -13,17 +13,17 @@ __all__ = ["models"]
 def models(
     filter: Annotated[str, typer.Argument(help="Wildcards, for example 'sbt_*_track'.")] = "",
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Only names with weights, with their tags.")
+        bool, typer.Option("--pretrained", help="Only names with weights, one line per tag.")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Parameters and GMACs, beside those that papers report.")
+        bool, typer.Option("--profile", help="Parameters and GMACs, and those reported in papers.")
     ] = False,
     template_size: Annotated[
-        int | None, typer.Option(help="Side of the template in pixels, for --profile; default: the model's.")
+        int | None, typer.Option(help="Template size in pixels for --profile; default: the model's.")
     ] = None,
     search_size: Annotated[
         int | None,
-        typer.Option(help="Side of the search image in pixels, for --profile; default: the model's."),
+        typer.Option(help="Search image size in pixels for --profile; default: the model's."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -32,7 +32,7 @@ def models(
 
     names = list_models(filter, pretrained=pretrained)
     if not names:
-        raise ValueError(f"No model matches {filter!r}. 'correlation-aware models' lists all.")
+        raise ValueError(f"No model matches {filter!r}. 'correlation-aware models' lists all models.")
     if not profile:
         typer.echo(json.dumps(names, indent=2) if as_json else "\n".join(names))
         return
@@ -40,7 +40,7 @@ def models(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(caption="Batch 1; image sizes are template and search, those of a classifier its input.")
+    table = Table(caption="Batch 1. Image sizes: template/search; of a classifier, its input.")
     titles = ("model", "px", "params M", "GMACs", "GMACs cached", "paper: params M", "GMACs")
     for i, title in enumerate(titles):
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
@@ -62,10 +62,10 @@ def _row(name: str, template_size: int | None, search_size: int | None) -> dict[
     from correlation_aware.models.registry import reported_costs
 
     model: Any = create_model(name, device="meta")
-    chosen = {"template_size": template_size, "search_size": search_size}
-    changed: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    if changed and hasattr(model, "sizes"):  # a head may depend on them
-        model = create_model(name, device="meta", **changed)
+    options = {"template_size": template_size, "search_size": search_size}
+    sizes: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    if sizes and hasattr(model, "sizes"):  # layers of a head may depend on the sizes
+        model = create_model(name, device="meta", **sizes)
     costs = profile(model, template_size, search_size)
     if hasattr(model, "sizes"):
         image_sizes = [template_size or model.sizes.template_size, search_size or model.sizes.search_size]

@@ -1,4 +1,4 @@
-"""`correlation-aware track`: follow targets through a video, a folder of frames or a camera."""
+"""`correlation-aware track`: track targets in a video, a folder of frames or a camera stream."""
 
 import csv
 import time
@@ -22,7 +22,7 @@ from correlation_aware.cli._common import (
     progress_bar,
 )
 
-if TYPE_CHECKING:  # otherwise imported where they are used, so that --help is quick
+if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fast
     from correlation_aware.tracking.tracker import Tracker, TrackResult
 
 __all__ = ["track"]
@@ -38,25 +38,26 @@ def track(
     box: Annotated[
         list[str],
         typer.Option(
-            metavar="X,Y,W,H", help="Target in the first frame, in pixels. Repeat for more targets."
+            metavar="X,Y,W,H", help="Box of a target in the first frame, in pixels. Repeat for more targets."
         ),
     ],
     model: Model = None,
     weights: Weights = None,
-    output: Annotated[Path | None, typer.Option(help="Write the video with its boxes here (.mp4).")] = None,
-    boxes: Annotated[Path | None, typer.Option(help="Write a table of the boxes here (CSV).")] = None,
+    output: Annotated[Path | None, typer.Option(help="Video to write, with boxes drawn (.mp4).")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="Table of the boxes to write (CSV).")] = None,
     device: Device = None,
     runtime: Runtime = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of frames.")] = None,
 ) -> None:
-    """Follow one target or more through a video.
+    """Track one or more targets in a video.
 
-    Frames count from 0, the one that --box describes; targets count from 0 in
-    the order of --box. The table has the columns frame, target, x, y, w, h,
-    score, lost. Files appear when complete; Ctrl-C completes them.
+    Frames are numbered from 0, the frame of --box; targets are numbered from
+    0 in the order of --box. The table has the columns frame, target, x, y, w,
+    h, score, lost. Output files appear when they are complete; Ctrl-C
+    completes them.
 
-    Exit codes: 0 every target is seen in the last frame, 3 one is lost there,
-    1 error (then no file is written), 2 wrong usage, 130 Ctrl-C.
+    Exit codes: 0 no target is lost in the last frame, 3 a target is lost
+    there, 1 error (no file is written), 2 wrong usage, 130 Ctrl-C.
     """
     targets = [_parse_box(text) for text in box]
     _check_paths(source, output, boxes)
@@ -82,10 +83,10 @@ def track(
                     for i, result in enumerate(results):
                         if result.lost != lost[i]:
                             lost[i] = result.lost
-                            _tell_change(index, i if len(results) > 1 else None, result)
+                            _print_change(index, i if len(results) > 1 else None, result)
                         if rows is not None:
-                            place = (f"{value:.3f}" for value in result.box)
-                            rows.writerow((index, i, *place, f"{result.score:.4f}", int(result.lost)))
+                            values = (f"{value:.3f}" for value in result.box)
+                            rows.writerow((index, i, *values, f"{result.score:.4f}", int(result.lost)))
                         if video is not None:
                             label = f"#{i}" if len(results) > 1 else None
                             frame = draw_result(frame, result, label, target_color(i))
@@ -96,12 +97,12 @@ def track(
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:
-        console.print(f"[yellow]Ended by Ctrl-C after {clock.frames} frames.[/]")
+        console.print(f"[yellow]Stopped by Ctrl-C after {clock.frames} frames.[/]")
     elif limit is None and frames.length is not None and clock.frames < 0.95 * frames.length:
         console.print(
-            f"[yellow]The file ends after {clock.frames} of {frames.length} frames; is it whole?[/]"
+            f"[yellow]The file ends after {clock.frames} of {frames.length} frames and may be incomplete.[/]"
         )
-    _tell_speed(tracker, clock)
+    _print_speed(tracker, clock)
     for path in filter(None, (output, boxes)):
         console.print(f"Wrote {escape(str(path))}")
     if interrupted or any(lost):
@@ -124,28 +125,28 @@ def _check_paths(source: str, output: Path | None, boxes: Path | None) -> None:
         raise ValueError("SOURCE, --output and --boxes must be different files")
 
 
-def _tell_change(index: int, target: int | None, result: "TrackResult") -> None:
+def _print_change(index: int, target: int | None, result: "TrackResult") -> None:
     name = "target" if target is None else f"target #{target}"
     state = "[red]lost[/]" if result.lost else "[green]found again[/]"
     console.print(f"frame {index}: {name} {state} (score {result.score:.2f})")
 
 
-def _tell_speed(tracker: "Tracker", clock: Clock) -> None:
-    """Prints frames a second, and where the time of a tracked frame goes."""
+def _print_speed(tracker: "Tracker", clock: Clock) -> None:
+    """Prints frames per second and the time of each stage of a tracked frame."""
     timings = tracker.timings
     tracked = max(1, timings.frames)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("", "ms a frame", "frames/s alone"):
+    for title in ("", "ms/frame", "frames/s alone"):
         table.add_column(title, justify="right" if title else "left")
-    parts = (
+    stages = (
         ("decode", clock.decode / max(1, clock.frames)),
         ("crop", timings.crop / tracked),
         ("model", timings.model / tracked),
         ("post", timings.post / tracked),
         ("draw, write", clock.write / max(1, clock.frames)),
     )
-    for name, seconds in parts:
-        if seconds > 1e-5:  # else there was nothing to do
+    for name, seconds in stages:
+        if seconds > 1e-5:  # a stage that is not used takes no time
             table.add_row(name, f"{1e3 * seconds:.2f}", f"{1 / seconds:.0f}")
     speed = clock.frames / clock.total if clock.total else 0.0
     console.print(f"{clock.frames} frames in {clock.total:.1f} s: [bold]{speed:.1f} frames/s[/]")

@@ -1,4 +1,4 @@
-"""`correlation-aware train`: a tracker on pairs, or a classifier to start from."""
+"""`correlation-aware train`: train trackers and classifiers, calibrate scores, plot pairs and logs."""
 
 import logging
 import signal
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from correlation_aware._extras import require
 from correlation_aware.cli._common import Device, Model, Weights, console, load_tracker, track_progress
+from correlation_aware.cli._messages import print_messages
 
 if TYPE_CHECKING:
     from correlation_aware.training.classify import ClassifyTraining
@@ -22,20 +22,32 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Train a tracker, or a classifier to start from.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train a tracker, or a classifier for its backbone; calibrate scores.", no_args_is_help=True
+)
 
 Output = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log.jsonl, config.yaml.")]
 Config = Annotated[
-    Path | None, typer.Option(help="YAML file, or the name of one that is shipped; defaults without one.")
+    Path | None,
+    typer.Option(
+        help="YAML file, or the name of a shipped one, such as track_cpu; default values without it."
+    ),
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Such as optimizer.lr=1e-4. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change to the configuration, such as optimizer.lr=1e-4. Repeatable.",
+    ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the newest checkpoint; --config may be left out then.")
+    bool,
+    typer.Option(
+        "--resume", help="Continue from the newest checkpoint, with the run's own --config by default."
+    ),
 ]
-Minutes = Annotated[float | None, typer.Option(help="Stop with a checkpoint after so many minutes.")]
+Minutes = Annotated[float | None, typer.Option(help="Time limit; training stops with a checkpoint.")]
 
 
 @app.command()
@@ -47,22 +59,22 @@ def track(
     max_minutes: Minutes = None,
     device: Device = None,
 ) -> None:
-    """Train a tracker on pairs of pictures.
+    """Train a tracker on pairs of template and search images.
 
     On several GPUs or nodes: accelerate launch --no_python correlation-aware
-    train track ... Ctrl-C and SIGTERM end the run with a checkpoint, a second
-    one at once.
+    train track ... Ctrl-C or SIGTERM stops with a checkpoint; a second one
+    stops immediately.
     """
     _check_installed()
     from correlation_aware.evaluation.synthetic import ClipValidation
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_trainer
 
-    run = load(TrackTraining, _find(config, output, resume), changes or ())
-    _begin(run, device)
-    clips = run.validation
-    validate = ClipValidation(clips.sources, clips.count, clips.seed) if clips.sources else None
-    _fit(make_track_trainer(run, output, device, validate=validate), resume, max_minutes)
+    run = load(TrackTraining, _config_path(config, output, resume), changes or ())
+    with _run_messages(run, device):
+        clips = run.validation
+        validate = ClipValidation(clips.sources, clips.count, clips.seed) if clips.sources else None
+        _fit(make_track_trainer(run, output, device, validate=validate), resume, max_minutes)
 
 
 @app.command()
@@ -74,18 +86,19 @@ def classify(
     max_minutes: Minutes = None,
     device: Device = None,
 ) -> None:
-    """Train a classifier on folders of pictures, to start trackers from.
+    """Train a classifier on folders of images, to pretrain backbones of trackers.
 
-    Its weights open a tracker with --set model.pretrained=RUN/checkpoints/
-    step-.../weights. Several GPUs or nodes as in `train track`.
+    To start a tracker from its weights: train track --set
+    model.pretrained=RUN/checkpoints/step-.../weights. Several GPUs or nodes
+    as in `train track`.
     """
     _check_installed()
     from correlation_aware.training.classify import ClassifyTraining, make_classify_trainer
     from correlation_aware.training.config import load
 
-    run = load(ClassifyTraining, _find(config, output, resume), changes or ())
-    _begin(run, device)
-    _fit(make_classify_trainer(run, output, device), resume, max_minutes)
+    run = load(ClassifyTraining, _config_path(config, output, resume), changes or ())
+    with _run_messages(run, device):
+        _fit(make_classify_trainer(run, output, device), resume, max_minutes)
 
 
 @app.command()
@@ -97,15 +110,15 @@ def calibrate(
     model: Model = None,
     weights: Weights = None,
     count: Annotated[int, typer.Option(min=1, help="Number of synthetic clips.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the clips.")] = 0,
     device: Device = None,
 ) -> None:
-    """Make a tracker's score the probability that its box is right.
+    """Calibrate a tracker's score to the probability that its box is right.
 
-    Tracks through synthetic clips made of photographs, best ones that were
-    not trained on, and fits scale and shift of the score's logit, which go
-    into the weights. `eval clips --plot` shows what came of it; give it
-    another --seed.
+    Runs the tracker on synthetic clips made from photographs, which should
+    not be training data, and fits scale and shift of the score's logit,
+    which are saved in the weights. `eval clips --plot` with another --seed
+    shows the result.
     """
     from correlation_aware.evaluation.calibration import fit_calibration, reliability, scored_frames
     from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
@@ -115,7 +128,7 @@ def calibrate(
     calibrate_head = getattr(tracker.model.head, "calibrate", None)
     if calibrate_head is None:
         raise ValueError(
-            f"The head of {tracker.name} has no calibrate(scale, shift), which this command needs."
+            f"The head of {tracker.name} has no method calibrate(scale, shift) and cannot be calibrated."
         )
     clips = make_clips(dict.fromkeys(sources, 1.0), count, seed)
     results = [evaluate_clip(tracker, clip) for clip in track_progress(clips, count, "clips")]
@@ -130,15 +143,15 @@ def calibrate(
 
 @app.command()
 def pairs(
-    output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("pairs.png"),
+    output: Annotated[Path, typer.Option(help="Image file to write.")] = Path("pairs.png"),
     config: Config = None,
     changes: Changes = None,
-    batch: Annotated[int, typer.Option(min=0, help="Which batch of the run, from 0.")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Number of the batch, from 0.")] = 0,
 ) -> None:
-    """Draw the pairs that `train track` would see, with their boxes.
+    """Draw a batch of training pairs of `train track` with their boxes.
 
-    Takes the same --config and --set. Green boxes are right; where the box is
-    red the template is of another target.
+    Takes the same --config and --set. Boxes are green, and red in pairs
+    whose template shows another target.
     """
     _check_installed()
     from correlation_aware.data.sheet import pair_sheet
@@ -146,7 +159,7 @@ def pairs(
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
 
-    run = load(TrackTraining, _find(config, output, False), changes or ())
+    run = load(TrackTraining, _config_path(config, output, False), changes or ())
     write_image(output, pair_sheet(open_pairs(run, make_track_model(run.model), "cpu").batch(batch)))
     console.print(f"Wrote {escape(str(output))}")
 
@@ -154,40 +167,44 @@ def pairs(
 @app.command()
 def curves(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("curves.png"),
+    output: Annotated[Path, typer.Option(help="Image file to write.")] = Path("curves.png"),
 ) -> None:
-    """Draw the log of a run: losses, validation, learning rate."""
+    """Plot the log of a run: losses, validation, learning rate."""
     from correlation_aware.training.log import plot_log, read_log
 
     plot_log(read_log(run / "log.jsonl"), output)
     console.print(f"Wrote {escape(str(output))}")
 
 
-def _find(config: Path | None, output: Path, resume: bool) -> Path | None:
-    """The configuration: a file, one that is shipped, or on resume that of the run."""
+def _config_path(config: Path | None, output: Path, resume: bool) -> Path | None:
+    """Path of the configuration: a file, a shipped one by name, or on resume the one of the run."""
     if config is None:
-        own = output / "config.yaml"
-        return own if resume and own.is_file() else None
+        of_run = output / "config.yaml"
+        return of_run if resume and of_run.is_file() else None
     from correlation_aware import training
 
     shipped = Path(training.__file__).with_name("configs") / f"{config}.yaml"
     return shipped if shipped.is_file() and not config.is_file() else config
 
 
-def _begin(run: "TrackTraining | ClassifyTraining", device: str | None) -> None:
-    """Prints the configuration and what the library logs, once; takes what speed a GPU gives for nothing."""
+@contextmanager
+def _run_messages(run: "TrackTraining | ClassifyTraining", device: str | None) -> Iterator[None]:
+    """Prints the configuration, then the library's messages inside the block, in the main process only.
+
+    Also allows TensorFloat-32 products and cuDNN's search for the fastest algorithms.
+    """
     import torch
 
     from correlation_aware.training.config import to_yaml
     from correlation_aware.training.engine import make_accelerator
 
-    if make_accelerator(run.run, device).is_main_process:
+    is_main = make_accelerator(run.run, device).is_main_process
+    if is_main:
         console.print(escape(to_yaml(run)))
-        logger = logging.getLogger("correlation_aware")
-        logger.setLevel(logging.INFO)
-        logger.handlers = [RichHandler(console=console, show_path=False, show_time=False)]
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
+    with print_messages(console if is_main else None, logging.INFO):
+        yield
 
 
 def _check_installed() -> None:
@@ -200,13 +217,13 @@ def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> None:
 
         def on_record(record: dict[str, Any]) -> None:
             bar.update(task, completed=record["step"])
-            if speed := record.get(f"{trainer.unit}_per_s"):  # a validation has none
+            if speed := record.get(f"{trainer.unit}_per_s"):  # validation records have none
                 bar.update(task, speed=f"{speed:.0f}")
             bar.console.print(_line(record))
 
         outcome = trainer.fit(resume, max_minutes, on_record)
     if trainer.accelerator.is_main_process:
-        state = "Done" if outcome.finished else "Stopped; --resume goes on"
+        state = "Done" if outcome.finished else "Stopped; --resume continues"
         console.print(f"{state}: step {outcome.step}, {escape(str(outcome.checkpoint / 'weights'))}")
 
 
@@ -218,15 +235,25 @@ def _line(record: dict[str, Any]) -> str:
 
 def _progress(unit: str) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"))
-    left = (TextColumn("{task.fields[speed]} " + f"{unit}/s,"), TimeRemainingColumn(), TextColumn("left"))
-    return Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
+    speed = TextColumn("{task.fields[speed]} " + f"{unit}/s,")
+    return Progress(
+        *columns,
+        speed,
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 @contextmanager
 def _stopped_by_signals(trainer: "Trainer") -> Iterator[None]:
+    """The first SIGINT or SIGTERM inside the block stops the training; a second one acts immediately."""
+
     def stop(number: int, frame: object) -> None:
         trainer.request_stop()
-        for name, handler in before.items():  # the next one acts at once
+        for name, handler in before.items():
             signal.signal(name, handler)
 
     before: dict[signal.Signals, Any] = {}

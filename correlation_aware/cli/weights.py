@@ -12,6 +12,7 @@ from torch import Tensor
 
 from correlation_aware import weights
 from correlation_aware._files import atomic_path, read_json, sha256_file
+from correlation_aware.weights import WeightsEntry, WeightsSource
 
 app = typer.Typer(help="List, verify, download, convert and publish weights.", no_args_is_help=True)
 
@@ -31,23 +32,27 @@ def list_entries(
     if as_json:
         typer.echo(json.dumps({name: entry.to_json() for name, entry in manifest.items()}, indent=2))
         return
-    table = Table(box=None)
-    for column in ("weights", "from", "role", "license"):
-        table.add_column(column, overflow="fold", no_wrap=column == "weights")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("weights", "from", "fill", "pixels", "license"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("weights", "pixels"))
     for name, entry in manifest.items():
-        where = f"{entry.source} {entry.url or entry.repository or entry.file}"
-        table.add_row(name, where, entry.role.replace("_", " "), entry.license)
+        fill = "all" if entry.role == "model" else "part"
+        table.add_row(name, _origin(entry), fill, _pixels(entry), entry.license)
     Console().print(table)
+    typer.echo("\nfrom    repository of the Hugging Face Hub, an address, or this package (bundled)")
+    typer.echo("fill    all tensors of the model, or a part of them: a starting point for training")
+    typer.echo("pixels  side of the template and the search image, or of the one image, in training")
 
 
 @app.command()
 def verify(name: RemoteOrLocal) -> None:
-    """Check a file's hash and that every number in it is finite; fetch it first if need be."""
-    path, against = _local(Path(name)) or _fetch(name)[1:]
+    """Check a file's hash and that every number in it is finite; download it first if it is not there."""
+    source = weights.resolve_weights(name)
+    path = source.fetch()
     state_dict = weights.read_state_dict(path)
     weights.check_finite(state_dict, name)
     typer.echo(f"file     {path}")
-    typer.echo(f"sha256   {sha256_file(path)}, {against}")
+    typer.echo(f"sha256   {sha256_file(path)}, {_verified_by(source)}")
     typer.echo(f"content  {_content(state_dict)}, all finite")
 
 
@@ -56,31 +61,49 @@ def download(
     name: Remote,
     to: Annotated[Path | None, typer.Option(help="Folder for a copy; otherwise only the cache.")] = None,
 ) -> None:
-    """Fetch weights, verify them and say where they are."""
-    title, path, against = _fetch(name)
+    """Download weights, verify them and print their path."""
+    source = weights.resolve_weights(name)
+    if source.path is not None:
+        raise ValueError(
+            f"{name} is a local file already. Name a model, model.tag or hf-hub:organisation/name."
+        )
+    path = source.fetch()
     if to is not None:
+        title = source.entry.name if source.entry else source.name.removeprefix("hf-hub:").replace("/", "--")
         target = to / f"{title}{path.suffix}"
         to.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             shutil.copyfile(path, temporary)
         path = target
-    typer.echo(f"{path}  ({against})")
+    typer.echo(f"{path}  ({_verified_by(source)})")
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Checkpoint of the authors, of timm or of PVTv2.")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint of the authors, of timm, of a plug-in, ...")],
     dest: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     format: Format = "auto",
+    model: Annotated[
+        str | None, typer.Option(help="Architecture that SOURCE is of; all of its tensors must fit then.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")] = False,
 ) -> None:
     """Rewrite somebody's checkpoint as safetensors with this package's parameter names."""
+    if format not in weights.format_names():
+        raise ValueError(f"--format {format!r} is not one of {', '.join(weights.format_names())}.")
     if dest.exists() and not force:
         raise FileExistsError(f"{dest} exists. Name another file or add --force.")
-    given = weights.read_state_dict(source)
-    converted = weights.convert_state_dict(given, format)
+    network = None
+    if model is not None:
+        from correlation_aware.zoo import create_model
+
+        network = create_model(model)
+    original = weights.read_state_dict(source)
+    converted = weights.convert_state_dict(original, format, network.state_dict() if network else None)
+    if network is not None:
+        weights.load_state_dict(network, converted, source=str(source))
     weights.write_state_dict(converted, dest)
-    typer.echo(f"{source}: {_content(given)}")
+    typer.echo(f"{source}: {_content(original)}")
     typer.echo(f"{dest}: {_content(converted)}, sha256 {sha256_file(dest)}")
 
 
@@ -89,24 +112,24 @@ def push(
     source: Annotated[Path, typer.Argument(help="Folder of save_pretrained, or a .safetensors file.")],
     repository: Annotated[str, typer.Argument(help="organisation/name on the Hub.")],
     name: Annotated[str, typer.Argument(help="model.tag to publish it as.")],
-    training: Annotated[str, typer.Option(help="How the weights were trained, in a sentence or two.")],
-    license: Annotated[str, typer.Option(help="SPDX identifier.")] = "apache-2.0",
+    training: Annotated[str, typer.Option(help="Description of the training, in a sentence or two.")],
+    license: Annotated[str, typer.Option(help="The Hub's identifier; `other` for your own.")] = "apache-2.0",
     results: Annotated[
         Path | None, typer.Option(help="JSON list of {dataset, metric, value, command}.")
     ] = None,
-    template_size: Annotated[int | None, typer.Option(help="Pixels; default: config.json's.")] = None,
-    search_size: Annotated[int | None, typer.Option(help="Pixels; default: config.json's.")] = None,
-    input_size: Annotated[
-        int | None, typer.Option(help="Pixels, of a classifier; default: config.json's.")
-    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     upload: Annotated[
-        bool, typer.Option("--upload", help="Do it. Without this, only show what would be done.")
+        bool, typer.Option("--upload", help="Upload; without this, only show what would be uploaded.")
     ] = False,
 ) -> None:
-    """Publish weights on the Hugging Face Hub with a model card, and show the manifest entry to add."""
+    """Publish weights on the Hugging Face Hub with a model card, and show the manifest entry to add.
+
+    The weights are loaded into the model first; what does not fit is refused.
+    """
+    from correlation_aware import publish
+
     model, _, tag = name.partition(".")
-    plan = weights.push(
+    plan = publish.push(
         source,
         repository,
         model,
@@ -114,42 +137,37 @@ def push(
         training=training,
         license=license,
         results=weights.parse_results(read_json(results), str(results)) if results else (),
-        template_size=template_size,
-        search_size=search_size,
-        input_size=input_size,
         private=private,
         dry_run=not upload,
     )
     typer.echo(f"{'Uploaded' if plan.uploaded else 'Would upload'} to {plan.url}:\n")
-    typer.echo(f"model.safetensors  {plan.entry.bytes} bytes, sha256 {plan.entry.sha256}")
+    typer.echo(f"model.safetensors  {plan.weights.stat().st_size} bytes, sha256 {sha256_file(plan.weights)}")
     typer.echo(f"config.json        {json.dumps(plan.config)}")
     typer.echo(f"README.md\n{plan.card}")
-    typer.echo("Entry for weights_manifest.json:")
-    typer.echo(json.dumps({plan.entry.name: plan.entry.to_json()}, indent=2))
+    if plan.entry is not None:
+        typer.echo("Entry for weights_manifest.json:")
+        typer.echo(json.dumps({plan.name: plan.entry.to_json()}, indent=2))
+    else:
+        typer.echo(f"No entry for weights_manifest.json. {plan.no_entry}")
     if not plan.uploaded:
         typer.echo("\nNothing was uploaded. Add --upload to do it.")
 
 
-def _local(path: Path) -> tuple[Path, str] | None:
-    """A file that is here and what it is known as; None if the name is none of a file."""
-    if (path / "model.safetensors").is_file():
-        path /= "model.safetensors"
-    if not path.is_file():
-        if path.suffix in weights.SUFFIXES:
-            raise FileNotFoundError(f"There is no file {path}.")
-        return None
-    digest = sha256_file(path)
-    known = [name for name, entry in weights.load_manifest().items() if entry.sha256 == digest]
-    return path, f"the same as {known[0]}" if known else "which no entry of the manifest names"
+def _origin(entry: WeightsEntry) -> str:
+    return "bundled" if entry.source == "bundled" else str(entry.url or entry.repository)
 
 
-def _fetch(name: str) -> tuple[str, Path, str]:
-    """A name for a copy, the verified path, and what it was checked against."""
-    if name.startswith("hf-hub:"):
-        repository = name.removeprefix("hf-hub:")
-        return repository.replace("/", "--"), weights.fetch_repository(repository)[1], "as the Hub says"
-    entry = weights.find_entry(name)
-    return entry.name, weights.fetch(entry), f"as the {'manifest' if entry.sha256 else 'Hub'} says"
+def _pixels(entry: WeightsEntry) -> str:
+    return str(entry.input_size or f"{entry.template_size}, {entry.search_size}")
+
+
+def _verified_by(source: WeightsSource) -> str:
+    """What the hash of a file was compared with."""
+    if source.path is not None:
+        digest = sha256_file(source.path)
+        known = [name for name, entry in weights.load_manifest().items() if entry.sha256 == digest]
+        return f"the same as {known[0]}" if known else "which is in no entry of the manifest"
+    return f"as in the {'manifest' if source.entry and source.entry.sha256 else 'Hub'}"
 
 
 def _content(state_dict: dict[str, Tensor]) -> str:

@@ -11,9 +11,18 @@ from typing import Any
 import torch
 from timm.models import FeatureInfo
 from torch import Tensor, nn
+from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils import _pytree as pytree
 
-__all__ = ["FeatureNet", "Sizes", "TemplateState", "TwoInputModel", "common_batch", "find_first_conv"]
+__all__ = [
+    "FeatureNet",
+    "Sizes",
+    "TemplateState",
+    "TwoInputModel",
+    "common_batch",
+    "find_first_conv",
+    "make_state",
+]
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,17 @@ pytree.register_pytree_node(  # so that torch.export takes states as inputs
     serialized_type_name="correlation_aware.TemplateState",
     flatten_with_keys_fn=lambda state: ([(pytree.SequenceKey(i), t) for i, t in enumerate(state)], None),
 )
+
+
+register_pytree_flatten_spec(TemplateState, lambda state, spec: list(state))
+
+
+def make_state(tensors: Iterable[Tensor]) -> TemplateState:
+    """`TemplateState(tensors)`, but a plain tuple while `torch.compile` or `torch.export` traces.
+
+    PyTorch 2.6 cannot trace the creation of a tuple's subclass. Networks take plain tuples as states.
+    """
+    return tuple(tensors) if torch.compiler.is_compiling() else TemplateState(tensors)  # type: ignore[return-value]
 
 
 def common_batch(state: TemplateState, search: Tensor) -> int:
@@ -279,7 +299,7 @@ class TwoInputModel(nn.Module):
         """
         if isinstance(template, Tensor):
             return self.encode_template(template)
-        return template if isinstance(template, TemplateState) else TemplateState(template)
+        return template if isinstance(template, TemplateState) else make_state(template)
 
 
 class FeatureNet(nn.Module):

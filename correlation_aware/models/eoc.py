@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as nn_module
 
 from correlation_aware.ops import (
     Shape,
@@ -50,7 +50,20 @@ __all__ = [
 ]
 
 Attention = Literal["spatial_reduction", "global", "pooled"]
-STANDARD = ((3, 3), (1, 1), (1, 1), (1, 1), "zeros")  # kernel, stride, padding, dilation: all that dwconv_gelu does
+STANDARD = (
+    (3, 3),
+    (1, 1),
+    (1, 1),
+    (1, 1),
+    "zeros",
+)  # kernel, stride, padding, dilation: all that dwconv_gelu does
+
+_GLOBAL_HOOKS = (  # what nn.Module itself looks at before it calls `forward` directly
+    nn_module._global_forward_pre_hooks,
+    nn_module._global_forward_hooks,
+    nn_module._global_backward_pre_hooks,
+    nn_module._global_backward_hooks,
+)
 
 
 class DropPath(nn.Module):
@@ -93,7 +106,7 @@ def can_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
         and "forward" not in module.__dict__  # as accelerate replaces it
-        and not _has_any_global_hook()
+        and not any(_GLOBAL_HOOKS)
     )
 
 

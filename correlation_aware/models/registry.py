@@ -1,11 +1,17 @@
-"""The tables that families and plug-ins add to: models, heads and checkpoint formats, each by its name."""
+"""The tables that families and plug-ins add to: models, heads and checkpoint formats, each by its name.
+
+Who reads a table sees the plug-ins' entries too: they are imported at the first look.
+"""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, overload
 
+import timm.models
 from torch import Tensor, nn
+
+from correlation_aware._plugins import load_plugins, plugin_packages
 
 __all__ = [
     "CheckpointFormat",
@@ -20,6 +26,8 @@ __all__ = [
     "register_model",
     "registered_models",
     "reported_costs",
+    "timm_models",
+    "timm_tags",
 ]
 
 EntryPoint = Callable[..., nn.Module]
@@ -146,7 +154,25 @@ def on_register(observer: Observer) -> None:
 
 def registered_models() -> dict[str, EntryPoint]:
     """Functions that build models, by name, in the order of registration."""
+    load_plugins()
     return dict(_MODELS)
+
+
+def timm_models() -> dict[str, str]:
+    """Models that plug-ins registered with timm alone, and their modules."""
+    packages = plugin_packages()
+    names = [name for name in timm.models.list_models() if name not in _MODELS] if packages else []
+    modules = {name: timm.models.model_entrypoint(name).__module__ for name in names}
+    return {name: module for name, module in modules.items() if module.partition(".")[0] in packages}
+
+
+def timm_tags(name: str) -> list[str]:
+    """Tags of the weights of a model of `timm_models()`, the default first; none of other models."""
+    if not timm.models.is_model_pretrained(name) or name not in timm_models():
+        return []
+    tags = [full.partition(".")[2] for full in timm.models.list_pretrained(f"{name}.*")]
+    default = timm.models.get_pretrained_cfg(name)
+    return sorted(tags, key=lambda tag: default is None or tag != default.tag)
 
 
 def reported_costs(name: str) -> tuple[float, float] | None:
@@ -156,11 +182,13 @@ def reported_costs(name: str) -> tuple[float, float] | None:
 
 def checkpoint_formats() -> dict[str, CheckpointFormat]:
     """Formats of other people's checkpoints, by name."""
+    load_plugins()
     return dict(_FORMATS)
 
 
 def head_names() -> list[str]:
     """Names that `create_model(..., head=...)` takes."""
+    load_plugins()
     return list(_HEADS)
 
 
@@ -170,7 +198,7 @@ def head_class(name: str) -> type[nn.Module]:
     Raises:
         ValueError: There is no such head; the message lists all.
     """
-    if name not in _HEADS:
+    if name not in head_names():
         raise ValueError(f"head={name!r} is not one of {', '.join(_HEADS)}.")
     return _HEADS[name]
 

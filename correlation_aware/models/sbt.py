@@ -21,7 +21,7 @@ from timm.models import FeatureInfo, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch
+from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch, make_state
 from correlation_aware.models.eoc import (
     Attention,
     EoCBlock,
@@ -328,7 +328,7 @@ class SBT(StagedNetwork, TwoInputModel):
         """
         check_image(template, "template", self.in_chans)
         (features,) = self.forward_stages(template)[-1]
-        return TemplateState([features.permute(0, 2, 3, 1)])
+        return make_state([features.permute(0, 2, 3, 1)])
 
     def forward(self, template: Tensor | TemplateState, search: Tensor) -> Tensor:
         """Search features that depend on the template.
@@ -717,7 +717,7 @@ HUGE = Variant(SBTConfig(depths=(3, 8, 27), cross_blocks=((), (), tuple(range(2,
 TEST = Variant(  # tiny, for tests
     SBTConfig((16, 32, 32), (1, 2, 2), (1, 1, 4), cross_blocks=((), (), (1, 3))), (32, 2, 1)
 )
-# The paper's "modified SBT" of Table 6: its parameters and MACs are the only description, and these come nearest
+# The paper's "modified SBT" of Table 6, described there by parameters and MACs only; these come nearest
 STARK = SMALL.pvt_v2().modified(depths=(2, 2, 4), strides=(4, 2, 2), cross_blocks=((), (), (1, 3)))
 SIAMFCPP = SMALL.modified(depths=(2, 2, 5), cross_blocks=((), (), (0, 2, 4)))
 STM = SMALL.modified(depths=(2, 2, 4), strides=(4, 2, 2), cross_blocks=((), (), (1, 3)))
@@ -752,7 +752,7 @@ def _take(arguments: Mapping[str, Any], default: Any) -> tuple[dict[str, Any], A
 
 
 def _set_output_stride(config: SBTConfig, output_stride: int, fixed: bool) -> SBTConfig:
-    """Stride 8 or 16 of the last stage, as timm's `output_stride`; `fixed`: the strides are an argument too."""
+    """Stride 8 or 16 of the last stage, timm's `output_stride`; `fixed`: the strides are an argument too."""
     before = math.prod(config.strides[:-1])
     if output_stride not in (8, 16) or output_stride not in (before, 2 * before):
         raise ValueError(f"output_stride={output_stride!r} is not one of 8, 16.")
@@ -958,7 +958,7 @@ def sbt_huge_pvtv2_cls(**kwargs: Any) -> SBTClassifier:
 def sbt_small_stark(**kwargs: Any) -> SBT:
     """`sbt_small_pvtv2` with four blocks in its last stage and stride 16, for the adapters of STARK and DiMP.
 
-    The paper's "modified SBT" of STARK-CA: the tracker has the parameters and the GMACs that the paper reports.
+    The paper's "modified SBT" of STARK-CA: the tracker has the parameters and GMACs that the paper reports.
     """
     return _features(STARK, {"search_size": 320, "search_factor": 5.0, **kwargs})
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from correlation_aware._extras import require
+from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
@@ -200,13 +202,21 @@ def export_cache() -> Path:
     return Path(folder) if folder else Path("~/.cache/correlation_aware").expanduser()
 
 
+def _cache_key(model: nn.Module, meta: dict[str, str]) -> str:
+    """Changes with the weights, with every size and stride, and with the code of the layers."""
+    # heads and EoC-CA blocks show in the arguments alone, not in the model's text
+    names = sorted({type(module).__module__ for module in model.modules()})
+    files = [getattr(sys.modules[name], "__file__", None) for name in names if not name.startswith("torch.")]
+    code = [sha256_file(Path(file)) for file in files if file and Path(file).is_file()]
+    fingerprint = json.dumps([meta, model.model_args, repr(model), code])
+    return hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+
+
 def _exported(model: SessionModel, format: Literal["onnx", "openvino"]) -> tuple[Path, Path]:
     """Files of the template graph and the search graph, from the cache, or exported to it."""
     meta = metadata(model)
     names = [f"{meta['model']}.{graph}{SUFFIXES[format]}" for graph in ("template", "search")]
-    fingerprint = json.dumps([meta, repr(model)])  # repr(model) has all sizes and strides
-    key = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-    folder = export_cache() / f"{meta['model']}-{key}-{format}"
+    folder = export_cache() / f"{meta['model']}-{_cache_key(model, meta)}-{format}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:

@@ -1,4 +1,4 @@
-"""Checkpoints are folders that appear whole and vanish whole, whenever the process dies."""
+"""Atomic checkpoint folders: created and deleted by renaming, so that a crash never leaves a partial one."""
 
 import os
 import re
@@ -8,49 +8,50 @@ from pathlib import Path
 __all__ = ["clean", "latest", "prune", "publish", "temporary"]
 
 NAME = re.compile(r"step-(\d{8,})")
-UNFINISHED = ".writing-"  # a checkpoint on its way in
-CONDEMNED = ".removing-"  # a checkpoint on its way out
+WRITING = ".writing-"  # prefix of a checkpoint that is not complete yet
+REMOVING = ".removing-"  # prefix of a checkpoint that is being deleted
 
 
 def temporary(folder: Path, step: int) -> Path:
-    """Where a checkpoint is written before it is published; not created."""
-    return folder / f"{UNFINISHED}{step:08d}"
+    """Path at which a checkpoint is written before `publish` renames it; not created here."""
+    return folder / f"{WRITING}{step:08d}"
 
 
 def publish(folder: Path, step: int) -> Path:
-    """Gives the checkpoint at `temporary` its name, in one step."""
+    """Renames the complete checkpoint at `temporary` to its final name and returns the new path."""
     final = folder / f"step-{step:08d}"
     os.replace(temporary(folder, step), final)
     return final
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint."""
-    found = _whole(folder)
-    return found[-1] if found else None
+    """The newest complete checkpoint, None without one."""
+    checkpoints = _complete(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints; at least one stays."""
-    for path in _whole(folder)[: -max(1, keep)]:
+    """Deletes all but the newest `keep` checkpoints; at least one is kept."""
+    for path in _complete(folder)[: -max(1, keep)]:
         _remove(path)
 
 
 def clean(folder: Path) -> None:
-    """Removes what a process that died left half written or half removed."""
+    """Deletes what a crashed process left partly written or partly deleted."""
     for path in folder.glob(".*-*"):
-        if path.name.startswith((UNFINISHED, CONDEMNED)):
+        if path.name.startswith((WRITING, REMOVING)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _whole(folder: Path) -> list[Path]:
+def _complete(folder: Path) -> list[Path]:
+    """Complete checkpoints by step."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    steps = [(int(match[1]), path) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(steps)]
 
 
 def _remove(path: Path) -> None:
-    condemned = path.with_name(f"{CONDEMNED}{path.name}")
-    os.replace(path, condemned)
-    shutil.rmtree(condemned)
+    removing = path.with_name(f"{REMOVING}{path.name}")
+    os.replace(path, removing)
+    shutil.rmtree(removing)

@@ -1,4 +1,4 @@
-"""ImageNet pretraining of `_cls` models as in the paper, with timm's transforms, mixup and losses."""
+"""ImageNet pretraining of `_cls` models, with timm's transforms, mixup and losses."""
 
 import logging
 import random
@@ -30,20 +30,20 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageData:
-    """Labelled pictures, and how they are changed in training.
+    """Labeled images and their augmentation.
 
     Attributes:
-        train: A folder with a folder of pictures per class, or tar shards such as
+        train: Folder with one subfolder of images per class, or tar shards such as
             `train-{000000..001281}.tar`, see `ShardReader`.
-        val: The same for validation, if there is any.
-        batch_size: Pictures of a batch, on each process.
-        size: Side of the pictures in pixels.
-        workers: Processes that read pictures, for each process that trains.
-        auto_augment: timm's policy, such as `rand-m9-mstd0.5-inc1`; none if null.
+        val: Folder or shards for validation; null for no validation.
+        batch_size: Images per batch and process.
+        size: Height and width of the images in pixels.
+        workers: Data loading processes per training process.
+        auto_augment: timm's augmentation policy, such as `rand-m9-mstd0.5-inc1`; null for none.
         erase: Probability of random erasing.
         mixup: Alpha of mixup, 0 for none.
         cutmix: Alpha of CutMix, 0 for none.
-        smoothing: Label smoothing.
+        smoothing: Label smoothing, 0 for none.
     """
 
     train: str = ""
@@ -60,13 +60,13 @@ class ImageData:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Distillation: the labels are blended with a teacher's.
+    """Knowledge distillation: the loss blends the labels with the predictions of a teacher.
 
     Attributes:
-        name: A model of timm with the same classes; none if null.
-        checkpoint: A file with its weights, instead of timm's pretrained ones.
-        share: Of the teacher in the loss.
-        temperature: Divides both logits.
+        name: timm model with the same classes; null for no distillation.
+        checkpoint: File with the teacher's weights; null for timm's pretrained ones.
+        share: Weight of the distillation term in the loss, 0..1; the labels have the rest.
+        temperature: Divisor of the student's and the teacher's logits.
     """
 
     name: str | None = None
@@ -77,7 +77,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class ClassifyTraining:
-    """A run of `correlation-aware train classify`."""
+    """Configuration of `correlation-aware train classify`."""
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name="sbt_light_cls"))
     data: ImageData = field(default_factory=ImageData)
@@ -90,7 +90,7 @@ class ClassifyTraining:
 
 
 class ImageBatch(NamedTuple):
-    """B pictures (B, 3, H, W) and their classes (B,)."""
+    """B images (B, 3, H, W) and their classes (B,)."""
 
     images: Tensor
     labels: Tensor
@@ -100,13 +100,13 @@ class ImageBatch(NamedTuple):
 
 
 class Images:
-    """Batches in random order, epoch after epoch; batch n depends on the seed and n alone.
+    """Shuffled batches, epoch after epoch; batch n depends only on the seed and n.
 
     Args:
-        dataset: Pairs of a picture's tensor and its class.
-        batch_size: Pictures of a batch; what is left over at an epoch's end opens the next epoch.
-        workers: Processes that read.
-        seed: Of the order and of what the transforms draw.
+        dataset: Pairs of an image tensor and its class.
+        batch_size: Images per batch; a remainder at the end of an epoch is completed from the next epoch.
+        workers: Data loading processes.
+        seed: Seed of the order and of the random transforms.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int, workers: int = 0, seed: int = 0) -> None:
@@ -115,9 +115,9 @@ class Images:
     def batches(self, start: int, stride: int) -> Iterator[ImageBatch]:
         """See `Source.batches`."""
         length: int = len(self.dataset)  # type: ignore[arg-type]
-        order = _Order(length, self.batch_size, self.seed, start, stride)
+        order = _BatchOrder(length, self.batch_size, self.seed, start, stride)
         seeded = _Seeded(self.dataset, self.seed)
-        generator = torch.Generator().manual_seed(self.seed)  # otherwise the loader draws from the global one
+        generator = torch.Generator().manual_seed(self.seed)  # else the loader uses the global generator
         for images, labels in DataLoader(
             seeded, batch_sampler=order, num_workers=self.workers, generator=generator
         ):
@@ -125,16 +125,16 @@ class Images:
 
 
 def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: str | None = None) -> Trainer:
-    """Puts model, data and engine together; `fit` of what it returns runs.
+    """Builds the trainer of a classifier; its `fit` starts the training.
 
     Args:
-        config: The run.
-        folder: Where its checkpoints and log go.
-        device: `cpu` to keep away from GPUs.
+        config: Configuration of the run.
+        folder: Output folder of checkpoints and log.
+        device: `cpu` to train on the CPU even if there is a GPU.
 
     Raises:
-        ValueError: A model that does not classify.
-        FileNotFoundError: No pictures.
+        ValueError: Unknown model or override, or validation classes that the training data lack.
+        FileNotFoundError: There are no images.
     """
     data = config.data
     accelerator = make_accelerator(config.run, device)
@@ -156,7 +156,7 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
 
     def compute(network: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
         images, labels = batch
-        if mix is not None and len(images) % 2 == 0:  # it mixes pairs
+        if mix is not None and len(images) % 2 == 0:  # mixup needs an even batch
             images, targets = mix(images, labels)
         else:
             targets = F.one_hot(labels, classes) * (1 - data.smoothing) + data.smoothing / classes
@@ -166,8 +166,8 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
             return {"loss": loss}
         t, share = config.teacher.temperature, config.teacher.share
         with torch.no_grad(), accelerator.autocast():
-            wanted = (teacher(images).float() / t).softmax(dim=1)
-        distilled = t * t * F.kl_div((logits / t).log_softmax(dim=1), wanted, reduction="batchmean")
+            expected = (teacher(images).float() / t).softmax(dim=1)
+        distilled = t * t * F.kl_div((logits / t).log_softmax(dim=1), expected, reduction="batchmean")
         return {"loss": (1 - share) * loss + share * distilled, "labels": loss, "teacher": distilled}
 
     return Trainer(
@@ -186,25 +186,25 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
 
 
 def _open_images(
-    key: str, where: str, transform: Any, class_to_idx: dict[str, int] | None = None
+    key: str, location: str, transform: Any, class_to_idx: dict[str, int] | None = None
 ) -> ImageDataset:
-    if where.endswith(".tar"):
-        reader = ShardReader(where)
+    if location.endswith(".tar"):
+        reader = ShardReader(location)
         if class_to_idx is not None and len(reader.class_to_idx) > len(class_to_idx):
             raise ValueError(
-                f"{key}={where!r} has classes up to {len(reader.class_to_idx) - 1}, "
+                f"{key}={location!r} has classes up to {len(reader.class_to_idx) - 1}, "
                 f"data.train up to {len(class_to_idx) - 1}."
             )
         return ImageDataset(None, reader=reader, transform=transform)
-    if not where or not Path(where).is_dir():
+    if not location or not Path(location).is_dir():
         raise FileNotFoundError(
-            f"{key}={where!r} is neither a folder, with a folder of pictures per class, nor tar shards."
+            f"{key}={location!r} is neither a folder with one subfolder of images per class nor tar shards."
         )
-    return ImageDataset(where, transform=transform, class_map=class_to_idx or "")
+    return ImageDataset(location, transform=transform, class_map=class_to_idx or "")
 
 
 class _Accuracy:
-    """Top-1 accuracy on the validation pictures."""
+    """Top-1 accuracy on the validation images."""
 
     def __init__(self, data: ImageData, class_to_idx: dict[str, int]) -> None:
         dataset = _open_images("data.val", str(data.val), create_transform(data.size), class_to_idx)
@@ -213,15 +213,15 @@ class _Accuracy:
         )
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        device, right, seen = next(model.parameters()).device, 0, 0
+        device, correct, total = next(model.parameters()).device, 0, 0
         for images, labels in self.loader:
-            right += int((model(images.to(device)).argmax(dim=1).cpu() == labels).sum())
-            seen += len(labels)
-        return {"top1": right / max(1, seen)}
+            correct += int((model(images.to(device)).argmax(dim=1).cpu() == labels).sum())
+            total += len(labels)
+        return {"top1": correct / max(1, total)}
 
 
-class _Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index), from batch `start` on and without end."""
+class _BatchOrder(Sampler[list[tuple[int, int]]]):
+    """Endless batches of (epoch, index): batch `start`, `start + stride`, ..."""
 
     def __init__(self, length: int, batch_size: int, seed: int, start: int, stride: int) -> None:
         self.length, self.batch_size, self.seed, self.start, self.stride = (
@@ -233,32 +233,33 @@ class _Order(Sampler[list[tuple[int, int]]]):
         )
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        known, number = (-1, np.empty(0, int)), self.start
+        shuffled, permutation, number = -1, np.empty(0, int), self.start
         while True:
             batch = []
-            for place in range(number * self.batch_size, (number + 1) * self.batch_size):
-                epoch, i = divmod(place, self.length)
-                if epoch != known[0]:
-                    known = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
-                batch.append((epoch, int(known[1][i])))
+            for position in range(number * self.batch_size, (number + 1) * self.batch_size):
+                epoch, i = divmod(position, self.length)
+                if epoch != shuffled:
+                    permutation = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+                    shuffled = epoch
+                batch.append((epoch, int(permutation[i])))
             yield batch
             number += self.stride
 
 
 class _Seeded(Dataset[Any]):
-    """Seeds every generator a transform may draw from by (seed, epoch, index), and puts it back."""
+    """Reads samples with every random generator seeded by (seed, epoch, index), and restores their states."""
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         python, numpy = random.getstate(), np.random.get_state()
-        word = int(np.random.SeedSequence((self.seed, *key)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((self.seed, *key)).generate_state(1)[0])
         try:
             with torch.random.fork_rng(devices=()):
-                random.seed(word)
-                np.random.seed(word)
-                torch.manual_seed(word)
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.manual_seed(seed)
                 return self.dataset[key[1]]
         finally:
             random.setstate(python)
@@ -268,6 +269,6 @@ class _Seeded(Dataset[Any]):
 def _open_teacher(config: TeacherConfig, classes: int, device: torch.device) -> nn.Module | None:
     if config.name is None:
         return None
-    own = {"checkpoint_path": config.checkpoint} if config.checkpoint else {"pretrained": True}
-    teacher = timm.create_model(config.name, num_classes=classes, **own)
+    source = {"checkpoint_path": config.checkpoint} if config.checkpoint else {"pretrained": True}
+    teacher = timm.create_model(config.name, num_classes=classes, **source)
     return teacher.to(device).eval().requires_grad_(False)

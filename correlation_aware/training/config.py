@@ -1,4 +1,7 @@
-"""A run as frozen dataclasses, and the way to YAML and back. What a file leaves out keeps its default."""
+"""Training configurations: frozen dataclasses, read from YAML and written back.
+
+Keys that a file leaves out keep their defaults.
+"""
 
 import dataclasses
 import difflib
@@ -19,12 +22,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained.
+    """The model to train and the weights to start from.
 
     Attributes:
-        name: Name of the model; with a tag, training starts from those weights.
-        pretrained: Weights to start from: a tag, `model.tag`, an `hf-hub:` name, a file or a folder. Tensors
-            that fit are loaded, and the run says which are not.
+        name: Architecture name. With a tag, such as `sbt_light_cell_track.stills`, training starts from
+            those weights.
+        pretrained: Weights to start from, for a name without a tag: a tag, `model.tag`, an `hf-hub:` name, a
+            file or a folder; null for random weights. Tensors that fit are loaded, the others are logged.
         overrides: Further arguments of `create_model`.
     """
 
@@ -33,31 +37,32 @@ class ModelConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def start(self) -> str | None:
-        """The weights to start from, if any.
+        """Name of the weights to start from, None for random ones.
 
         Raises:
-            ValueError: The name has a tag, and `pretrained` names weights too.
+            ValueError: Both the tag of `name` and `pretrained` name weights.
         """
         tagged = "." in self.name and not Path(self.name).exists()
         if tagged and self.pretrained is not None:
             raise ValueError(
-                f"model.name={self.name} and model.pretrained={self.pretrained} both name weights: drop one."
+                f"model.name={self.name} and model.pretrained={self.pretrained} both name weights: "
+                "remove one of them."
             )
         return self.name if tagged else self.pretrained
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW in two parameter groups, and what is done to gradients and weights around it.
+    """AdamW with separate learning rates for backbone and head, gradient clipping and weight averaging.
 
     Attributes:
         lr: Learning rate of the head.
-        backbone_lr: Learning rate of the rest.
-        weight_decay: Not applied to norms, biases and what the model excludes.
-        betas: Decay of the two moments.
-        clip: Largest norm of the gradient; none if null.
-        ema: Decay of the moving average of the weights, which is what gets published; 0 for none. It warms
-            up: early averages are short.
+        backbone_lr: Learning rate of all other parameters.
+        weight_decay: Weight decay; not applied to norms, biases and the names of `no_weight_decay()`.
+        betas: Decay rates of AdamW's two moments.
+        clip: Maximum norm of the gradient; null for no clipping.
+        ema: Decay of the exponential moving average of the weights, which checkpoints publish; 0 for none.
+            The decay is smaller in the first steps (warm-up).
     """
 
     lr: float = 1e-4
@@ -70,15 +75,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over steps, as a factor.
+    """Factor of the learning rates at every step.
 
     Attributes:
-        steps: Optimiser steps in all.
-        warmup: Steps of linear growth from 0.
-        decay: `cosine` down to `floor`, or `step`: times `drop` at each of `drops`.
-        floor: Last factor of the cosine.
-        drops: Shares of all steps.
-        drop: Factor at each of them.
+        steps: Total number of optimizer steps.
+        warmup: Steps of linear warm-up from 0.
+        decay: `cosine`: down to `floor`; `step`: multiplied by `drop` at each of `drops`.
+        floor: Final factor of the cosine.
+        drops: Positions of the drops as fractions of `steps`.
+        drop: Factor of each drop.
     """
 
     steps: int = 100_000
@@ -91,18 +96,18 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the run is carried out.
+    """Seed, precision, logging and checkpoints of a run.
 
     Attributes:
-        seed: Of weights, data and drop-outs.
-        precision: Of the forward and backward pass; weights are always float32.
-        compile: Compile the model with `torch.compile`; worth it on a GPU only.
-        accumulate: Batches a process adds up before a step.
+        seed: Seed of the initial weights, the data and dropout.
+        precision: Dtype of the forward and backward pass (autocast); weights are always float32.
+        compile: Whether to compile the model with `torch.compile`; faster on a GPU only.
+        accumulate: Batches per process whose gradients are accumulated before an optimizer step.
         log_every: Steps between two lines of the log.
-        validate_every: Steps between two validations, where there is one; 0 for the end only.
-        checkpoint_steps: Steps between two checkpoints; 0 for by time only.
+        validate_every: Steps between two validations, if there are validation data; 0 for one at the end.
+        checkpoint_steps: Steps between two checkpoints; 0 to checkpoint by time alone.
         checkpoint_minutes: Minutes between two checkpoints.
-        keep: Checkpoints that are kept; older ones are removed.
+        keep: Number of checkpoints to keep; older ones are deleted.
     """
 
     seed: int = 0
@@ -120,33 +125,33 @@ def load(kind: type[T], path: str | Path | None = None, changes: Sequence[str] =
     """Reads a configuration.
 
     Args:
-        kind: The dataclass.
-        path: A YAML file; all defaults without one.
-        changes: `section.key=value`, the value in YAML; they win over the file.
+        kind: Dataclass of the configuration.
+        path: YAML file; None for the defaults.
+        changes: `section.key=value` strings, values in YAML; they override the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Not YAML, an unknown key, a value of the wrong type.
+        FileNotFoundError: The file does not exist.
+        ValueError: Invalid YAML, an unknown key, or a value of the wrong type.
     """
     content: Any = {}
     if path is not None:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no configuration {path}.")
+            raise FileNotFoundError(f"There is no configuration file {path}.")
         content = _parse(Path(path).read_text(encoding="utf-8"), str(path)) or {}
         if not isinstance(content, dict):
-            raise ValueError(f"{path} is not a mapping of sections, but {type(content).__name__}.")
+            raise ValueError(f"{path} is not a mapping of sections but a {type(content).__name__}.")
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise ValueError(f"{change!r} is not key=value, such as optimizer.lr=1e-4.")
         *sections, last = key.split(".")
-        place = content
+        mapping = content
         for section in sections:
-            place[section] = place.get(section) or {}
-            place = place[section]
-            if not isinstance(place, dict):
+            mapping[section] = mapping.get(section) or {}
+            mapping = mapping[section]
+            if not isinstance(mapping, dict):
                 raise ValueError(f"{change!r}: {section} is a value and has no keys.")
-        place[last] = _parse(text, change)
+        mapping[last] = _parse(text, change)
     return from_mapping(kind, content)
 
 
@@ -154,12 +159,12 @@ def from_mapping(kind: type[T], content: Mapping[str, Any], where: str = "") -> 
     """Builds a dataclass of dataclasses from nested mappings.
 
     Args:
-        kind: The dataclass.
-        content: Fields by name.
-        where: What to put before a key in messages.
+        kind: Dataclass to build.
+        content: Values of its fields by name.
+        where: Prefix of the keys in error messages, such as `optimizer.`.
 
     Raises:
-        ValueError: An unknown key (the message names the near ones), a value of the wrong type.
+        ValueError: An unknown key (the message lists similar ones), or a value of the wrong type.
     """
     hints = get_type_hints(kind)
     content = current_fields(kind, content)
@@ -172,7 +177,7 @@ def from_mapping(kind: type[T], content: Mapping[str, Any], where: str = "") -> 
 
 
 def to_yaml(config: Any) -> str:
-    """All of a configuration, defaults included, as `load` reads it."""
+    """The whole configuration, defaults included, as YAML that `load` reads."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
@@ -180,7 +185,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin, options = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is a section with keys, not {value!r}.")
+            raise ValueError(f"{where} is a section with keys, not the value {value!r}.")
         return from_mapping(hint, value, f"{where}.")
     if origin in (Union, types.UnionType):
         if value is None and type(None) in options:

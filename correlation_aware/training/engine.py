@@ -1,8 +1,7 @@
-"""The training loop on `accelerate`: one CPU, one GPU or many, with checkpoints that resume to the bit.
+"""The training loop on `accelerate`: a CPU, one or several GPUs, with checkpoints that resume bit-exactly.
 
-What a step of the run sees is a function of its number: batch n comes from the source by n, the learning
-rate from the schedule by n. So the state to save is small: weights, their average, the optimiser's moments,
-the random generators and n.
+Batch n and learning rate n depend only on n, so the state to save is small: the weights, their moving
+average, the optimizer's moments, the states of the random generators and n.
 """
 
 import json
@@ -33,22 +32,22 @@ Record = dict[str, Any]
 
 
 class Source(Protocol):
-    """Where batches come from; `batch_size` samples each."""
+    """An endless source of batches with `batch_size` samples each."""
 
     batch_size: int
 
     def batches(self, start: int, stride: int) -> Iterator[Any]:
-        """The batches number start, start + stride, ... without end; they have a method `to(device)`."""
+        """Yields batch `start`, `start + stride`, ... without end; a batch has a method `to(device)`."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """Result of `Trainer.fit`.
 
     Attributes:
-        step: Steps done, those before a resume included.
-        finished: Whether that is all of them.
-        checkpoint: The newest checkpoint; its folder `weights` is a model that `create_model` takes.
+        step: Number of completed steps, including those before a resume.
+        finished: Whether all steps of the schedule are completed.
+        checkpoint: Newest checkpoint; its folder `weights` is a model for `create_model`.
     """
 
     step: int
@@ -57,14 +56,14 @@ class Outcome:
 
 
 def make_accelerator(config: RunConfig, device: str | None = None) -> Accelerator:
-    """The processes and the device of this run.
+    """Creates accelerate's `Accelerator` for the processes and the device of this run.
 
     Args:
-        config: Its `precision` counts.
-        device: `cpu` keeps away from GPUs; otherwise the launcher decides, a GPU if there is one.
+        config: Configuration of the run; only `precision` is used.
+        device: `cpu` to train on the CPU even if there is a GPU; otherwise the launcher's choice.
     """
     precision = "bf16" if config.precision == "bfloat16" else "no"
-    # accelerate joins processes on CPUs only where it is told that these are meant
+    # accelerate connects several CPU processes only with cpu=True
     cpu = device == "cpu" or not torch.accelerator.is_available()
     return Accelerator(mixed_precision=precision, cpu=cpu)
 
@@ -73,18 +72,18 @@ class Trainer:
     """Trains one model.
 
     Args:
-        model: A whole model of the zoo.
-        compute: Loss and further scalars of a batch: `compute(model, batch)` returns them by name, `loss`
-            among them.
-        source: Batches; process r of p takes every p-th from number r on.
-        folder: Of the run. Processes on several nodes must share it.
-        accelerator: Of `make_accelerator`.
-        optimizer: Optimiser, gradients, average.
-        schedule: Steps and learning rate.
-        run: The rest.
-        text: The whole configuration, stored beside every checkpoint as `config.yaml`.
-        validate: Scalars of the averaged model, for the log; runs in the main process.
-        unit: What a sample is, for the log.
+        model: Model of `create_model`.
+        compute: Function `compute(model, batch)` that returns scalars by name; `loss` is minimized, all are
+            logged.
+        source: Source of the batches; process r of p takes the batches r, r + p, ...
+        folder: Output folder of the run, shared by all processes and nodes.
+        accelerator: Accelerator of `make_accelerator`.
+        optimizer: Configuration of optimizer, gradient clipping and weight averaging.
+        schedule: Number of steps and learning rate schedule.
+        run: Configuration of seed, logging and checkpoints.
+        text: Whole configuration as YAML, saved in every checkpoint as `config.yaml`.
+        validate: Function from the averaged model to scalars for the log; runs in the main process only.
+        unit: Plural name of a sample in the log, as in `pairs_per_s`.
     """
 
     def __init__(
@@ -115,18 +114,18 @@ class Trainer:
             self.ema.requires_grad_(False)
             accelerator.register_for_checkpointing(self.ema)
         adamw = make_optimizer(self.module, optimizer)
-        self._fresh = [{k: v for k, v in group.items() if k != "params"} for group in adamw.param_groups]
+        self._configured = [{k: v for k, v in group.items() if k != "params"} for group in adamw.param_groups]
         if run.compile:
             self.module.compile()
         self.model, self.optimizer = accelerator.prepare(self.module, adamw)
 
     @property
     def averaged(self) -> nn.Module:
-        """The model to publish: the moving average, or the model itself where there is none."""
+        """The model to publish: the moving average of the weights, or the model itself without averaging."""
         return self.module if self.ema is None else self.ema.module
 
     def request_stop(self) -> None:
-        """Makes `fit` end after the step it is in, with a checkpoint; may be called from a signal handler."""
+        """Makes `fit` end after the current step, with a checkpoint; safe to call from a signal handler."""
         self._stop = True
 
     def fit(
@@ -135,16 +134,17 @@ class Trainer:
         max_minutes: float | None = None,
         on_record: Callable[[Record], None] = lambda record: None,
     ) -> Outcome:
-        """Trains to the end of the schedule, or until time is up.
+        """Trains to the end of the schedule or up to a time limit.
 
         Args:
-            resume: Go on from the newest checkpoint, if there is one.
-            max_minutes: Stop with a checkpoint after so many minutes of this call.
-            on_record: Sees every record of the log, in the main process.
+            resume: Whether to continue from the newest checkpoint, if there is one.
+            max_minutes: Time limit in minutes, after which training stops with a checkpoint.
+            on_record: Function called with every record of the log, in the main process.
 
         Raises:
-            ValueError: The folder holds a run and `resume` is false, or one with other processes.
-            RuntimeError: The loss is not finite any more.
+            ValueError: The folder contains a run and `resume` is false, or a run with another number of
+                processes or accumulated batches.
+            RuntimeError: The loss is not finite.
         """
         begin = time.perf_counter()
         deadline = math.inf if max_minutes is None else begin + 60 * max_minutes
@@ -153,7 +153,7 @@ class Trainer:
         processes, is_main = self.accelerator.num_processes, self.accelerator.is_main_process
         first = self.step * self.run.accumulate * processes + self.accelerator.process_index
         batches = self.source.batches(first, processes)
-        means, window, saved_at = Means(), (self.step, begin), begin
+        means, logged, saved_at = Means(), (self.step, begin), begin  # step and time of the last record
         with RunLog(self.folder, self.step) if is_main else nullcontext() as log:
 
             def emit(record: Record) -> None:
@@ -166,22 +166,22 @@ class Trainer:
                 self._train_step(batches, means)
                 self.step += 1
                 done = self.step == self.schedule.steps
-                beat = done or self._every(self.run.log_every)
+                log_due = done or self._every(self.run.log_every)
                 now = time.perf_counter()
-                late = now - saved_at > 60 * self.run.checkpoint_minutes
-                stop, save = self._agree(beat, self._stop or now > deadline, late)
+                checkpoint_overdue = now - saved_at > 60 * self.run.checkpoint_minutes
+                stop, save = self._agree(log_due, self._stop or now > deadline, checkpoint_overdue)
                 save = save or stop or done or self._every(self.run.checkpoint_steps)
-                if beat or save:
-                    emit(self._record(means, window))
+                if log_due or save:
+                    emit(self._record(means, logged))
                 if self.validate and (done or self._every(self.run.validate_every)):
                     emit(self._validation())
                 if save:
                     self._save()
                     saved_at = time.perf_counter()
-                if beat or save:
-                    window = self.step, time.perf_counter()
+                if log_due or save:
+                    logged = self.step, time.perf_counter()
         newest = checkpoint.latest(self.checkpoints)
-        assert newest is not None  # the last step saves
+        assert newest is not None  # the last step saves a checkpoint
         return Outcome(self.step, self.step >= self.schedule.steps, newest)
 
     def _train_step(self, batches: Iterator[Any], means: Means) -> None:
@@ -190,8 +190,8 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         for i in range(self.run.accumulate):
             batch = next(batches).to(self.accelerator.device)
-            alone = i < self.run.accumulate - 1
-            with self.accelerator.no_sync(self.model) if alone else nullcontext():
+            is_last = i == self.run.accumulate - 1  # gradients are reduced over the processes once per step
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 values = self.compute(self.model, batch)
                 self.accelerator.backward(values["loss"] / self.run.accumulate)
             means.add(values)
@@ -205,24 +205,27 @@ class Trainer:
     def _every(self, steps: int) -> bool:
         return steps > 0 and self.step % steps == 0
 
-    def _agree(self, beat: bool, *wishes: bool) -> list[bool]:
-        """What any process wishes, all do; several processes ask each other at beats only."""
-        if self.accelerator.num_processes == 1:
-            return list(wishes)
-        if not beat:
-            return [False] * len(wishes)
-        votes = torch.tensor(wishes, dtype=torch.float32, device=self.accelerator.device)
-        return [bool(vote) for vote in self.accelerator.reduce(votes, "sum").tolist()]
+    def _agree(self, log_due: bool, *requests: bool) -> list[bool]:
+        """Logical or of each request over all processes.
 
-    def _record(self, means: Means, window: tuple[int, float]) -> Record:
-        first, begin = window
+        Several processes synchronize on logging steps only; on other steps all requests are False.
+        """
+        if self.accelerator.num_processes == 1:
+            return list(requests)
+        if not log_due:
+            return [False] * len(requests)
+        counts = torch.tensor(requests, dtype=torch.float32, device=self.accelerator.device)
+        return [bool(count) for count in self.accelerator.reduce(counts, "sum").tolist()]
+
+    def _record(self, means: Means, logged: tuple[int, float]) -> Record:
+        first, begin = logged
         seconds = time.perf_counter() - begin
         self.seconds += seconds
         names, vector = means.take()
         values = dict(zip(names, self.accelerator.reduce(vector, "mean").tolist()))
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
             raise RuntimeError(
-                f"The loss is not finite by step {self.step}. Resume from the last checkpoint "
+                f"The loss is not finite at step {self.step}. Resume from the last checkpoint "
                 f"({checkpoint.latest(self.checkpoints)}) with lower learning rates or optimizer.clip."
             )
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
@@ -250,7 +253,7 @@ class Trainer:
         newest = checkpoint.latest(self.checkpoints)
         if newest is not None and not resume:
             raise ValueError(
-                f"{self.folder} holds a run already ({newest.name}). Resume it, or name another."
+                f"{self.folder} already contains a run ({newest.name}). Resume it, or name another folder."
             )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -261,15 +264,15 @@ class Trainer:
         if newest is None:
             return
         state = read_json(newest / "state.json")
-        for name, value in self._shape().items():
+        for name, value in self._batch_layout().items():
             if state[name] != value:
                 raise ValueError(
-                    f"{newest} was written with {name}={state[name]}, this run has {value}. "
-                    f"Resume with the same, or start a new run with model.pretrained={newest / 'weights'}."
+                    f"{newest} was written with {name}={state[name]}, this run has {value}. Resume with the "
+                    f"same value, or start a new run with model.pretrained={newest / 'weights'}."
                 )
         self.accelerator.load_state(str(newest))
-        for group, fresh in zip(self.optimizer.param_groups, self._fresh):
-            group.update(fresh)  # rates and decay are the configuration's, not the checkpoint's
+        for group, configured in zip(self.optimizer.param_groups, self._configured):
+            group.update(configured)  # learning rates and decay come from the configuration on resume too
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _save(self) -> None:
@@ -280,10 +283,10 @@ class Trainer:
             checkpoint.clean(self.checkpoints)
             target.mkdir()
         wait()
-        self.accelerator.save_state(str(target))  # random states come from every process
+        self.accelerator.save_state(str(target))  # every process writes its random states
         wait()
         if is_main:
-            state = {"step": self.step, "seconds": self.seconds, **self._shape()}
+            state = {"step": self.step, "seconds": self.seconds, **self._batch_layout()}
             write_text(json.dumps(state, indent=2) + "\n", target / "state.json")
             write_text(self.text, target / "config.yaml")
             save_pretrained(self.averaged, target / "weights")
@@ -291,6 +294,6 @@ class Trainer:
             checkpoint.prune(self.checkpoints, self.run.keep)
         wait()
 
-    def _shape(self) -> dict[str, int]:
-        """What the numbers of the batches depend on."""
+    def _batch_layout(self) -> dict[str, int]:
+        """Settings that decide which batches a step uses; they cannot change on resume."""
         return {"processes": self.accelerator.num_processes, "accumulate": self.run.accumulate}

@@ -1,4 +1,4 @@
-"""The log of a run: a JSON line every few steps, and TensorBoard's curves where it is installed."""
+"""The log of a run: JSON lines, and TensorBoard event files if TensorBoard is installed."""
 
 import json
 from collections.abc import Sequence
@@ -16,20 +16,21 @@ __all__ = ["Means", "RunLog", "plot_log", "read_log"]
 
 
 class Means:
-    """Running means of scalars that stay on their device, so that nobody waits for it at every step."""
+    """Running means of scalars, kept on their device to avoid a synchronization at every step."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
+        """Adds one value per name."""
         for name, value in values.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> tuple[list[str], Tensor]:
-        """Names and a vector of their means; counting starts again."""
+        """Names (n) and a vector (n,) of their means since the last call."""
         names = list(self._sums)
         means = torch.stack([self._sums[name] / self._counts[name] for name in names])
         self._sums, self._counts = {}, {}
@@ -40,8 +41,8 @@ class RunLog:
     """Appends records to `log.jsonl` in a folder.
 
     Args:
-        folder: Of the run.
-        step: The step from which the run goes on; records behind it, of a run that died, are dropped.
+        folder: Folder of the run.
+        step: Step from which the run continues; later records, of a run that crashed, are removed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -62,7 +63,7 @@ class RunLog:
             self._board.close()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes a record; it has a `step`."""
+        """Appends a record, which must have a `step`."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -72,7 +73,7 @@ class RunLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`; a last line that was cut off is left out, no file is no record."""
+    """The records of a `log.jsonl`, without an incomplete last line; [] if the file does not exist."""
     path = Path(path)
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -84,14 +85,20 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def plot_log(records: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Draws every scalar of a log over the steps into a picture.
+    """Plots every scalar of a log against the steps.
+
+    Args:
+        records: Records of `read_log`.
+        path: Image file to write.
 
     Raises:
         ValueError: There are no records.
-        ModuleNotFoundError: matplotlib is not installed; the message says how to get it.
+        ModuleNotFoundError: matplotlib is not installed; the message has the command to install it.
     """
     if not records:
-        raise ValueError("The log has no record. Is this the folder of a run that has begun?")
+        raise ValueError(
+            "The log has no records. Name the folder of a run that has logged at least one step."
+        )
     (figures,) = require("matplotlib.figure")
     names = list(dict.fromkeys(name for r in records for name in r if name not in ("step", "seconds")))
     columns = min(3, len(names))

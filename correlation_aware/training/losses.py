@@ -1,4 +1,4 @@
-"""What tracking is trained on: cross-entropy for the score, L1 and GIoU for the box.
+"""The tracking loss: cross-entropy for the score map, L1 and GIoU for the boxes.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv.org/abs/2203.01666
 """
@@ -12,23 +12,23 @@ from torch import Tensor
 
 from correlation_aware.models.heads import TrackOutput
 
-__all__ = ["LossConfig", "TrackLoss", "best_cell_iou", "overlap", "positive_cells", "track_loss"]
+__all__ = ["LossConfig", "TrackLoss", "best_location_iou", "overlap", "positive_locations", "track_loss"]
 
 EPS = 1e-7
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """How the parts are weighed.
+    """Weights of the loss terms.
 
     Attributes:
         score: Weight of the cross-entropy.
-        l1: Weight of the L1 distance of cxcywh in 0..1, summed over the four.
+        l1: Weight of the L1 distance of the boxes, cxcywh in 0..1, summed over the four coordinates.
         giou: Weight of 1 - GIoU.
-        background: Weight of a background cell in the cross-entropy, where a target's cell counts 1. With a
-            search factor of 4 the target covers 1/16 of the cells, so this default balances the two.
-        per_pair: In the box parts every pair counts alike; otherwise every cell does, so that large targets
-            count more.
+        background: Weight of a background location in the cross-entropy, relative to a target location. With
+            a search factor of 4 the target covers 1/16 of the locations, so the default balances the two.
+        per_pair: Whether the box terms weight every pair equally; otherwise they weight every target location
+            equally, and large targets more.
     """
 
     score: float = 12.0
@@ -39,7 +39,7 @@ class LossConfig:
 
 
 class TrackLoss(NamedTuple):
-    """Scalars; `total` is the weighed sum of the other three, which are not weighed."""
+    """Loss terms, scalars; `total` is the weighted sum of the other three, which are unweighted."""
 
     total: Tensor
     score: Tensor
@@ -48,40 +48,40 @@ class TrackLoss(NamedTuple):
 
 
 def track_loss(output: TrackOutput, boxes: Tensor, positive: Tensor, config: LossConfig) -> TrackLoss:
-    """The loss of a batch of pairs. Free of branches on values, so that nothing waits for the device.
+    """Loss of a batch of pairs. No branch depends on values, so that a GPU is never synchronized.
 
     Args:
-        output: Predictions for every cell; half precision is computed with as float32.
-        boxes: (B, 4), cxcywh in 0..1 of the search picture.
-        positive: (B,) bool; where False the target is not in the search picture and `boxes` is not read.
-        config: Weights.
+        output: Predictions at every location; half precision is converted to float32.
+        boxes: (B, 4), cxcywh in 0..1 of the search image.
+        positive: (B,) bool; False if the target is not in the search image: `boxes` is ignored.
+        config: Weights of the terms.
     """
     boxes = torch.where(positive[:, None], boxes, 0.5)
-    cells = positive_cells(boxes, positive, output.scores.shape[1:])  # B, H, W
-    weight = torch.tensor([1.0, config.background], device=boxes.device)
-    score = F.cross_entropy(output.logits.float(), (~cells).long(), weight)
+    inside = positive_locations(boxes, positive, output.scores.shape[1:])  # B, H, W
+    class_weight = torch.tensor([1.0, config.background], device=boxes.device)
+    score = F.cross_entropy(output.logits.float(), (~inside).long(), class_weight)
 
-    share = cells.float()
+    weight = inside.float()
     if config.per_pair:
-        share = share / share.sum(dim=(1, 2), keepdim=True).clamp(min=1)
-    share = share / share.sum().clamp(min=1)
-    found, truth = output.boxes.float(), boxes[:, :, None, None]
-    l1 = ((found - truth).abs().sum(dim=1) * share).sum()
-    giou = ((1 - overlap(found, truth)[1]) * share).sum()
+        weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1)
+    weight = weight / weight.sum().clamp(min=1)
+    predicted, truth = output.boxes.float(), boxes[:, :, None, None]
+    l1 = ((predicted - truth).abs().sum(dim=1) * weight).sum()
+    giou = ((1 - overlap(predicted, truth)[1]) * weight).sum()
 
     total = config.score * score + config.l1 * l1 + config.giou * giou
     return TrackLoss(total, score, l1, giou)
 
 
-def positive_cells(boxes: Tensor, positive: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Cells whose centre lies inside the target's box.
+def positive_locations(boxes: Tensor, positive: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Locations of the score map whose center is inside the target's box.
 
-    A box narrower or lower than a cell is widened to one cell, so that small targets have a cell as well.
+    A box smaller than the spacing of the locations is enlarged to it, so that every target has a location.
 
     Args:
         boxes: (B, 4), cxcywh in 0..1.
-        positive: (B,) bool; where False there is no such cell.
-        size: Height and width of the grid.
+        positive: (B,) bool; a pair with False has no positive location.
+        size: Height and width of the score map.
 
     Returns:
         (B, H, W) bool.
@@ -96,37 +96,46 @@ def positive_cells(boxes: Tensor, positive: Tensor, size: torch.Size | tuple[int
 
 
 def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and GIoU of boxes, one by one.
+    """Elementwise IoU and GIoU of boxes.
 
-    The numbers of `torchvision.ops.generalized_box_iou_loss`, without its masks, for which a GPU must wait.
+    Equal to `torchvision.ops.generalized_box_iou_loss`, without its boolean masks, which synchronize a GPU.
 
     Args:
         a: (B, 4, ...) cxcywh.
-        b: The same; the dimensions broadcast.
+        b: (B, 4, ...) cxcywh; the dimensions broadcast with those of `a`.
 
     Returns:
-        Two tensors (B, ...).
+        IoU and GIoU, (B, ...) each.
     """
     (ax, ay, aw, ah), (bx, by, bw, bh) = a.unbind(1), b.unbind(1)
-    shared_w, hull_w = _span(ax, aw, bx, bw)
-    shared_h, hull_h = _span(ay, ah, by, bh)
-    shared = shared_w.clamp(min=0) * shared_h.clamp(min=0)
-    union = aw * ah + bw * bh - shared
+    intersection_w, hull_w = _span(ax, aw, bx, bw)
+    intersection_h, hull_h = _span(ay, ah, by, bh)
+    intersection = intersection_w.clamp(min=0) * intersection_h.clamp(min=0)
+    union = aw * ah + bw * bh - intersection
     hull = hull_w * hull_h
-    iou = shared / (union + EPS)
+    iou = intersection / (union + EPS)
     return iou, iou - (hull - union) / (hull + EPS)
 
 
 def _span(a: Tensor, a_length: Tensor, b: Tensor, b_length: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of what two intervals (centre, length) share, negative for a gap, and of their hull."""
+    """Lengths of the intersection (negative for a gap) and of the hull of intervals (center, length)."""
     a1, a2, b1, b2 = a - a_length / 2, a + a_length / 2, b - b_length / 2, b + b_length / 2
     return torch.minimum(a2, b2) - torch.maximum(a1, b1), torch.maximum(a2, b2) - torch.minimum(a1, b1)
 
 
 @torch.no_grad()
-def best_cell_iou(output: TrackOutput, boxes: Tensor, positive: Tensor) -> Tensor:
-    """IoU of the highest-scoring cell's box with the truth, mean over the positive pairs; a scalar."""
+def best_location_iou(output: TrackOutput, boxes: Tensor, positive: Tensor) -> Tensor:
+    """IoU of the box at the highest-scoring location with the true box, mean over the positive pairs.
+
+    Args:
+        output: Predictions at every location.
+        boxes: (B, 4), cxcywh in 0..1 of the search image.
+        positive: (B,) bool; False if the target is not in the search image.
+
+    Returns:
+        A scalar, 0 without positive pairs.
+    """
     best = output.scores.flatten(1).argmax(dim=1)  # B
-    found = output.boxes.float().flatten(2).gather(2, best[:, None, None].expand(-1, 4, -1))  # B, 4, 1
-    iou = overlap(found[..., 0], boxes)[0]
+    predicted = output.boxes.float().flatten(2).gather(2, best[:, None, None].expand(-1, 4, -1))  # B, 4, 1
+    iou = overlap(predicted[..., 0], boxes)[0]
     return torch.where(positive, iou, 0).sum() / positive.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Parameter groups and the learning rate over steps."""
+"""AdamW, its parameter groups, and the learning rate schedule."""
 
 import math
 from typing import Any
@@ -12,17 +12,17 @@ __all__ = ["learning_rate_factor", "make_optimizer", "parameter_groups"]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, in its fused form."""
+    """Fused AdamW over `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(model, config), betas=config.betas, fused=True)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Backbone and head, each with and without weight decay; groups without parameters are left out.
+    """Parameter groups of backbone and head, each with and without weight decay; empty groups are left out.
 
-    The head is whatever the model keeps under `head`. Norms, biases and the names of the model's
-    `no_weight_decay()` do not decay. `initial_lr` is what the schedule multiplies.
+    Parameters under `head.` belong to the head, all others to the backbone. Norms, biases and the names of
+    the model's `no_weight_decay()` have no weight decay. The schedule multiplies a group's `initial_lr`.
     """
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     groups = {
         (part, decay): {
             "name": part if decay else f"{part}_no_decay",
@@ -37,13 +37,13 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = "head" if name.startswith("head.") else "backbone"
-            group = groups[part, parameter.ndim > 1 and name not in spared]
+            group = groups[part, parameter.ndim > 1 and name not in no_decay]
             group["params"].append(parameter)  # type: ignore[attr-defined]
     return [group for group in groups.values() if group["params"]]
 
 
 def learning_rate_factor(step: int, config: ScheduleConfig) -> float:
-    """What the learning rates are multiplied by in a step, counted from 0."""
+    """Factor of the learning rates at a step, counted from 0."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.decay == "step":

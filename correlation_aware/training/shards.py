@@ -1,4 +1,4 @@
-"""Labelled pictures in WebDataset tar shards, in any order and not unpacked, for timm's `ImageDataset`."""
+"""Random access to labeled images in WebDataset tar shards, for timm's `ImageDataset`."""
 
 import io
 import os
@@ -16,20 +16,20 @@ __all__ = ["ShardReader"]
 
 
 class ShardReader(Reader):
-    """Pictures `KEY.jpg` with their class, a whole number from 0, as text in `KEY.cls` beside them.
+    """Images `KEY.jpg` with their class, an integer from 0, as text in `KEY.cls` of the same shard.
 
-    Reads the tables of the shards once; a picture is then read from where it lies, so that a run can take
-    them in random order and resume anywhere.
+    The headers of the shards are read once; images are then read at their offsets, in any order.
 
     Args:
-        shards: Local tar files as WebDataset names them, such as `train-{000000..001281}.tar`.
+        shards: Local tar files in WebDataset's notation, such as `train-{000000..001281}.tar`.
 
     Attributes:
-        class_to_idx: Every class by its number as text, up to the largest there is.
+        class_to_idx: Indices of the classes by their number as text, up to the largest class.
 
     Raises:
         FileNotFoundError: A shard is missing.
-        ValueError: A compressed or damaged shard, a picture without class or one that is no number.
+        ValueError: A compressed or damaged shard, no images, an image without a class, or a class that is
+            not an integer.
     """
 
     def __init__(self, shards: str) -> None:
@@ -37,21 +37,21 @@ class ShardReader(Reader):
         (shardlists,) = require("webdataset.shardlists", message="Tar shards need {names}")
         self.paths = [Path(path) for path in shardlists.expand_urls(shards)]
         self._names: list[str] = []
-        places: list[tuple[int, int, int, int]] = []  # shard, offset, bytes, class
+        rows: list[tuple[int, int, int, int]] = []  # shard, offset, bytes, class
         for number, path in enumerate(self.paths):
-            for name, offset, size, label in _table(path):
+            for name, offset, size, label in _read_headers(path):
                 self._names.append(name)
-                places.append((number, offset, size, label))
-        if not places:
-            raise ValueError(f"{shards} holds no picture ({', '.join(IMAGE_SUFFIXES)}).")
-        self._places = np.array(places)  # one block, which worker processes share
-        self.class_to_idx = {str(i): i for i in range(int(self._places[:, 3].max()) + 1)}
+                rows.append((number, offset, size, label))
+        if not rows:
+            raise ValueError(f"{shards} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
+        self._index = np.array(rows)  # one array, whose memory worker processes share
+        self.class_to_idx = {str(i): i for i in range(int(self._index[:, 3].max()) + 1)}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._index)
 
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
-        shard, offset, size, label = self._places[index].tolist()
+        shard, offset, size, label = self._index[index].tolist()
         with self.paths[shard].open("rb") as file:
             file.seek(offset)
             return io.BytesIO(file.read(size)), label
@@ -60,30 +60,30 @@ class ShardReader(Reader):
         name = self._names[index]
         if basename:
             return os.path.basename(name)
-        return f"{self.paths[self._places[index, 0]]}/{name}" if absolute else name
+        return f"{self.paths[self._index[index, 0]]}/{name}" if absolute else name
 
 
-def _table(path: Path) -> list[tuple[str, int, int, int]]:
-    """Name, offset, bytes and class of every picture of a shard."""
+def _read_headers(path: Path) -> list[tuple[str, int, int, int]]:
+    """Name, offset, size in bytes and class of every image of a shard."""
     if not path.is_file():
-        raise FileNotFoundError(f"There is no shard {path}; shards to classify are local files.")
-    pictures: dict[str, tuple[str, int, int]] = {}
+        raise FileNotFoundError(f"There is no shard {path}; shards of `train classify` must be local files.")
+    images: dict[str, tuple[str, int, int]] = {}
     classes: dict[str, int] = {}
     try:
-        with tarfile.open(path, "r:") as tar:  # a compressed one has no offsets
+        with tarfile.open(path, "r:") as tar:  # uncompressed only: compressed files have no offsets
             for member in tar:
                 key, suffix = os.path.splitext(member.name)
                 if suffix.lower() in IMAGE_SUFFIXES:
-                    pictures[key] = member.name, member.offset_data, member.size
+                    images[key] = member.name, member.offset_data, member.size
                 elif suffix == ".cls":
                     content = tar.extractfile(member)
-                    assert content is not None  # it is a file, or the tar is damaged
+                    assert content is not None  # None for a member that is not a file: a damaged shard
                     classes[key] = int(content.read())
     except (tarfile.ReadError, ValueError, AssertionError) as error:
         raise ValueError(
-            f"{path} is not a plain tar file whose .cls entries are whole numbers: {error}"
+            f"{path} is not an uncompressed tar file whose .cls entries are integers: {error}"
         ) from error
-    without = sorted(pictures.keys() - classes.keys())
-    if without:
-        raise ValueError(f"{path}: {len(without)} pictures have no .cls beside them, such as {without[0]}.")
-    return [(*picture, classes[key]) for key, picture in pictures.items()]
+    unlabeled = sorted(images.keys() - classes.keys())
+    if unlabeled:
+        raise ValueError(f"{path}: {len(unlabeled)} images have no .cls entry, such as {unlabeled[0]}.")
+    return [(*image, classes[key]) for key, image in images.items()]

@@ -1,4 +1,4 @@
-"""Training of a tracker: `TrackTraining` in a YAML file, from scratch or from pretrained weights.
+"""Training of a tracker on pairs, from random or pretrained weights, configured by `TrackTraining`.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv.org/abs/2203.01666
 """
@@ -26,7 +26,7 @@ from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
 from correlation_aware.training.engine import Trainer, make_accelerator
-from correlation_aware.training.losses import LossConfig, best_cell_iou, track_loss
+from correlation_aware.training.losses import LossConfig, best_location_iou, track_loss
 from correlation_aware.weights import load_pretrained
 from correlation_aware.zoo import create_model
 
@@ -45,17 +45,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PairData:
-    """Where pairs come from.
+    """Training pairs.
 
     Attributes:
-        sources: Folders or tar shards of stills, each with its share of the pairs.
-        videos: Annotated videos as `LAYOUT:ROOT`, such as `got10k:datasets/GOT-10k`, each with its share; the
-            layouts are those of `correlation_aware.data.videos.readers`.
-        batch_size: Pairs of a batch, on each process.
-        max_side: Larger photographs are shrunk to this many pixels.
-        fault_limit: Files that may be unreadable before the run ends.
-        stills: The mix of pairs from stills.
-        frames: How two frames of a video become a pair.
+        sources: Folders or tar shards of still photographs, with their weights in the mix of pairs.
+        videos: Annotated videos as `LAYOUT:ROOT`, such as `got10k:datasets/GOT-10k`, with their weights in
+            the mix; layouts are those of `correlation_aware.data.videos.readers`.
+        batch_size: Pairs per batch and process.
+        max_side: Maximum height and width of a photograph in pixels; larger ones are downscaled.
+        fault_limit: Number of unreadable files that are skipped; one more ends the run.
+        stills: Configuration of the pairs from photographs.
+        frames: Configuration of the pairs from two frames of a video.
     """
 
     sources: dict[str, float] = field(default_factory=dict)
@@ -69,12 +69,12 @@ class PairData:
 
 @dataclass(frozen=True)
 class ClipData:
-    """Synthetic clips to validate on, every `run.validate_every` steps.
+    """Synthetic clips for validation, every `run.validate_every` steps.
 
     Attributes:
-        sources: Folders or tar shards of stills with their shares, best ones that are not trained on.
-        count: Number of clips; they are kept in memory, 14 MB each.
-        seed: Of everything random.
+        sources: Folders or tar shards of photographs with their weights; not those of the training data.
+        count: Number of clips, which stay in memory, 14 MB each.
+        seed: Seed of the random number generator.
     """
 
     sources: dict[str, float] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class ClipData:
 
 @dataclass(frozen=True)
 class TrackTraining:
-    """A run of `correlation-aware train track`."""
+    """Configuration of `correlation-aware train track`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: PairData = field(default_factory=PairData)
@@ -96,12 +96,12 @@ class TrackTraining:
 
 
 class PairBatches:
-    """A source of pairs for the trainer.
+    """Batches of pairs for the trainer, see `Source`.
 
     Args:
-        pairs: Its batches must depend on their numbers alone.
-        batch_size: Of the batches.
-        ahead: Make the next batch in a thread; worth it where a GPU trains meanwhile.
+        pairs: Source whose batch n depends only on n.
+        batch_size: Pairs per batch of `pairs`.
+        ahead: Whether to prepare the next batch in a thread, while a GPU trains on the current one.
     """
 
     def __init__(self, pairs: PairSource, batch_size: int, ahead: bool = False) -> None:
@@ -116,16 +116,16 @@ class PairBatches:
                     batch = self.pairs.batch(number)
                 yield batch
         with ThreadPoolExecutor(max_workers=1) as thread:
-            coming = thread.submit(self.pairs.batch, next(numbers))
+            pending = thread.submit(self.pairs.batch, next(numbers))
             for number in numbers:
-                batch = coming.result()
-                coming = thread.submit(self.pairs.batch, number)
+                batch = pending.result()
+                pending = thread.submit(self.pairs.batch, number)
                 yield batch
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """A batch is hundreds of small operations; on a CPU, threads spend more on waiting than they gain."""
+    """Runs PyTorch with one thread: more threads slow down the many small operations of a batch."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -141,18 +141,18 @@ def make_track_trainer(
     pairs: PairSource | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> Trainer:
-    """Puts model, data and engine together; `fit` of what it returns runs.
+    """Builds the trainer of a tracker; its `fit` starts the training.
 
     Args:
-        config: The run.
-        folder: Where its checkpoints and log go.
-        device: `cpu` to keep away from GPUs.
-        pairs: Instead of those of `config.data`, whose `batch_size` it must have.
-        validate: Scalars of the averaged model for the log, see `RunConfig.validate_every`.
+        config: Configuration of the run.
+        folder: Output folder of checkpoints and log.
+        device: `cpu` to train on the CPU even if there is a GPU.
+        pairs: Source of pairs that replaces the one of `config.data`, with its `batch_size`.
+        validate: Function from the averaged model to scalars for the log, see `RunConfig.validate_every`.
 
     Raises:
-        ValueError: A model without a prediction head, no data, a folder that holds a run.
-        FileNotFoundError, ConnectionError, RuntimeError: Data or weights that cannot be had.
+        ValueError: A model without a prediction head, or no data.
+        FileNotFoundError, ConnectionError, RuntimeError: Data or weights that cannot be downloaded or read.
     """
     accelerator = make_accelerator(config.run, device)
     set_seed(config.run.seed)
@@ -163,15 +163,15 @@ def make_track_trainer(
     if pairs is None:
         pairs = open_pairs(config, model, accelerator.device)
 
-    # on a CPU the plain form of the attention is quicker to differentiate than the fused one
-    plain = accelerator.device.type == "cpu"
+    # on a CPU the backward pass of the unfused attention is faster than that of the fused one
+    unfused = accelerator.device.type == "cpu"
 
     def compute(network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext():
             output = network(batch.template, batch.search)
         loss = track_loss(output, batch.boxes, batch.positive, config.loss)
-        parts = {"loss": loss.total, "score": loss.score, "l1": loss.l1, "giou": loss.giou}
-        return {**parts, "iou": best_cell_iou(output, batch.boxes, batch.positive)}
+        terms = {"loss": loss.total, "score": loss.score, "l1": loss.l1, "giou": loss.giou}
+        return {**terms, "iou": best_location_iou(output, batch.boxes, batch.positive)}
 
     return Trainer(
         model,
@@ -188,24 +188,30 @@ def make_track_trainer(
 
 
 def make_track_model(config: ModelConfig) -> TrackModel:
-    """The model of a run, with fresh weights.
+    """Creates the model of a run with random weights.
 
     Raises:
-        ValueError: It has no prediction head, or there is no such model or override.
+        ValueError: A model without a prediction head, or an unknown model.
+        TypeError: An unknown override.
     """
     model = create_model(config.name, **config.overrides)
     if not isinstance(model, TrackModel):
         name = config.name.partition(".")[0]
-        raise ValueError(f"model.name={config.name} has no prediction head; take {name}_track.")
+        raise ValueError(f"model.name={config.name} has no prediction head; use {name}_track.")
     return model
 
 
 def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.device) -> PairSource:
-    """The pairs of `config.data` in the sizes that the model is meant for.
+    """Opens the pairs of `config.data`, with the sizes, crop factors and normalization of the model.
+
+    Args:
+        config: Configuration of the run.
+        model: Model to train.
+        device: Device on which pairs are made.
 
     Raises:
-        ValueError: No sources are named, or an unknown layout.
-        FileNotFoundError, RuntimeError: They cannot be read.
+        ValueError: No data, or an unknown layout.
+        FileNotFoundError, RuntimeError: Data that cannot be read.
     """
     data, sizes, seed = config.data, model.sizes, config.run.seed
     errors = ErrorBudget(data.fault_limit)
@@ -215,14 +221,14 @@ def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.dev
         stills = StillPairs(pool, data.batch_size, sizes, seed=seed, config=data.stills)
         sources.append((stills, sum(data.sources.values())))
     if data.videos:
-        sets = [(open_set(*_layout(name)), share) for name, share in data.videos.items()]
+        sets = [(open_set(*_split_layout(name)), weight) for name, weight in data.videos.items()]
         frames = VideoPairs(
             sets, data.batch_size, sizes, seed=seed, device=device, config=data.frames, errors=errors
         )
         sources.append((frames, sum(data.videos.values())))
     if not sources:
         raise ValueError(
-            "data.sources and data.videos are empty: name pictures or videos and their shares, such "
+            "data.sources and data.videos are empty: name photographs or videos with their weights, such "
             "as data.sources={photos/: 1.0, shard-000000.tar: 2.0} or data.videos={got10k:GOT-10k/: 1.0}."
         )
     mixed, cfg = MixedPairs(sources, seed), model.pretrained_cfg
@@ -232,7 +238,7 @@ def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.dev
     return Renormalized(mixed, mean, std, model.in_chans)
 
 
-def _layout(name: str) -> tuple[str, str]:
+def _split_layout(name: str) -> tuple[str, str]:
     layout, colon, root = name.partition(":")
     if not colon:
         raise ValueError(f"data.videos: {name!r} is not LAYOUT:ROOT, such as got10k:datasets/GOT-10k.")

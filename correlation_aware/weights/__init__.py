@@ -1,4 +1,4 @@
-"""Weights: which exist, how to get them safely, and how to read other people's."""
+"""Weights: which exist, verified downloads, and conversion of other people's checkpoints."""
 
 from correlation_aware.weights.convert import convert_state_dict, format_names
 from correlation_aware.weights.files import SUFFIXES, check_finite, read_state_dict, write_state_dict
@@ -7,36 +7,32 @@ from correlation_aware.weights.loading import LoadReport, load_state_dict
 from correlation_aware.weights.manifest import (
     Measurement,
     WeightsEntry,
-    find_entry,
     known_entries,
     load_manifest,
     parse_results,
     register_weights,
 )
-from correlation_aware.weights.pretrained import load_pretrained, save_pretrained
-from correlation_aware.weights.publish import PushPlan, push
+from correlation_aware.weights.pretrained import load_pretrained, model_config, save_pretrained
 from correlation_aware.weights.sources import WeightsSource, local_file, resolve_weights
 
 __all__ = [
     "SUFFIXES",
     "LoadReport",
     "Measurement",
-    "PushPlan",
     "WeightsEntry",
     "WeightsSource",
     "check_finite",
     "convert_state_dict",
     "fetch",
     "fetch_repository",
-    "find_entry",
     "format_names",
     "known_entries",
     "load_manifest",
     "load_pretrained",
     "load_state_dict",
     "local_file",
+    "model_config",
     "parse_results",
-    "push",
     "read_state_dict",
     "register_weights",
     "resolve_weights",

@@ -1,15 +1,18 @@
-"""Other people's checkpoints to ours: which format one has, and the conversion its family registered."""
+"""Other people's checkpoints to ours: prefixes, formats, and the conversion that a family registered."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from correlation_aware._plugins import load_plugins
-from correlation_aware.models.registry import checkpoint_formats
+from correlation_aware.models.registry import CheckpointFormat, checkpoint_formats
 
 __all__ = ["AUTO", "OWN", "convert_state_dict", "format_names"]
 
 AUTO, OWN = "auto", "correlation_aware"
+
+# put before every name by DataParallel, torch.compile and training code whose attribute the network is
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 
 def format_names() -> list[str]:
@@ -23,11 +26,14 @@ def convert_state_dict(
 ) -> dict[str, Tensor]:
     """Renames and reshapes the tensors of a checkpoint to the names and layouts of this package.
 
+    The prefixes `module.`, `_orig_mod.`, `model.`, `net.` and `network.` are removed where every name has
+    them, also several, unless the model's own names have them too.
+
     Args:
         state_dict: Tensors by name.
-        source: Format of the checkpoint: `sbt` for the authors' trackers (`backbone.*`, `box_head.*`), `pvt_v2`
-            for PVTv2 classifiers in the original naming or timm's, other names of `format_names()`,
-            `correlation_aware` for our own (returned as they are), `auto` to tell by the names.
+        source: Format of the checkpoint: `sbt` for the authors' trackers (`backbone.*`, `box_head.*`),
+            `pvt_v2` for PVTv2 classifiers in the original naming or timm's, other names of `format_names()`,
+            `correlation_aware` for our own, `auto` to tell by the names.
         own_names: Names of the model that is to be filled. With `auto`, a checkpoint with no other names than
             these is our own, whatever format it may resemble.
 
@@ -35,30 +41,60 @@ def convert_state_dict(
         Tensors by our names.
 
     Raises:
-        ValueError: An unknown `source`, or names that fit no format.
+        ValueError: An unknown `source`, or names that fit no format or several.
     """
-    formats = checkpoint_formats()
     if source not in format_names():
         raise ValueError(f"source={source!r} is not one of {', '.join(format_names())}.")
-    if source == AUTO and not _is_own(state_dict, own_names):
-        matching = [known for known in formats.values() if known.matches(state_dict)]
+    formats = checkpoint_formats()
+    candidates = _without_prefixes(state_dict)
+    own = {_bare(name) for name in own_names or ()}
+    if source == OWN:
+        return max(candidates, key=lambda names: _hits(names, own))
+    if source == AUTO:
+        for candidate in candidates:
+            if candidate and _hits(candidate, own) == len(candidate):
+                return candidate
+    chosen = list(formats.values()) if source == AUTO else [formats[source]]
+    for candidate in candidates:
+        matching = [known for known in chosen if known.matches(candidate)]
         if matching:
-            return matching[0].convert(state_dict)
-        if own_names is None and not _looks_own(state_dict):
-            raise ValueError(
-                f"The parameter names ({', '.join(list(state_dict)[:3]) or 'none at all'}, ...) belong to no known "
-                f"format. Name it with source={' or '.join(map(repr, formats))} if you know it."
-            )
-    return dict(state_dict) if source in (AUTO, OWN) else formats[source].convert(state_dict)
+            return _convert(matching, candidate, own)
+    if source != AUTO:
+        return formats[source].convert(candidates[0])
+    if not own:
+        raise ValueError(
+            f"The parameter names ({', '.join(list(state_dict)[:3]) or '-'}, ...) belong to no known "
+            f"format: {', '.join(formats)}. Name the format (source=, in the command line --format), or for "
+            "a checkpoint of this package its model (own_names=, in the command line --model)."
+        )
+    return max(candidates, key=lambda names: _hits(names, own))
 
 
-def _is_own(state_dict: Mapping[str, Tensor], own_names: Mapping[str, object] | None) -> bool:
-    """Whether all names are the model's own, with or without the `backbone.` of a tracker."""
-    if not own_names or not state_dict:
-        return False
-    bare = {name.removeprefix("backbone.") for name in own_names}
-    return all(name.removeprefix("backbone.") in bare for name in state_dict)
+def _without_prefixes(state_dict: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The checkpoint as it is, and with one shared prefix after the other removed."""
+    candidates = [dict(state_dict)]
+    while True:
+        names = candidates[-1]
+        prefix = next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            return candidates
+        candidates.append({name.removeprefix(prefix): tensor for name, tensor in names.items()})
 
 
-def _looks_own(state_dict: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(("stages.0.embed.", "backbone.stages.0.embed.")) for name in state_dict)
+def _convert(
+    matching: list[CheckpointFormat], state_dict: Mapping[str, Tensor], own: set[str]
+) -> dict[str, Tensor]:
+    """Converts by the one format that matches, or by that of several that fits the model best."""
+    if len(matching) > 1 and not own:
+        names = " or ".join(repr(known.name) for known in matching)
+        raise ValueError(f"The parameter names fit several formats: name source={names}.")
+    return max((known.convert(state_dict) for known in matching), key=lambda tensors: _hits(tensors, own))
+
+
+def _hits(names: Mapping[str, object], own: set[str]) -> int:
+    """Number of names that the model has too, with or without the `backbone.` of a tracker."""
+    return sum(_bare(name) in own for name in names)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("backbone.")

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what may be read, and how they are written."""
+"""Checkpoints on disk: which files are read, and how they are written."""
 
 import argparse
 import pickle
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,32 +22,59 @@ __all__ = [
     "write_state_dict",
 ]
 
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 
-# Beyond what torch allows by itself (tensors, OrderedDict). A Namespace is a bare holder of attributes; the
-# training code of PVTv2 stores its arguments in one.
-_ALLOWED_CLASSES: list[Any] = [argparse.Namespace]
-_WRAPPERS = ("net", "model", "state_dict")
+# Keys under which training code stores its tensors. The first one with tensors is taken: averaged weights
+# before others, as in timm.
+_WRAPPERS = (
+    "state_dict_ema", "model_ema", "params_ema", "ema_state_dict",
+    "state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module",
+)  # fmt: skip
+
+# Beyond what torch allows by itself (tensors, OrderedDict): bare holders of attributes and of single numbers.
+# PVTv2's training code stores its arguments in a Namespace, many store their best score as a NumPy number.
+_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+_ALLOWED_CLASSES: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefdU"},
+    *[(_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+]
 
 _REFUSED = """\
-{path} is a pickle that asks for the foreign {refused}, which is not on the list of what may be loaded.
-Nothing was unpickled, no code in the file was run.
-Its owner can turn it into safetensors, where the code that wrote it can be imported:
+{path} is a pickle that needs {refused}, which is not on the list of classes that may be loaded.
+No code in the file was run. If you trust the file, this script writes its tensors alone to another one. Run
+it where the code that wrote the file can be imported:
 
-    import torch; from safetensors.torch import save_file
-    checkpoint = torch.load({name!r}, map_location="cpu")  # torch >= 2.6: add weights_only=False
-    save_file({{k: v.contiguous().clone() for k, v in checkpoint["net"].items()}}, {target!r})
+    import torch
 
-The file {target} can then be loaded or converted here."""
+    wrappers = {wrappers!r}
+
+    def find(content, outer=()):
+        if isinstance(content, torch.nn.Module):
+            content = content.state_dict()
+        if not isinstance(content, dict) or any(content is other for other in outer):
+            return None
+        if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+            return content
+        inner = (find(content.get(key), (*outer, content)) for key in wrappers)
+        return next((tensors for tensors in inner if tensors), None)
+
+    content = torch.load({name!r}, map_location="cpu", weights_only=False)  # torch < 1.13: no weights_only
+    tensors = find(content) or exit("no tensors by name: " + str(content)[:300])
+    torch.save({{name: tensor.detach().clone() for name, tensor in tensors.items()}}, {target!r})
+
+Then load {target} here, or convert it: correlation-aware weights convert {target} NEW.safetensors"""
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Reads tensors by name, on the CPU.
 
-    A pickle (`.pth`, `.pt`, `.bin`, `.pth.tar`) is read with `weights_only=True` and a short list of allowed
-    classes, so that no code in it can run. Wrappers (`net`, `model`, `state_dict`) and the prefix `module.`
-    are taken off.
+    A pickle (`.pth`, `.pt`, `.bin`, `.pth.tar`, Lightning's `.ckpt`) is read with `weights_only=True` and a
+    short list of allowed classes, so that no code in it can run. The tensors may be wrapped in dictionaries,
+    under `state_dict`, `model`, `net`, `params` and similar keys; of several, averaged weights
+    (`state_dict_ema`, `model_ema`, ...) are taken first. Prefixes of names stay, see `convert_state_dict`.
 
     Args:
         path: A `.safetensors` file or a pickle.
@@ -54,21 +82,23 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Another suffix, or a file without tensors by name.
-        RuntimeError: A damaged file, or a pickle of foreign classes; the message tells how to convert it.
+        RuntimeError: A damaged file, or a pickle of other classes; the message has a script that converts
+            it.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(
             f"{path}: a checkpoint ends in one of {', '.join(SUFFIXES)}, not in {path.suffix!r}."
         )
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
             raise RuntimeError(
-                f"{path} is not a whole safetensors file ({error}). Remove it and get it again."
+                f"{path} is not a complete safetensors file ({error}). Remove it and get it again."
             ) from error
     return _unwrap(_load_pickle(path), path)
 
@@ -76,11 +106,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def write_state_dict(
     state_dict: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors by name as safetensors, whole or not at all.
+    """Writes tensors by name as safetensors, completely or not at all.
 
     Args:
         state_dict: Tensors on any device and in any layout; those that share memory become separate.
-        path: Ends in `.safetensors`; an existing file is replaced.
+        path: Path that ends in `.safetensors`; an existing file is replaced.
         metadata: Texts for the header of the file.
 
     Raises:
@@ -97,7 +127,9 @@ def write_state_dict(
         tensors[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
     with atomic_path(path) as temporary:
+        mode = temporary.stat().st_mode  # by the umask; safetensors itself writes files for their owner alone
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        temporary.chmod(mode)
 
 
 def check_finite(state_dict: Mapping[str, Tensor], where: str | Path) -> None:
@@ -105,7 +137,7 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str | Path) -> None:
 
     Args:
         state_dict: Tensors by name.
-        where: What to call them in the message.
+        where: Name of the tensors' origin for the message.
 
     Raises:
         RuntimeError: A tensor has a NaN or an infinity; the message names it.
@@ -124,25 +156,35 @@ def _load_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged pickle can raise anything
         refused = re.search(r"(?:GLOBAL|class) (\w+\.[\w.]*\w)", str(error))
         if isinstance(error, pickle.UnpicklingError) and refused:
-            target = f"{path.name.split('.')[0]}.safetensors"
-            message = _REFUSED.format(path=path, refused=refused[1], name=path.name, target=target)
+            target = f"{path.name.split('.')[0]}.tensors.pth"
+            message = _REFUSED.format(
+                path=path, refused=refused[1], name=path.name, target=target, wrappers=_WRAPPERS
+            )
         else:
             lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
             reason = lines[0].split(". ")[0] if lines else type(error).__name__
-            message = f"{path} is not a whole checkpoint of torch.save ({reason}). Get it again."
+            message = f"{path} is not a complete checkpoint of torch.save ({reason}). Get it again."
         raise RuntimeError(message) from error
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    named = dict(content) if isinstance(content, Mapping) else {}
-    if not named or not all(isinstance(value, Tensor) for value in named.values()):
-        found = f"keys {', '.join(map(repr, list(named)[:5]))}" if named else type(content).__name__
-        raise ValueError(
-            f"{path} holds no tensors by name, neither bare nor under {', '.join(_WRAPPERS)}: {found}."
+    tensors = _find_tensors(content)
+    if tensors is None:
+        keys = isinstance(content, Mapping) and list(content)[:5]
+        actual = (
+            f"keys {', '.join(map(repr, keys))}" if keys else f"an empty or other {type(content).__name__}"
         )
-    return {str(name).removeprefix("module."): tensor for name, tensor in named.items()}
+        raise ValueError(
+            f"{path} has no tensors by name, neither directly nor under {', '.join(_WRAPPERS)}: {actual}."
+        )
+    return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def _find_tensors(content: Any, outer: tuple[Any, ...] = ()) -> Mapping[Any, Tensor] | None:
+    """The mapping of tensors in nested wrappers; `outer` are the mappings around `content`."""
+    if not isinstance(content, Mapping) or any(content is other for other in outer):
+        return None
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return content
+    inner = (_find_tensors(content.get(key), (*outer, content)) for key in _WRAPPERS)
+    return next((tensors for tensors in inner if tensors is not None), None)

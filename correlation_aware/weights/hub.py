@@ -1,5 +1,6 @@
 """From a manifest entry or a repository's name to a verified file on this machine."""
 
+import hashlib
 import logging
 import os
 import re
@@ -34,19 +35,20 @@ _BY_HAND = (
 
 
 def fetch(entry: WeightsEntry, cache_dir: str | Path | None = None) -> Path:
-    """Makes the file of an entry available, and checks it whether it was downloaded now or long ago.
+    """Downloads the file of an entry unless it is cached or bundled, and checks its hash in every case.
 
     Args:
-        entry: Of the manifest.
-        cache_dir: Where downloads go; by default the Hugging Face cache, and torch.hub's for `url` entries.
+        entry: Entry of the manifest.
+        cache_dir: Folder for downloads; by default the Hugging Face cache, and torch.hub's for `url` entries.
 
     Returns:
         Path of the verified file.
 
     Raises:
-        FileNotFoundError: The file is not there, needs a login, or is not cached and HF_HUB_OFFLINE is set.
+        FileNotFoundError: There is no such file, it needs a login, or it is not cached and HF_HUB_OFFLINE is
+            set.
         ConnectionError: The server cannot be reached, or the connection was cut.
-        RuntimeError: The file is not what it should be. A download is removed then.
+        RuntimeError: The file has another hash than expected. A download is removed then.
     """
     if entry.source == "hub":
         assert entry.repository is not None  # the entry has checked it
@@ -69,9 +71,9 @@ def fetch_repository(
     """Fetches and verifies `config.json` and `model.safetensors` of one commit of a repository on the Hub.
 
     Args:
-        repo_id: `organisation/name`, also with `hf-hub:` before or `@revision` behind.
+        repo_id: `organisation/name`, also as `hf-hub:organisation/name@revision`.
         revision: Branch, tag or commit; `main` by default.
-        cache_dir: Where downloads go instead of the Hugging Face cache.
+        cache_dir: Folder for downloads instead of the Hugging Face cache.
 
     Returns:
         The configuration, and the path of the weights.
@@ -88,7 +90,7 @@ def fetch_repository(
             f"{repo_id!r} is not the name of a repository: 'hf-hub:organisation/name[@revision]'."
         )
     config_path = _fetch_from_hub(name, "config.json", inner or revision, None, cache_dir)
-    commit = config_path.parent.name  # both files of one commit, even if somebody pushes in between
+    commit = config_path.parent.name  # both files from one commit, even if somebody pushes in between
     path = _fetch_from_hub(name, "model.safetensors", commit, None, cache_dir)
     config = read_json(config_path)
     if not isinstance(config, dict):
@@ -104,8 +106,9 @@ def fetch_file(
     Args:
         hub_file: (`organisation/name`, file, revision) on the Hub; verified by the Hub's own hash.
         url: Address of a file instead. If its name ends in a dash and eight or more hexadecimal digits of its
-            sha256, as torch.hub's do, it is verified by them.
-        cache_dir: Where downloads go; by default the Hugging Face cache, and torch.hub's for `url`.
+            sha256, as torch.hub's do (`net-0a1b2c3d.pth`), it is verified by them. Otherwise it is not, and a
+            warning is logged.
+        cache_dir: Folder for downloads; by default the Hugging Face cache, and torch.hub's for `url`.
 
     Raises:
         FileNotFoundError, ConnectionError, RuntimeError: As `fetch`.
@@ -115,14 +118,25 @@ def fetch_file(
         return _fetch_from_hub(repository, file, revision, None, cache_dir)
     assert url is not None
     name = url.partition("?")[0].rpartition("/")[2]
+    digits = re.search(r"-([0-9a-f]{8,64})\.", name)
+    if digits is None:  # the same name at another address may be another file
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
     path = (Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints") / name
     if not path.is_file():
         _download(url, path)
-    digits = re.search(r"-([0-9a-f]{8,64})\.", name)
-    if digits and not sha256_file(path).startswith(digits[1]):
+    actual = sha256_file(path)
+    if digits is None:
+        _logger.warning(
+            "%s was not verified: its address has no hash. Compare its sha256, %s, with the one its owner "
+            "publishes, or list the file with that sha256 in a weights manifest (register_weights).",
+            url,
+            actual,
+        )
+    elif not actual.startswith(digits[1]):
         _remove(path)
         raise RuntimeError(
-            f"{path} is not the file that its name says; it was removed. Get it again from {url}."
+            f"{path} does not have the hash in its name: its sha256 is {actual}. The file was removed. "
+            f"Get it again from {url}."
         )
     return path
 
@@ -144,8 +158,10 @@ def _fetch_from_hub(
         )
     except _FAILURES as error:
         _explain(error, url, f"{constants.ENDPOINT}/{repository}", _BY_HAND)
-    advice = "If it stays wrong, the file on the Hub has changed or something in between alters it."
-    _check(path, sha256 or _etag(path, url), f"The file was removed. Get it again from {url}. {advice}")
+    advice = "If the hash stays wrong, the file on the Hub has changed, or a proxy changes it."
+    expected = sha256 or _etag(path, url)
+    if expected is not None:
+        _check(path, expected, f"The file was removed. Get it again from {url}. {advice}")
     return path
 
 
@@ -171,33 +187,43 @@ def _download(url: str, path: Path) -> None:
 
 
 def _check(path: Path, expected: str, advice: str, remove: bool = True) -> None:
-    found = git_hash_file(path) if len(expected) == 40 else sha256_file(path)
-    if found == expected:
+    actual = git_hash_file(path) if len(expected) == 40 else sha256_file(path)
+    if actual == expected:
         return
     size = path.stat().st_size
     if remove:
         _remove(path)
     raise RuntimeError(
-        f"{path} is not the file it should be: expected hash {expected}, found {found} ({size} bytes)."
-        f" {advice}"
+        f"{path} has another hash than expected: expected {expected}, actual {actual} ({size} bytes). "
+        f"{advice}"
     )
 
 
-def _etag(path: Path, url: str) -> str:
+def _etag(path: Path, url: str) -> str | None:
     """The Hub's own hash of a cached file: sha256 for LFS files, git's hash for the small ones.
 
-    The cache links a file to a blob of that name. Where links are not supported the Hub is asked.
+    The cache links a file to a blob that has the hash as its name. Where links are not supported the Hub is
+    asked. If it cannot be reached either, a warning is logged and the result is None.
     """
-    etag: str | None = Path(os.readlink(path)).name if path.is_symlink() else None
+    folder = next(parent for parent in path.parents if parent.name == "snapshots").parent / "blobs"
+    blobs = {blob.name for blob in folder.glob("*") if blob.suffix != ".incomplete"}
+    etag: str | None = None
+    if path.is_symlink():
+        etag = Path(os.readlink(path)).name
+    elif blobs:  # a copy of a cache, made with files in place of links
+        etag = next((digest for digest in (sha256_file(path), git_hash_file(path)) if digest in blobs), None)
     if etag is None and not constants.HF_HUB_OFFLINE:
         try:
-            etag = get_hf_file_metadata(url).etag
+            etag = get_hf_file_metadata(url).etag or "none"
         except _FAILURES as error:
             _logger.debug("no metadata of %s: %s", url, error)
-    if etag is None or not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
+    if etag is None and not blobs:
+        message = "%s was not verified: its cache has no hash of it, and %s cannot be asked."
+        _logger.warning(message, path, constants.ENDPOINT)
+    elif etag is None or not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
         raise RuntimeError(
-            f"{path} cannot be verified: {url} gives no hash for it (ETag {etag!r})."
-            " If you trust it, pass its path as `pretrained=`."
+            f"{path} cannot be verified: neither the cache nor {url} gives its hash (ETag {etag}). Remove "
+            "the file and download it again, or pass the path of a file or folder that you trust."
         )
     return etag
 

@@ -1,7 +1,8 @@
-"""Which weights exist: one typed entry per `model.tag` of `weights_manifest.json` and of the plug-ins' manifests."""
+"""Which weights exist: one typed entry per `model.tag`, of our manifest and those of plug-ins."""
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -15,7 +16,6 @@ __all__ = [
     "MANIFEST_PATH",
     "Measurement",
     "WeightsEntry",
-    "find_entry",
     "known_entries",
     "load_manifest",
     "parse_results",
@@ -37,13 +37,13 @@ _SOURCE_RULES = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number that was measured, and the command that gives it again.
+    """A number that was measured, and the command that measures it again.
 
     Attributes:
-        dataset: For example `GOT-10k val`.
-        metric: For example `AO`.
-        value: In the unit of the metric.
-        command: What to type.
+        dataset: Name of the data, for example `GOT-10k val`.
+        metric: Name of the metric, for example `AO`.
+        value: Finite number, in the unit of the metric.
+        command: Command line.
     """
 
     dataset: str
@@ -55,8 +55,8 @@ class Measurement:
         for key in ("dataset", "metric", "command"):
             if not _is_text(getattr(self, key)):
                 raise ValueError(f"{key}={getattr(self, key)!r} must be a text that is not empty.")
-        if type(self.value) not in (int, float):
-            raise ValueError(f"value={self.value!r} must be a number.")
+        if type(self.value) not in (int, float) or not math.isfinite(self.value):
+            raise ValueError(f"value={self.value!r} must be a number, and finite.")
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ class WeightsEntry:
         license: SPDX identifier, lower case.
         key_format: Parameter names in the file, a `source` of `convert_state_dict`.
         role: `model`: every tensor fits; `starting_point`: some blocks fit, the rest is fresh.
-        training: How the weights were trained, in prose.
+        training: Description of the training, in prose.
         repository: `organisation/name` on the Hub.
         revision: Branch, tag or commit on the Hub.
         url: Full address.
-        sha256: Of the file. Only a `hub` entry may leave it out; the Hub's own LFS hash is checked then.
+        sha256: Hash of the file. Only a `hub` entry may leave it out; the Hub's own LFS hash is checked then.
         bytes: Size of the file.
         template_size: Side in pixels of the template in training.
         search_size: Side in pixels of the search image in training.
-        input_size: Side in pixels of the image, for one-input training.
-        mean: Mean of the pixels in 0..1 that inputs are normalized with, per channel.
-        std: Standard deviation, likewise.
-        results: What was measured with these weights.
-        notes: Anything else.
-        root: Folder of the manifest, where the files of `bundled` entries are.
+        input_size: Side in pixels of the image in training, of a one-input network.
+        mean: Mean per channel that inputs in 0..1 are normalized with.
+        std: Standard deviation per channel, likewise.
+        results: Measurements with these weights.
+        notes: Further remarks.
+        root: Folder of the manifest, which has the files of `bundled` entries.
     """
 
     model: str
@@ -146,7 +146,7 @@ class WeightsEntry:
             )
         self._check("notes", isinstance(self.notes, str), "a text")
         relative = not Path(self.file).is_absolute() and ".." not in Path(self.file).parts
-        self._check("file", relative, "a relative path that does not climb")
+        self._check("file", relative, "a relative path without '..'")
         needed, forbidden = _SOURCE_RULES[self.source]
         for key in needed:
             self._check(key, getattr(self, key) is not None, f"given, since source={self.source!r}")
@@ -184,7 +184,7 @@ def load_manifest(path: Path | None = None) -> dict[str, WeightsEntry]:
         Entries by `model.tag`, in the order of the files. The first of a model is its default.
 
     Raises:
-        ValueError: Not JSON, or a wrong entry; the message names the entry, the key and what is allowed.
+        ValueError: Not JSON, or a wrong entry; the message names the entry, the key and the allowed values.
     """
     if path is not None:
         return _read(path)
@@ -198,7 +198,7 @@ def known_entries() -> dict[str, WeightsEntry]:
 
 
 def register_weights(path: str | Path) -> list[str]:
-    """Adds a manifest of somebody's package, for its models or for ours.
+    """Adds the manifest of another package, for its models or for ours.
 
     Files of its `bundled` entries are relative to the folder of the manifest. Call it before the models are
     registered, so that timm's lists know of the weights too.
@@ -217,44 +217,23 @@ def register_weights(path: str | Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights manifest {path}.")
     entries = _read(path)
-    taken = [
-        name for name in entries if name in known_entries() and known_entries()[name].root != path.parent
-    ]
-    if taken:
-        raise ValueError(f"{path}: {', '.join(taken)} is in another manifest already. Take another tag.")
+    known = known_entries()
+    clashes = [name for name in entries if name in known and known[name].root != path.parent]
+    if clashes:
+        raise ValueError(f"{path}: {', '.join(clashes)} is in another manifest already. Use another tag.")
     _registered.update(entries)
     return list(entries)
 
 
-def find_entry(name: str) -> WeightsEntry:
-    """Looks up weights by `model.tag`, or by `model` alone for the default of that model.
-
-    Raises:
-        ValueError: There are none; the message names the near ones.
-    """
-    manifest = load_manifest()
-    if name in manifest:
-        return manifest[name]
-    for entry in manifest.values():
-        if entry.model == name:
-            return entry
-    same_model = [key for key, entry in manifest.items() if entry.model == name.partition(".")[0]]
-    near = same_model or difflib.get_close_matches(name, manifest, n=4, cutoff=0.5)
-    hint = f"Near: {', '.join(near)}. " if near else ""
-    raise ValueError(
-        f"No weights are known for {name!r}. {hint}`correlation-aware weights list` shows them all."
-    )
-
-
 def parse_results(raw: Any, where: str) -> tuple[Measurement, ...]:
-    """Reads a list of measurements as JSON gives it.
+    """Turns a parsed JSON list into measurements.
 
     Args:
-        raw: A list of objects with the fields of `Measurement`.
-        where: What to call the list in messages.
+        raw: List of objects with the fields of `Measurement`.
+        where: Name of the list for messages.
 
     Raises:
-        ValueError: It is something else; the message names the item, the key and what is allowed.
+        ValueError: Anything else; the message names the item, the key and the allowed values.
     """
     if not isinstance(raw, list):
         raise ValueError(f"{where}={raw!r} must be a list of measurements.")

@@ -1,27 +1,38 @@
-"""What a user may write for weights, and where that leads: the one place that tells tags, files and repositories apart."""
+"""What a user may write for weights and what it means: tags, files and repositories are told apart here."""
 
+import re
+import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from correlation_aware.models.registry import near_names
+from correlation_aware.models.registry import near_names, timm_tags
 from correlation_aware.weights.convert import AUTO
 from correlation_aware.weights.files import SUFFIXES, read_state_dict
 from correlation_aware.weights.hub import fetch, fetch_file, fetch_repository
 from correlation_aware.weights.manifest import WeightsEntry, load_manifest
 
 __all__ = [
+    "LOCATIONS",
     "RENAMED",
     "WeightsSource",
     "current_name",
     "default_entry",
+    "former_default",
     "local_file",
+    "located_weights",
     "resolve_weights",
     "tags_of",
 ]
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+# fields of timm's PretrainedCfg that say where weights are
+LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
 
 # names of 0.1 that will go after the next release, and what they are called now
 RENAMED = {
@@ -33,16 +44,17 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights come from: exactly one of the fields after `name` is set.
+    """Where weights come from: exactly one of the fields from `entry` to `state_dict` is set.
 
     Attributes:
-        name: For people to read: `model.tag`, a path, `hf-hub:organisation/name`.
+        name: Name for messages: `model.tag`, a path, `hf-hub:organisation/name`.
         entry: Entry of the manifest.
         path: Local file.
         repository: `organisation/name[@revision]` on the Hub.
         hub_file: (`organisation/name`, file, revision or None) on the Hub, of a timm configuration.
         url: Address of a file, of a timm configuration.
         state_dict: The tensors themselves.
+        timm_tag: Tag of weights that a plug-in registered with timm alone.
     """
 
     name: str
@@ -52,10 +64,11 @@ class WeightsSource:
     hub_file: tuple[str, str, str | None] | None = None
     url: str | None = None
     state_dict: Mapping[str, Tensor] | None = None
+    timm_tag: str | None = None
 
     @property
     def key_format(self) -> str:
-        """Names of the parameters in the file, see `convert_state_dict`."""
+        """Format of the parameter names in the file, see `convert_state_dict`."""
         return self.entry.key_format if self.entry else AUTO
 
     @property
@@ -63,24 +76,31 @@ class WeightsSource:
         """Whether the weights fill only a part of the model by design."""
         return self.entry is not None and self.entry.role == "starting_point"
 
-    def read(self, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
-        """Downloads and verifies where need be, and reads the tensors, by the names in the file.
+    def fetch(self, cache_dir: str | Path | None = None) -> Path:
+        """Downloads and verifies the file if it is not a local one, and returns its path.
 
         Raises:
-            FileNotFoundError, ConnectionError, RuntimeError, ValueError: Weights that cannot be downloaded or read.
+            FileNotFoundError, ConnectionError, RuntimeError, ValueError: Weights that cannot be downloaded.
+        """
+        if self.entry is not None:
+            return fetch(self.entry, cache_dir=cache_dir)
+        if self.repository is not None:
+            return fetch_repository(self.repository, cache_dir=cache_dir)[1]
+        if self.hub_file is not None or self.url is not None:
+            return fetch_file(self.hub_file, self.url, cache_dir=cache_dir)
+        assert self.path is not None
+        return self.path
+
+    def read(self, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
+        """The tensors, by the names in the file.
+
+        Raises:
+            FileNotFoundError, ConnectionError, RuntimeError, ValueError: Weights that cannot be downloaded or
+                read.
         """
         if self.state_dict is not None:
             return dict(self.state_dict)
-        if self.entry is not None:
-            path = fetch(self.entry, cache_dir=cache_dir)
-        elif self.repository is not None:
-            path = fetch_repository(self.repository, cache_dir=cache_dir)[1]
-        elif self.hub_file is not None or self.url is not None:
-            path = fetch_file(self.hub_file, self.url, cache_dir=cache_dir)
-        else:
-            assert self.path is not None
-            path = self.path
-        return read_state_dict(path)
+        return read_state_dict(self.fetch(cache_dir))
 
 
 def resolve_weights(source: bool | str | Path, model: str | None = None) -> WeightsSource:
@@ -94,8 +114,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
         model: Architecture name that a bare tag and True refer to.
 
     Raises:
-        ValueError: Nothing of this; the message lists the tags of the model and names that are near.
-        FileNotFoundError: A path to nothing, or a folder without weights.
+        ValueError: None of these; the message lists the tags of the model, or similar names.
+        FileNotFoundError: A path that does not exist, or a folder without weights.
     """
     if source is True:
         if model is None:
@@ -103,6 +123,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
                 "pretrained=True needs the name of a model; name the weights, such as 'model.tag'."
             )
         entry = default_entry(model)
+        if entry is None and (listed := _in_timm(model)) is not None:
+            return listed
         if entry is None:
             raise ValueError(f"No weights are known for {model!r}. {_hint(model, model)}")
         return WeightsSource(entry.name, entry=entry)
@@ -112,7 +134,10 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
         name = current_name(name)
         if name in manifest:
             return WeightsSource(name, entry=manifest[name])
-    entry = default_entry(text)
+        if (listed := _in_timm(name)) is not None:
+            return listed
+    former = former_default(text)
+    entry = manifest[current_name(former)] if former else default_entry(text)
     if entry is not None:
         return WeightsSource(entry.name, entry=entry)
     if text.startswith("hf-hub:"):
@@ -120,10 +145,10 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
     path = Path(text.removeprefix("local-dir:"))
     if path.exists():
         return local_file(path)
-    if "/" in text or path.suffix in SUFFIXES:
-        raise FileNotFoundError(
-            f"There is no weights file {text!r}. For a repository of the Hub write 'hf-hub:{text}'."
-        )
+    if "/" in text or path.suffix.lower() in SUFFIXES:
+        repository = re.fullmatch(r"[\w.-]+/[\w.-]+", text)
+        hint = f" For a repository of the Hub write 'hf-hub:{text}'." if repository else ""
+        raise FileNotFoundError(f"There is no weights file {text!r}.{hint}")
     raise ValueError(f"No weights are known for {text!r}. {_hint(text, model or text)}")
 
 
@@ -139,24 +164,69 @@ def local_file(path: str | Path) -> WeightsSource:
     return WeightsSource(str(path), path=file)
 
 
+def located_weights(cfg: Mapping[str, Any]) -> WeightsSource:
+    """The weights that a timm configuration names, in timm's order of precedence.
+
+    Raises:
+        FileNotFoundError: A file that does not exist.
+        ValueError: It names none.
+    """
+    hub = cfg.get("hf_hub_id")
+    if cfg.get("source") == "hf-hub":
+        return WeightsSource(f"hf-hub:{hub}", repository=str(hub))
+    if cfg.get("source") != "local-dir" and cfg.get("state_dict"):
+        return WeightsSource("a state_dict", state_dict=cfg["state_dict"])
+    if cfg.get("file"):
+        return local_file(cfg["file"])
+    if hub:
+        repository, _, revision = str(hub).partition("@")
+        file = cfg.get("hf_hub_filename") or "model.safetensors"
+        return WeightsSource(f"hf-hub:{hub}", hub_file=(repository, file, revision or None))
+    if cfg.get("url"):
+        return WeightsSource(str(cfg["url"]), url=str(cfg["url"]))
+    raise ValueError(
+        f"pretrained_cfg={dict(cfg)!r} names no weights: give it file, url, hf_hub_id or state_dict."
+    )
+
+
+def _in_timm(name: str) -> WeightsSource | None:
+    """Weights of a plug-in's model in timm's registry: `model.tag`, or `model` for its default ones."""
+    model, _, tag = name.partition(".")
+    tags = timm_tags(model)
+    if not tags or (tag and tag not in tags):
+        return None
+    tag = tag or tags[0]
+    cfg: Any = get_pretrained_cfg(f"{model}.{tag}")
+    return replace(located_weights(cfg.to_dict()), name=f"{model}.{tag}", timm_tag=tag)
+
+
 def default_entry(model: str) -> WeightsEntry | None:
     """The first entry of the manifest for a model; None without one."""
     return next((entry for entry in load_manifest().values() if entry.model == model), None)
 
 
+def former_default(model: str) -> str | None:
+    """Former name of the default weights of a model that has none by its own name now; None for others."""
+    return next((old for old in RENAMED if old.partition(".")[0] == model and not tags_of(model)), None)
+
+
 def tags_of(model: str) -> list[str]:
-    """Tags of a model's weights in the manifest, the default first."""
-    return [entry.tag for entry in load_manifest().values() if entry.model == model]
+    """Tags of a model's weights in the manifest, or of a plug-in's model in timm; the default first."""
+    tags = [entry.tag for entry in load_manifest().values() if entry.model == model]
+    return tags or timm_tags(model)
 
 
 def current_name(name: str) -> str:
-    """The name that `name` has now; a `DeprecationWarning` where it was renamed."""
+    """The present name of weights; a former one gives a `DeprecationWarning`."""
     if name not in RENAMED:
         return name
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
     warnings.warn(
         f"{name!r} is called {RENAMED[name]!r} now; the old name goes after the next release.",
         DeprecationWarning,
-        stacklevel=2,
+        stacklevel=level,  # the line of the user's code
     )
     return RENAMED[name]
 
@@ -166,5 +236,5 @@ def _hint(text: str, model: str) -> str:
     if tags:
         return f"Tags of {model.partition('.')[0]}: {', '.join(tags)}."
     near = near_names(text, load_manifest())
-    some = f"Near: {', '.join(near[:4])}. " if len(near) <= 4 else ""
-    return f"{some}`correlation-aware weights list` shows them all."
+    hint = f"Near: {', '.join(near[:4])}. " if len(near) <= 4 else ""
+    return f"{hint}`correlation-aware weights list` shows them all."
