@@ -63,7 +63,7 @@ def siamfcpp() -> None:
         if not hasattr(collections, name):
             setattr(collections, name, getattr(collections.abc, name))
     _restore_numpy()
-    stub_missing("loguru", "pandas", "pycocotools.coco", "pycocotools.mask", "colorama", "wget")
+    stub_missing("colorama", "loguru", "numba", "pandas", "pycocotools.coco", "scipy.optimize", "wget")
 
 
 def dimp() -> None:
@@ -74,7 +74,7 @@ def dimp() -> None:
 
     if not hasattr(torchvision.models.resnet, "model_urls"):
         torchvision.models.resnet.model_urls = {}
-    stub_missing("jpeg4py", "visdom", "visdom.server")
+    stub_missing("jpeg4py", "pandas", "visdom.server")
     sys.modules["ltr.external.PreciseRoIPooling.pytorch.prroi_pool"] = prroi_pool  # of a CUDA submodule
     local: Any = ModuleType("ltr.admin.local")
     local.EnvironmentSettings = type(

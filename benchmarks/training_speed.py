@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import correlation_aware as ca
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillPairs
+from correlation_aware.models.contract import Sizes
 from correlation_aware.training.config import OptimizerConfig
 from correlation_aware.training.losses import LossConfig, track_loss
 from correlation_aware.training.optimizer import make_optimizer
@@ -55,7 +56,7 @@ def main() -> None:
     model = ca.create_model(args.model, **sizes).to(args.device)
     pool = read_pool(dict.fromkeys(args.sources, 1.0), 320, args.device)
     on_cpu = args.device == "cpu"
-    source = PairBatches(StillPairs(pool, args.batch, *sizes.values()), args.batch, ahead=not on_cpu)
+    source = PairBatches(StillPairs(pool, args.batch, Sizes(**sizes)), args.batch, ahead=not on_cpu)
     batches = source.batches(0, 1)
     optimizer, first = make_optimizer(model, OptimizerConfig()), next(batches)
 

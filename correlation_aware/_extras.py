@@ -1,4 +1,4 @@
-"""Packages that only some parts need: imported on first use, or an error names the extra to install."""
+"""Optional dependencies: imported on first use; the error of a missing one names the extra to install."""
 
 import importlib
 from typing import Any
@@ -19,15 +19,18 @@ EXTRAS = {
 }
 
 
-def require(*names: str, message: str = "{names} is missing") -> list[Any]:
+def require(*names: str, message: str = "{names} is not installed") -> list[Any]:
     """Imports modules that an extra of this package installs.
 
     Args:
-        names: Modules, such as `matplotlib.figure`.
-        message: Start of the error's message; `{names}` becomes the names of the missing modules.
+        names: Names of modules, such as `matplotlib.figure`.
+        message: Start of the error message; `{names}` is replaced by the names of the missing modules.
+
+    Returns:
+        The modules.
 
     Raises:
-        ModuleNotFoundError: Some are not installed; the message names the extra that has them.
+        ModuleNotFoundError: A module is not installed; the message names the extra to install.
     """
     modules, missing = [], []
     for name in names:
@@ -38,8 +41,8 @@ def require(*names: str, message: str = "{names} is missing") -> list[Any]:
                 raise
             missing.append(error)
     if missing:
-        absent = [str(error.name) for error in missing]
-        extras = ",".join(dict.fromkeys(EXTRAS[name.partition(".")[0]] for name in absent))
-        said = message.format(names=", ".join(absent))
-        raise ModuleNotFoundError(f"{said}: pip install correlation_aware[{extras}]") from missing[0]
+        missing_names = [str(error.name) for error in missing]
+        extras = ",".join(dict.fromkeys(EXTRAS[name.partition(".")[0]] for name in missing_names))
+        text = message.format(names=", ".join(missing_names))
+        raise ModuleNotFoundError(f"{text}: pip install correlation_aware[{extras}]") from missing[0]
     return modules

@@ -1,4 +1,4 @@
-"""Files of every kind: written whole or not at all, hashed, and the frames of a folder in order."""
+"""File tools: atomic writing, JSON, hashes, and the images of a folder in natural order."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields an empty temporary file in the folder of `path`, with its suffix.
 
-    It is renamed to `path` when the block ends, unless the block removed it, and is removed when the block
-    fails.
+    The file is renamed to `path` at the end of the block, unless the block removed it, and is removed if the
+    block raises.
 
     Raises:
         ValueError: `path` exists and is no regular file.
@@ -37,9 +37,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} exists and is not a file; give another name")
+        raise ValueError(f"{path} exists and is not a regular file; choose another name")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist; make it first")
+        raise FileNotFoundError(f"the folder of {path} does not exist; create it first")
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         temporary.touch(exist_ok=False)
@@ -56,7 +56,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Writes a UTF-8 text file, whole or not at all; an existing file is replaced."""
+    """Writes a UTF-8 text file atomically; an existing file is replaced."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -65,7 +65,7 @@ def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        ValueError: It is not JSON; the message names the file.
+        ValueError: The file is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -74,12 +74,12 @@ def read_json(path: str | Path) -> Any:
 
 
 def sha256_file(path: str | Path) -> str:
-    """The sha256 of a file, as 64 lower-case hexadecimal digits."""
+    """SHA-256 of a file, 64 lower-case hexadecimal digits."""
     return _digest(hashlib.sha256(), Path(path))
 
 
 def git_hash_file(path: str | Path) -> str:
-    """The name git gives a file's content, 40 hexadecimal digits: the ETag of the Hub's files outside LFS."""
+    """Git blob hash of a file, 40 hexadecimal digits: the ETag of files on the Hub that are not in LFS."""
     path = Path(path)
     return _digest(hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), path)
 

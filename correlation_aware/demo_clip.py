@@ -1,6 +1,6 @@
-"""A short clip that needs no file: a ladybird walks over moving ground, past a look-alike and under a leaf.
+"""A rendered demo clip that needs no files: a ladybird walks over soil, past a look-alike and under a leaf.
 
-Everything is drawn from a seed, and the target's boxes are computed from its outline, not measured.
+The boxes are computed from the outline of the target, so they are exact.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ __all__ = ["draw_clip"]
 Array = NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
-SPRITE = 160  # pixels a side of a sprite; its unit of length, such as a beetle, is SPRITE / SPAN pixels long
-SPAN = 1.25
-FINE = 4  # sprites are drawn so many times larger, then shrunk
+SPRITE = 160  # side of a sprite in pixels
+SPAN = 1.25  # side of a sprite in its unit of length, the length of the beetle or leaf
+SUPERSAMPLING = 4  # sprites are drawn larger by this factor, then downscaled
 OUTLINE = ((-0.09, 0.41, 0.37), (0.29, 0.15, 0.25), (0.41, 0.1, 0.14))  # ellipses: x, half length, half width
-COVERED = 0.66  # moment of the clip, in 0..1, at which the leaf lies over the target
+OCCLUSION_TIME = 0.66  # time in 0..1 of the clip at which the leaf covers the target
 
 
 class _Pose(NamedTuple):
@@ -34,27 +34,27 @@ class _Pose(NamedTuple):
 def draw_clip(
     length: int = 60, size: tuple[int, int] = (360, 480), seed: int = 0
 ) -> Iterator[tuple[Frame, Box]]:
-    """Draws a clip with one target and its exact boxes.
+    """Renders a clip with one target and its exact boxes.
 
-    The camera pans over textured ground. The target crosses the picture on a smooth path and grows; a
-    look-alike of another colour passes it, and once a leaf covers it. Blur and noise are mild. The same
-    arguments give the same clip. Any length tells the whole story, so a shorter clip moves faster.
+    The camera pans over textured ground. The target crosses the image on a smooth path and grows; a
+    look-alike of another color passes it, and a leaf covers it once. Blur and noise are mild. The same
+    arguments give the same clip. All events happen in a clip of any length: shorter clips are faster.
 
     Args:
         length: Number of frames.
         size: Height and width of the frames in pixels, at least 64 each.
-        seed: Of the ground, the path and the noise.
+        seed: Seed of the random number generator.
 
     Returns:
-        An iterator over (frame, box): uint8 RGB of shape (H, W, 3), and x, y, w, h in pixels around the
-        whole target, even where the leaf covers it.
+        An iterator over (frame, box): uint8 RGB (H, W, 3), and x, y, w, h in pixels around the whole target,
+        even where the leaf covers it.
 
     Raises:
         ValueError: A length below 1 or a size below 64.
     """
     if length < 1 or min(size) < 64:
         raise ValueError(
-            f"a clip needs 1 frame of 64 x 64 pixels or more, not {length} of {size[0]} x {size[1]}"
+            f"a clip needs 1 frame of 64 x 64 pixels or more, not length={length}, size={size[0]} x {size[1]}"
         )
     return _frames(length, size, np.random.default_rng(seed))
 
@@ -79,55 +79,63 @@ def _frames(length: int, size: tuple[int, int], rng: np.random.Generator) -> Ite
         (x0, y0), (x1, y1) = (
             (a + c, b + d) for (a, b), (c, d) in ((walk(s), camera(s)) for s in (t, t + 0.01))
         )
-        heading = np.arctan2(y1 - y0, x1 - x0) + 0.06 * np.sin(40 * t)  # it sways as it walks over the ground
+        heading = np.arctan2(y1 - y0, x1 - x0) + 0.06 * np.sin(40 * t)  # it sways
         return _Pose(*walk(t), unit * (0.18 + 0.08 * t + 0.015 * np.sin(11 * t + phase[2])), float(heading))
 
     for i in range(length):
         t = i / max(1, length - 1)
         dx, dy = camera(t)
-        window = np.array([[1, 0, -dx], [0, 1, -dy]], np.float32)
-        picture = np.asarray(cv2.warpAffine(ground, window, (width, height)), np.float32)
-        other = _Pose(
+        pan = np.array([[1, 0, -dx], [0, 1, -dy]], np.float32)
+        image = np.asarray(cv2.warpAffine(ground, pan, (width, height)), np.float32)
+        lookalike_pose = _Pose(
             width * (0.95 - 0.75 * t), height * (0.8 - 0.55 * t), 0.21 * unit, 3.6 + 0.06 * np.sin(37 * t)
         )
-        near = pose(COVERED)
-        above = _Pose(near.x + (COVERED - t) * 2.5 * unit, near.y, 0.95 * unit, 1.35)
-        for sprite, where, lift in ((lookalike, other, 0.02), (target, pose(t), 0.02), (leaf, above, 0.07)):
-            picture = _paste(picture, sprite, where, lift * unit)
-        seen = cv2.GaussianBlur(picture, (0, 0), 0.6) + rng.normal(0, 3, picture.shape)
-        yield np.clip(np.round(seen), 0, 255).astype(np.uint8), _box(pose(t))
+        occluded = pose(OCCLUSION_TIME)
+        leaf_x = occluded.x + (OCCLUSION_TIME - t) * 2.5 * unit
+        leaf_pose = _Pose(leaf_x, occluded.y, 0.95 * unit, 1.35)
+        sprites = ((lookalike, lookalike_pose, 0.02), (target, pose(t), 0.02), (leaf, leaf_pose, 0.07))
+        for sprite, sprite_pose, height_above in sprites:
+            image = _paste(image, sprite, sprite_pose, height_above * unit)
+        noisy = cv2.GaussianBlur(image, (0, 0), 0.6) + rng.normal(0, 3, image.shape)
+        yield np.clip(np.round(noisy), 0, 255).astype(np.uint8), _box(pose(t))
 
 
 def _box(pose: _Pose) -> Box:
-    """x, y, w, h around the ellipses of a beetle's outline."""
+    """x, y, w, h in pixels around the ellipses of a beetle's outline."""
     cos, sin = np.cos(pose.angle), np.sin(pose.angle)
-    centre = np.array([(x * cos, x * sin) for x, _, _ in OUTLINE])
+    center = np.array([(x * cos, x * sin) for x, _, _ in OUTLINE])
     reach = np.array([(np.hypot(a * cos, b * sin), np.hypot(a * sin, b * cos)) for _, a, b in OUTLINE])
-    low, high = (centre - reach).min(0) * pose.length, (centre + reach).max(0) * pose.length
+    low, high = (center - reach).min(0) * pose.length, (center + reach).max(0) * pose.length
     return float(pose.x + low[0]), float(pose.y + low[1]), float(high[0] - low[0]), float(high[1] - low[1])
 
 
-def _paste(picture: Array, sprite: Array, pose: _Pose, lift: float) -> Array:
-    """Lays a sprite (premultiplied RGB, alpha) over a picture, with a soft shadow `lift` pixels below it."""
+def _paste(image: Array, sprite: Array, pose: _Pose, height_above: float) -> Array:
+    """Pastes a sprite with a soft shadow onto an image.
+
+    Args:
+        image: (H, W, 3) in 0..255.
+        sprite: (SPRITE, SPRITE, 4) RGB premultiplied by alpha, and alpha.
+        pose: Position, length and angle.
+        height_above: Height of the sprite above the ground in pixels, which offsets the shadow.
+    """
     scale = pose.length * SPAN / SPRITE
-    turn = scale * np.array(
+    rotation = scale * np.array(
         [[np.cos(pose.angle), -np.sin(pose.angle)], [np.sin(pose.angle), np.cos(pose.angle)]]
     )
-    # pixel i of the sprite and of the picture spans i..i+1, so their centres lie at +0.5
-    move = np.array([pose.x, pose.y]) - 0.5 - turn @ np.array([SPRITE / 2 - 0.5] * 2)
-    way = np.column_stack([turn, move]).astype(np.float32)
-    layer = cv2.warpAffine(sprite, way, picture.shape[1::-1])
-    shade = cv2.warpAffine(
-        sprite[..., 3], way + np.array([[0, 0, 0.6], [0, 0, 1]]) * lift, picture.shape[1::-1]
-    )
-    shade = cv2.GaussianBlur(shade, (0, 0), 0.3 * lift + 0.8)
-    picture = picture * (1 - 0.5 * shade[..., None])
-    return np.asarray(picture * (1 - layer[..., 3:]) + layer[..., :3], np.float32)
+    # pixel i of the sprite and of the image spans i..i+1, so its center is at i + 0.5
+    shift = np.array([pose.x, pose.y]) - 0.5 - rotation @ np.array([SPRITE / 2 - 0.5] * 2)
+    matrix = np.column_stack([rotation, shift]).astype(np.float32)
+    layer = cv2.warpAffine(sprite, matrix, image.shape[1::-1])
+    shadow_matrix = matrix + np.array([[0, 0, 0.6], [0, 0, 1]]) * height_above
+    shadow = cv2.warpAffine(sprite[..., 3], shadow_matrix, image.shape[1::-1])
+    shadow = cv2.GaussianBlur(shadow, (0, 0), 0.3 * height_above + 0.8)
+    image = image * (1 - 0.5 * shadow[..., None])
+    return np.asarray(image * (1 - layer[..., 3:]) + layer[..., :3], np.float32)
 
 
 def _draw_beetle(color: tuple[int, int, int], spots: int, rng: np.random.Generator) -> Array:
-    """A ladybird from above that looks along +x, with 5 or 7 spots."""
-    side = SPRITE * FINE
+    """Sprite of a ladybird seen from above, facing +x, with 5 or 7 spots."""
+    side = SPRITE * SUPERSAMPLING
     rgb, alpha = np.zeros((side, side, 3), np.float32), np.zeros((side, side), np.float32)
 
     def ellipse(x: float, y: float, a: float, b: float, rgb_value: tuple[int, ...], angle: float = 0) -> None:
@@ -159,8 +167,8 @@ def _draw_beetle(color: tuple[int, int, int], spots: int, rng: np.random.Generat
 
 
 def _draw_leaf(rng: np.random.Generator) -> Array:
-    """A pointed green leaf along x, about a third as wide as long."""
-    side = SPRITE * FINE
+    """Sprite of a pointed green leaf along x, about a third as wide as long."""
+    side = SPRITE * SUPERSAMPLING
     v, u = np.mgrid[:side, :side].astype(np.float32) / side * SPAN - SPAN / 2
     half = 0.17 * np.clip(1 - (2 * u) ** 2, 0, None) ** 0.8 * (1 - 0.5 * u)
     alpha = (np.abs(v) < half).astype(np.float32)
@@ -174,13 +182,13 @@ def _draw_leaf(rng: np.random.Generator) -> Array:
 
 
 def _sprite(rgb: Array, alpha: Array) -> Array:
-    """(SPRITE, SPRITE, 4) with colours multiplied by alpha, smooth at the rim."""
+    """Downscales to (SPRITE, SPRITE, 4): RGB premultiplied by alpha, and alpha, with smooth edges."""
     full = np.dstack([rgb * alpha[..., None], alpha]).astype(np.float32)
     return np.asarray(cv2.resize(full, (SPRITE, SPRITE), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _draw_ground(height: int, width: int, rng: np.random.Generator) -> Array:
-    """Earth with moss, pebbles and straws, (H, W, 3) in 0..255."""
+    """Soil with moss and pebbles, (H, W, 3) in 0..255."""
     unit = min(height, width)
     moss = 1 / (1 + np.exp(-4 * _noise(height, width, (4, 9, 22), rng)))[..., None]
     grain = 1 + 0.16 * _noise(height, width, (30, 80, 200), rng)[..., None]
@@ -194,16 +202,16 @@ def _draw_ground(height: int, width: int, rng: np.random.Generator) -> Array:
         stone = tuple(float(c) for c in tone * np.array([1, 0.96, 0.88]))
         dark, light = tuple(0.5 * c for c in stone), tuple(min(255.0, 1.15 * c) for c in stone)
         for shift, part, tint in ((0.35, 1.0, dark), (0.0, 1.0, stone), (-0.25, 0.5, light)):
-            place = int(at[0] + shift * size), int(at[1] + shift * size)
+            center = int(at[0] + shift * size), int(at[1] + shift * size)
             radii = max(1, int(axes[0] * part)), max(1, int(axes[1] * part))
-            cv2.ellipse(ground, place, radii, angle, 0, 360, tint, cv2.FILLED, cv2.LINE_AA)
+            cv2.ellipse(ground, center, radii, angle, 0, 360, tint, cv2.FILLED, cv2.LINE_AA)
     return np.asarray(cv2.GaussianBlur(ground, (0, 0), 0.7), np.float32)
 
 
-def _noise(height: int, width: int, cells: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Smooth noise around 0 with about unit range: the sum of grids of so many cells, each half as strong."""
+def _noise(height: int, width: int, grid_sizes: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Smooth noise around 0 with about unit range: a sum of upscaled random grids, each half as strong."""
     total = np.zeros((height, width), np.float32)
-    for i, n in enumerate(cells):
+    for i, n in enumerate(grid_sizes):
         grid = rng.normal(0, 0.5**i, (max(2, n * height // max(height, width)), n)).astype(np.float32)
         total += np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
     return total

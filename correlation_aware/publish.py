@@ -16,7 +16,7 @@ from correlation_aware import weights
 from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import Sizes
 from correlation_aware.weights import Measurement, WeightsEntry
-from correlation_aware.weights.card import check_license, model_card
+from correlation_aware.weights.card import model_card
 from correlation_aware.weights.hub import TRANSPORT_ERROR
 from correlation_aware.zoo import create_model
 
@@ -98,7 +98,6 @@ def push(
         raise ValueError(f"{repository!r} is not the name of a repository: 'organisation/name'.")
     if not tag:
         raise ValueError(f"{model!r} has no tag: publish it as 'model.tag', such as '{model}.v1'.")
-    check_license(license)
     path = source / "model.safetensors" if source.is_dir() else source
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file. `correlation-aware weights convert` makes one.")

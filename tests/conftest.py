@@ -4,20 +4,20 @@ import functools
 import os
 from pathlib import Path
 
-import acme_family
 import cv2
 import numpy as np
 import pytest
 import torch
-from peer_clip import write_clip
 
-from correlation_aware.models import registry
+collect_ignore = ["plugin_package"]  # a package of its own, which test_plugin.py installs and tests
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"  # runs kernels on the CPU; Triton reads it at import
+        # Runs kernels on the CPU. Triton reads it at import, which the package's imports cause: so the
+        # fixtures import the package, not this file.
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +52,8 @@ def peer(request):
 @pytest.fixture(scope="session")
 def make_clip(request):
     """`make_clip(folder, frames)` writes a short sequence for other people's trackers, see `write_clip`."""
+    from peer_clip import write_clip
+
     source = request.config.getoption("--peers-data")
     return functools.partial(write_clip, source=None if source is None else Path(source))
 
@@ -71,5 +73,9 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def acme(monkeypatch):
     """Registers `acme` and `acme_rigid`, networks of another family than SBT, for one test."""
+    import acme_family
+
+    from correlation_aware.models import registry
+
     for function in (acme_family.acme, acme_family.acme_rigid):
         monkeypatch.setitem(registry._MODELS, function.__name__, function)

@@ -24,6 +24,7 @@ from correlation_aware.data.stills.still_pairs import StillPairs
 from correlation_aware.data.stills.synthetic_clips import ClipConfig, synthetic_clip
 from correlation_aware.data.videos.sequences import Folder
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
+from correlation_aware.models.contract import Sizes
 
 FILE = Path(__file__).parent / "data" / "golden_pairs.safetensors"
 # Grey levels. A tip of one rounding in the codec's blocks moves a mean by up to one, and so does the rounding
@@ -67,7 +68,7 @@ def pairs(source):
 
 
 def still_pairs():
-    return pairs(StillPairs(pool(), 12, 32, 64, seed=3))
+    return pairs(StillPairs(pool(), 12, Sizes(32, 64), seed=3))
 
 
 def video_pairs(folder):
@@ -82,7 +83,7 @@ def video_pairs(folder):
             cv2.imwrite(str(place / f"{i}.png"), image[..., ::-1])
         (place / "groundtruth.txt").write_text("".join(f"{x},{y},{w},{h}\n" for x, y, w, h in boxes))
     config = VideoConfig(negative=0.25, gap=4)
-    return pairs(VideoPairs([(Folder(folder), 1.0)], 8, 32, 64, seed=3, config=config, workers=1))
+    return pairs(VideoPairs([(Folder(folder), 1.0)], 8, Sizes(32, 64), seed=3, config=config, workers=1))
 
 
 def clips():

@@ -45,8 +45,8 @@ def write_clip(folder: Path, frames: int, source: Path | None = None) -> Path:
     for name, value in LABELS.items():
         (target / name).write_text(f"{value}\n" * frames)
     (target / "meta_info.ini").write_text(
-        f"[METAINFO]\nbegin: 0\nend: {frames}\nanno_fps: 30Hz\nobject_class: {NAME}\nmotion_class: unknown\n"
-        "major_class: unknown\nroot_class: unknown\nmotion_adverb: unknown\n"
-        f"resolution: {tuple(map(int, size))}\nurl: \n"
+        f"[METAINFO]\nurl: unknown\nbegin: 0\nend: {frames}\nanno_fps: 30Hz\nobject_class: {NAME}\n"
+        "motion_class: unknown\nmajor_class: unknown\nroot_class: unknown\nmotion_adverb: unknown\n"
+        f"resolution: {tuple(map(int, size))}\n"
     )
     return target

@@ -87,7 +87,7 @@ def train(checkout: Path, folder: Path, script: str, name: str) -> dict:
     """Ten steps of the tracker's own actor and optimizer on four samples of the clip.
 
     `losses` has the whole loss, `giou` that term. STARK's actor leaves the term out where the corner head has
-    swapped corners, as with random weights; steps before the first one with the term do not count.
+    swapped corners, as with random weights; such steps do not count.
     """
     cfg = config(folder, script, name)
     data = samples(cfg, clip(folder))
@@ -103,7 +103,7 @@ def train(checkout: Path, folder: Path, script: str, name: str) -> dict:
         loss, parts = actor(data)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.TRAIN.GRAD_CLIP_NORM)
-        if losses or parts["Loss/giou"] > 0:
+        if parts["Loss/giou"] > 0:
             losses.append(loss.item())
             giou.append(parts["Loss/giou"])
         missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]

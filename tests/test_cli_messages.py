@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from correlation_aware.cli import app
 from correlation_aware.cli._messages import print_messages
 from correlation_aware.demo_clip import draw_clip
-from correlation_aware.tracking.video import write_picture
+from correlation_aware.tracking.video import write_image
 from correlation_aware.zoo import has_weights
 
 RENAMED = "'sbt_light_track.half' is called 'sbt_light_half_track.stills' now"
@@ -20,7 +20,7 @@ RENAMED = "'sbt_light_track.half' is called 'sbt_light_half_track.stills' now"
 def test_a_former_name_is_one_line_on_standard_error(command, photos, tmp_path):
     if command == "track":
         for i, (frame, _) in enumerate(draw_clip(2, (96, 128))):
-            write_picture(tmp_path / f"{i}.png", frame)
+            write_image(tmp_path / f"{i}.png", frame)
         words = ["track", tmp_path, "--box", "20,30,16,14", "--model", "sbt_light_track.half"]
     else:
         settings = ["model.name=sbt_light_track.half", f"data.sources={{{photos}: 1}}", "data.batch_size=1"]

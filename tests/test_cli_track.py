@@ -15,7 +15,7 @@ from correlation_aware.cli import demo, main
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.draw import COLORS
 from correlation_aware.tracking.tracker import Timings, TrackResult
-from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
+from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
 Run = Callable[..., tuple[int, str, str]]
 MODEL = ("--model", "sbt_test_track", "--device", "cpu")
@@ -49,7 +49,7 @@ def video(tmp_path: Path) -> Path:
 class Scripted:
     """A tracker that moves its boxes by one pixel per frame and loses target 0 in the updates `lost`."""
 
-    name, weights, device = "scripted", "test", "cpu"
+    name, weights_name, device = "scripted", "test", "cpu"
 
     def __init__(self, lost: tuple[int, ...], interrupt_at: int = -1) -> None:
         self.lost, self.interrupt_at, self.timings = lost, interrupt_at, Timings(0.1, 0.4, 0.05)
@@ -106,7 +106,7 @@ def test_a_video_is_tracked_into_a_video_and_a_table(run: Run, video: Path, tmp_
 
 def test_every_target_has_its_color(run: Run, tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
-    write_picture(tmp_path / "frames" / "0.png", np.full((240, 320, 3), 40, np.uint8))
+    write_image(tmp_path / "frames" / "0.png", np.full((240, 320, 3), 40, np.uint8))
     boxes = ((20, 60, 80, 80), (200, 120, 80, 80))
     words = [word for box in boxes for word in ("--box", ",".join(map(str, box)))]
     code, *_ = run("track", "frames", *MODEL, *words, "--output", "out.mp4")
@@ -121,7 +121,7 @@ def test_every_target_has_its_color(run: Run, tmp_path: Path) -> None:
 
 def test_a_folder_is_tracked_up_to_a_limit_without_files(run: Run, tmp_path: Path) -> None:
     for i, (frame, _) in enumerate(draw_clip(12, (96, 128))):
-        write_picture(tmp_path / f"{i}.png", frame)
+        write_image(tmp_path / f"{i}.png", frame)
     code, out, _ = run("track", tmp_path, *BOX, *MODEL, "--limit", 4, "--weights", "random")
     assert code in (0, 3)
     assert "4 frames in" in out and "Wrote" not in out and "may be incomplete" not in out
@@ -188,7 +188,7 @@ def test_an_error_is_one_line_and_leaves_no_files(
 def test_an_unreadable_frame_leaves_no_partial_output(run: Run, tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
     for i, (frame, _) in enumerate(draw_clip(3, (96, 128))):
-        write_picture(tmp_path / "frames" / f"{i}.png", frame)
+        write_image(tmp_path / "frames" / f"{i}.png", frame)
     (tmp_path / "frames" / "1.png").write_bytes(b"broken")
     code, _, error = run("track", "frames", *BOX, *MODEL, "--output", "out.mp4", "--boxes", "out.csv")
     assert code == 1 and "1.png" in error

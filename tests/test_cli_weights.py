@@ -14,7 +14,8 @@ import correlation_aware as ca
 from correlation_aware import weights
 from correlation_aware._files import sha256_file
 from correlation_aware.cli import main
-from correlation_aware.cli.weights import app
+from correlation_aware.cli.weights import _verified_by, app
+from correlation_aware.publish import push
 from correlation_aware.weights.sources import RENAMED
 
 
@@ -146,6 +147,19 @@ def test_former_names_are_said_in_a_line_of_their_own(
     assert captured.err == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (weights.WeightsSource("a", url="https://acme.org/net.pth"), "not verified, its address has no hash"),
+        (weights.WeightsSource("a", url="https://acme.org/net-0123abcd.pth?x=1"), "as in its name"),
+        (weights.WeightsSource("a", hub_file=("org/name", "net.pth", None)), "as in the Hub"),
+        (weights.resolve_weights("sbt_light_half_track"), "as in the manifest"),
+    ],
+)
+def test_what_a_file_was_compared_with(source: weights.WeightsSource, said: str) -> None:
+    assert _verified_by(source) == said
+
+
 def test_push_shows_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     measured = {"dataset": "GOT-10k val", "metric": "AO", "value": 0.5, "command": "correlation-aware eval"}
@@ -181,7 +195,7 @@ def test_push_takes_the_statistics_of_the_configuration(tmp_path: Path) -> None:
     model = ca.create_model("sbt_test")
     model.pretrained_cfg |= {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.125)}
     folder = ca.save_pretrained(model, tmp_path / "saved")
-    plan = weights.push(folder, "org/name", "sbt_test", "v1", training="On clips.")
+    plan = push(folder, "org/name", "sbt_test", "v1", training="On clips.")
     assert (plan.entry.mean, plan.entry.std) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.125))
     assert "mean 0.5, 0.4, 0.3 and std 0.2, 0.25, 0.125" in plan.card and not plan.uploaded
 

@@ -5,42 +5,44 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from correlation_aware.data.draws import Draws
-from correlation_aware.data.stills.photometric import PhotometricConfig, alter, recolour
+from correlation_aware.data.keyed_random import KeyedRandom
+from correlation_aware.data.photometric import PhotometricConfig, photometric_augment, recolor
 
 QUIET = PhotometricConfig(**{field.name: 0.0 for field in fields(PhotometricConfig)})
 
 
-def pictures(count=4, height=36, width=52):
-    """Smooth colours, some of them strong, none at 0 or 255."""
+def images(count=4, height=36, width=52):
+    """Smooth colors, some of them strong, none at 0 or 255."""
     y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
     wave = torch.stack([torch.sin(5 * x + 3 * y), torch.cos(4 * x * y), torch.sin(6 * y - 2 * x)])
     return (128 + 60 * wave).expand(count, -1, -1, -1).contiguous()
 
 
-def change(config, grey=False, seed=0, count=4):
-    before = pictures(count)
+def change(config, gray=False, seed=0, count=4):
+    before = images(count)
     noise = torch.Generator().manual_seed(seed)
-    return before, alter(before.clone(), Draws(seed), noise, config, torch.full((count,), grey))
+    return before, photometric_augment(
+        before.clone(), KeyedRandom(seed), noise, config, torch.full((count,), gray)
+    )
 
 
-def test_nothing_is_changed_where_nothing_is_asked_for():
+def test_zero_strength_changes_nothing():
     before, after = change(QUIET)
     assert torch.allclose(after, before, atol=1e-3)
 
 
-def test_grey_pictures_have_no_colour():
-    _, after = change(replace(QUIET, colour=0.2, contrast=0.3, brightness=10), grey=True)
+def test_gray_images_have_no_color():
+    _, after = change(replace(QUIET, color=0.2, contrast=0.3, brightness=10), gray=True)
     assert torch.allclose(after[:, 0], after[:, 1], atol=1e-3) and torch.allclose(
         after[:, 0], after[:, 2], atol=1e-3
     )
 
 
 @pytest.mark.parametrize(
-    "name", ["brightness", "contrast", "colour", "tone", "shade", "blur", "noise", "codec"]
+    "name", ["brightness", "contrast", "color", "tone", "shade", "blur", "noise", "codec"]
 )
-def test_each_change_is_one_and_differs_from_picture_to_picture(name):
-    strength = {"brightness": 20.0, "contrast": 0.4, "colour": 0.1, "tone": 0.5}.get(name, 1.0)
+def test_each_augmentation_changes_images_and_differs_between_images(name):
+    strength = {"brightness": 20.0, "contrast": 0.4, "color": 0.1, "tone": 0.5}.get(name, 1.0)
     before, after = change(replace(QUIET, **{name: strength}))
     off = (after - before).abs().mean(dim=(1, 2, 3))
     assert (off > 0.01).all() and (off < 60).all()
@@ -50,8 +52,12 @@ def test_each_change_is_one_and_differs_from_picture_to_picture(name):
 
 def test_a_codec_keeps_flat_blocks_and_averages():
     flat = torch.full((2, 3, 20, 28), 120.0)
-    after = alter(
-        flat.clone(), Draws(1), torch.Generator(), replace(QUIET, codec=1.0), torch.zeros(2, dtype=torch.bool)
+    after = photometric_augment(
+        flat.clone(),
+        KeyedRandom(1),
+        torch.Generator(),
+        replace(QUIET, codec=1.0),
+        torch.zeros(2, dtype=torch.bool),
     )
     assert (after - flat).abs().max() < 8 and after.std() < 1
 
@@ -63,7 +69,7 @@ def test_blur_keeps_the_mean_and_lowers_the_variation():
     assert steps[1] <= steps[0]
 
 
-def test_a_lookalike_has_clearly_other_colours():
+def test_a_lookalike_has_clearly_other_colors():
     red = torch.tensor([200.0, 40.0, 40.0])
-    shifts = (recolour(Draws(0), 50) @ red - red).abs().amax(dim=1)
+    shifts = (recolor(KeyedRandom(0), 50) @ red - red).abs().amax(dim=1)
     assert shifts.min() > 25

@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from correlation_aware.data.faults import Faults
+from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.pairs import MixedPairs, denormalize
-from correlation_aware.data.stills.photometric import PhotometricConfig
+from correlation_aware.data.photometric import PhotometricConfig
 from correlation_aware.data.videos.readers import Coco, Got10k, LaSOT, TrackingNet, open_set
 from correlation_aware.data.videos.sequences import Folder, read_boxes, read_flags
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
+from correlation_aware.models.contract import Sizes
 
 QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
 BOXES = [(20 + 8 * i, 30 + 4 * i, 24, 16) for i in range(4)]
 
 
-def draw_frame(path, box, colour=(255, 255, 255)):
+def draw_frame(path, box, color=(255, 255, 255)):
     """A bright rectangle where the box is, on black, 160 x 120 pixels."""
     frame = np.zeros((120, 160, 3), np.uint8)
     x, y, w, h = box
-    frame[y : y + h, x : x + w] = colour
+    frame[y : y + h, x : x + w] = color
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), frame)
 
@@ -164,7 +165,7 @@ def test_text_files_of_boxes(tmp_path):
             read_boxes(path)
     assert read_flags(tmp_path / "none", 3).tolist() == [0, 0, 0]
     path.write_text("1 0\n")
-    with pytest.raises(ValueError, match="3 whole numbers"):
+    with pytest.raises(ValueError, match="3 integers"):
         read_flags(path, 3)
 
 
@@ -180,30 +181,30 @@ def test_unknown_layouts_are_named():
         open_set("vot", ".")
 
 
-def found_box(picture):
-    """cxcywh in 0..1 of what is bright in a (3, H, W) picture."""
-    bright = picture.float().mean(dim=0) > 127
+def bright_box(image):
+    """Box, cxcywh in 0..1, of the bright pixels of a (3, H, W) image."""
+    bright = image.float().mean(dim=0) > 127
     ys, xs = bright.nonzero().T
     low, high = torch.stack([xs.min(), ys.min()]), torch.stack([xs.max() + 1, ys.max() + 1])
-    return torch.cat([(low + high) / 2, (high - low).float()]) / picture.shape[-1]
+    return torch.cat([(low + high) / 2, (high - low).float()]) / image.shape[-1]
 
 
 def test_video_pairs_have_their_boxes(got10k):
     config = VideoConfig(photometric=QUIET)
-    pairs = VideoPairs([(Got10k(got10k), 1.0)], 24, 64, 128, config=config)
+    pairs = VideoPairs([(Got10k(got10k), 1.0)], 24, Sizes(64, 128), config=config)
     batch = pairs.batch(0)
     assert batch.template.shape == (24, 3, 64, 64) and batch.search.shape == (24, 3, 128, 128)
     assert batch.positive.all()
     for template, search, box in zip(denormalize(batch.template), denormalize(batch.search), batch.boxes):
         if (box[:2] + box[2:] / 2).max() < 1 and (box[:2] - box[2:] / 2).min() > 0:
-            assert (found_box(search) - box).abs().max() * 128 < 2  # frames are JPEG
-        assert (found_box(template)[:2] - 0.5).abs().max() * 64 < 2
-    centres = batch.boxes[:, :2].sub(0.5).abs().amax(dim=1)
-    assert centres.max() > 0.15 and batch.boxes[:, 2].max() > 1.2 * batch.boxes[:, 2].min()
+            assert (bright_box(search) - box).abs().max() * 128 < 2  # frames are JPEG
+        assert (bright_box(template)[:2] - 0.5).abs().max() * 64 < 2
+    centers = batch.boxes[:, :2].sub(0.5).abs().amax(dim=1)
+    assert centers.max() > 0.15 and batch.boxes[:, 2].max() > 1.2 * batch.boxes[:, 2].min()
 
 
-def test_video_pairs_depend_on_seed_and_number_alone(got10k):
-    first, second = (VideoPairs([(Got10k(got10k), 1.0)], 4, 32, 64, seed=2) for _ in range(2))
+def test_video_pairs_depend_only_on_seed_and_number(got10k):
+    first, second = (VideoPairs([(Got10k(got10k), 1.0)], 4, Sizes(32, 64), seed=2) for _ in range(2))
     straight = [first.batch(number) for number in range(3)]
     for number in (2, 1):
         for a, b in zip(second.batch(number), straight[number]):
@@ -212,12 +213,12 @@ def test_video_pairs_depend_on_seed_and_number_alone(got10k):
 
 
 def test_the_gap_and_invisible_frames_are_respected(tmp_path):
-    colours = [60, 120, 180, 240]  # a frame's brightness tells which it is
-    for i, (colour, box) in enumerate(zip(colours, BOXES)):
-        draw_frame(tmp_path / f"{i}.png", box, (colour,) * 3)
+    colors = [60, 120, 180, 240]  # a frame's brightness tells which it is
+    for i, (color, box) in enumerate(zip(colors, BOXES)):
+        draw_frame(tmp_path / f"{i}.png", box, (color,) * 3)
     write_boxes(tmp_path / "groundtruth.txt", boxes=[BOXES[0], BOXES[1], ("nan",) * 4, BOXES[3]])
     batch = VideoPairs(
-        [(Folder(tmp_path), 1.0)], 40, 32, 64, config=VideoConfig(gap=1, photometric=QUIET)
+        [(Folder(tmp_path), 1.0)], 40, Sizes(32, 64), config=VideoConfig(gap=1, photometric=QUIET)
     ).batch(0)
     used = {
         (int(z.amax()), int(x.amax())) for z, x in zip(denormalize(batch.template), denormalize(batch.search))
@@ -226,27 +227,29 @@ def test_the_gap_and_invisible_frames_are_respected(tmp_path):
 
 
 def test_negatives_take_the_template_of_another_video(tmp_path):
-    for name, colour in (("dark", 90), ("light", 250)):
-        draw_frames(tmp_path / name, ["1.png", "2.png"], colour=(colour,) * 3)
+    for name, color in (("dark", 90), ("light", 250)):
+        draw_frames(tmp_path / name, ["1.png", "2.png"], color=(color,) * 3)
         write_boxes(tmp_path / name / "groundtruth.txt", boxes=BOXES[:2])
     config = VideoConfig(negative=0.5, photometric=QUIET)
-    batch = VideoPairs([(Folder(tmp_path), 1.0)], 40, 32, 64, config=config).batch(0)
+    batch = VideoPairs([(Folder(tmp_path), 1.0)], 40, Sizes(32, 64), config=config).batch(0)
     assert 5 < (~batch.positive).sum() < 25
     for template, search, positive in zip(
         denormalize(batch.template), denormalize(batch.search), batch.positive
     ):
         assert (abs(int(template.amax()) - int(search.amax())) < 20) == bool(positive)
-    alone = VideoPairs([(Folder(tmp_path / "dark"), 1.0)], 2, 32, 64, config=VideoConfig(negative=1.0))
-    with pytest.raises(RuntimeError, match="negatives need two"):
+    alone = VideoPairs([(Folder(tmp_path / "dark"), 1.0)], 2, Sizes(32, 64), config=VideoConfig(negative=1.0))
+    with pytest.raises(RuntimeError, match="negative pairs need two"):
         alone.batch(0)
 
 
-def test_sets_are_drawn_by_weight(tmp_path):
-    for name, colour in (("dark", 90), ("light", 250)):
-        draw_frames(tmp_path / name, ["1.png", "2.png"], colour=(colour,) * 3)
+def test_datasets_are_sampled_by_weight(tmp_path):
+    for name, color in (("dark", 90), ("light", 250)):
+        draw_frames(tmp_path / name, ["1.png", "2.png"], color=(color,) * 3)
         write_boxes(tmp_path / name / "groundtruth.txt", boxes=BOXES[:2])
     sets = [(Folder(tmp_path / "dark"), 1.0), (Folder(tmp_path / "light"), 3.0)]
-    search = denormalize(VideoPairs(sets, 80, 16, 32, config=VideoConfig(photometric=QUIET)).batch(0).search)
+    search = denormalize(
+        VideoPairs(sets, 80, Sizes(16, 32), config=VideoConfig(photometric=QUIET)).batch(0).search
+    )
     assert 0.6 < (search.flatten(1).amax(dim=1) > 170).float().mean() < 0.9
     with pytest.raises(ValueError, match="weights"):
         VideoPairs([(Folder(tmp_path), 0.0)], 2)
@@ -254,53 +257,53 @@ def test_sets_are_drawn_by_weight(tmp_path):
 
 def test_broken_files_are_named_and_counted_up_to_a_limit(got10k, caplog):
     broken = got10k / "train" / "GOT-10k_Train_000001"
-    (broken / "00000001.jpg").write_bytes(b"no picture")
+    (broken / "00000001.jpg").write_bytes(b"no image")
     (broken / "00000004.jpg").unlink()
     (broken / "00000004.jpg").symlink_to("nowhere")
-    faults = Faults(limit=200)
+    errors = ErrorBudget(limit=200)
     with caplog.at_level(logging.WARNING):
-        VideoPairs([(Got10k(got10k), 1.0)], 16, 32, 64, faults=faults).batch(0)
-    assert 0 < faults.count == len(caplog.records)
+        VideoPairs([(Got10k(got10k), 1.0)], 16, Sizes(32, 64), errors=errors).batch(0)
+    assert 0 < errors.count == len(caplog.records)
     assert all("GOT-10k_Train_000001" in record.message for record in caplog.records)
-    with pytest.raises(RuntimeError, match=r"0000000[14]\.jpg.*at most 1 are passed over"):
-        VideoPairs([(Got10k(got10k), 1.0)], 16, 32, 64, faults=Faults(limit=1)).batch(0)
+    with pytest.raises(RuntimeError, match=r"0000000[14]\.jpg.*at most 1 are skipped"):
+        VideoPairs([(Got10k(got10k), 1.0)], 16, Sizes(32, 64), errors=ErrorBudget(limit=1)).batch(0)
 
 
-def test_as_many_faults_as_the_limit_are_passed_over():
-    faults = Faults(limit=2)
+def test_as_many_errors_as_the_limit_are_skipped():
+    errors = ErrorBudget(limit=2)
     for name in ("a.jpg", "b.jpg"):
-        faults.add(name, ValueError("damaged"))
-    with pytest.raises(RuntimeError, match=r"c\.jpg.*damaged.*fault 3, and at most 2"):
-        faults.add("c.jpg", ValueError("damaged"))
+        errors.add(name, ValueError("damaged"))
+    with pytest.raises(RuntimeError, match=r"c\.jpg.*damaged.*unreadable file 3, and at most 2"):
+        errors.add("c.jpg", ValueError("damaged"))
 
 
-def test_a_broken_annotation_is_a_fault_too(got10k, caplog):
+def test_a_broken_annotation_is_counted(got10k, caplog):
     (got10k / "train" / "GOT-10k_Train_000002" / "groundtruth.txt").write_text("1,2\n")
     with caplog.at_level(logging.WARNING):
-        VideoPairs([(Got10k(got10k), 1.0)], 8, 32, 64).batch(0)
+        VideoPairs([(Got10k(got10k), 1.0)], 8, Sizes(32, 64)).batch(0)
     assert "GOT-10k_Train_000002/groundtruth.txt" in caplog.text
 
 
-def test_a_box_outside_of_the_frame_is_a_fault(tmp_path, caplog):
+def test_a_box_outside_the_frame_is_counted(tmp_path, caplog):
     draw_frames(tmp_path, ["1.png", "2.png", "3.png", "4.png"])
     write_boxes(tmp_path / "groundtruth.txt", boxes=[(500, 10, 20, 20), *BOXES[1:]])
     with caplog.at_level(logging.WARNING):
-        VideoPairs([(Folder(tmp_path), 1.0)], 8, 32, 64).batch(0)
-    assert "outside of the frame" in caplog.text
+        VideoPairs([(Folder(tmp_path), 1.0)], 8, Sizes(32, 64)).batch(0)
+    assert "outside the frame" in caplog.text
 
 
-def test_mixed_pairs_take_turns_by_weight(got10k, coco):
-    sources = [VideoPairs([(dataset, 1.0)], 2, 16, 32) for dataset in (Got10k(got10k), Coco(coco))]
+def test_mixed_pairs_choose_sources_by_weight(got10k, coco):
+    sources = [VideoPairs([(dataset, 1.0)], 2, Sizes(16, 32)) for dataset in (Got10k(got10k), Coco(coco))]
     mixed = MixedPairs([(sources[0], 1.0), (sources[1], 3.0)], seed=1)
-    turns = [torch.equal(mixed.batch(i).search, sources[1].batch(i).search) for i in range(24)]
-    assert 0.5 < np.mean(turns) < 0.95
+    second = [torch.equal(mixed.batch(i).search, sources[1].batch(i).search) for i in range(24)]
+    assert 0.5 < np.mean(second) < 0.95
 
 
 def test_a_seed_gives_the_pairs_that_it_gave_before(tmp_path):
     golden_pairs.check("videos", golden_pairs.video_pairs(tmp_path))
 
 
-def coloured_pairs(folder, photometric):
+def colored_pairs(folder, photometric):
     """Pairs of a video whose target is red on its left half and blue on its right one."""
     for i, (x, y, w, h) in enumerate(BOXES):
         frame = np.full((120, 160, 3), (90, 110, 70), np.uint8)
@@ -309,13 +312,13 @@ def coloured_pairs(folder, photometric):
         cv2.imwrite(str(folder / f"{i}.png"), frame)
     write_boxes(folder / "groundtruth.txt")
     return VideoPairs(
-        [(Folder(folder), 1.0)], 32, 64, 128, config=VideoConfig(photometric=photometric)
+        [(Folder(folder), 1.0)], 32, Sizes(64, 128), config=VideoConfig(photometric=photometric)
     ).batch(0)
 
 
 def test_half_of_the_video_pairs_are_mirrored(tmp_path):
-    """Template, search image and box together: the target has its colours on the same sides in both."""
-    batch = coloured_pairs(tmp_path, QUIET)
+    """Template, search image and box together: the target has its colors on the same sides in both."""
+    batch = colored_pairs(tmp_path, QUIET)
     mirrored = []
     for template, search, (cx, cy, w, _) in zip(
         denormalize(batch.template).int(), denormalize(batch.search).int(), batch.boxes.tolist()
@@ -330,15 +333,15 @@ def test_half_of_the_video_pairs_are_mirrored(tmp_path):
 
 
 def test_the_two_frames_of_a_video_pair_differ_in_light(tmp_path):
-    """Most of both images is ground of one colour: its median tells the light."""
+    """Most of both images is background of one color: its median shows the illumination."""
     (tmp_path / "quiet").mkdir()
     (tmp_path / "usual").mkdir()
-    quiet = coloured_pairs(tmp_path / "quiet", QUIET)
-    usual = coloured_pairs(tmp_path / "usual", VideoConfig().photometric)
+    quiet = colored_pairs(tmp_path / "quiet", QUIET)
+    usual = colored_pairs(tmp_path / "usual", VideoConfig().photometric)
     medians = [
         [denormalize(i).float().flatten(2).median(dim=2).values for i in (batch.template, batch.search)]
         for batch in (quiet, usual)
     ]
     apart = [(template - search).abs().mean() for template, search in medians]
-    assert apart[0] < 2 and apart[1] > 5  # grey levels, within a pair
+    assert apart[0] < 2 and apart[1] > 5  # gray levels, within a pair
     assert min(images.std(dim=0).min() for images in medians[1]) > 8  # from pair to pair

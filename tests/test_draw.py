@@ -1,4 +1,4 @@
-"""Boxes land where they should, labels stay inside, sheets hold every frame; drawn clips keep their word."""
+"""Boxes are drawn in their place, labels inside the frame, sheets show every frame; the demo clip."""
 
 from itertools import pairwise
 
@@ -9,21 +9,21 @@ from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.draw import COLORS, contact_sheet, draw_box, draw_result, target_color
 from correlation_aware.tracking.tracker import TrackResult
 
-GREY = np.full((120, 160, 3), 128, np.uint8)
+GRAY = np.full((120, 160, 3), 128, np.uint8)
 
 
 def touched(frame: np.ndarray) -> tuple[int, int, int, int]:
-    """First and last column, first and last row that differ from GREY."""
-    rows, columns = np.nonzero((frame != GREY).any(axis=2))
+    """First and last column, first and last row that differ from GRAY."""
+    rows, columns = np.nonzero((frame != GRAY).any(axis=2))
     return columns.min(), columns.max(), rows.min(), rows.max()
 
 
 def test_the_line_follows_the_box() -> None:
-    drawn = draw_box(GREY, (40, 30, 50, 20), (255, 0, 0), thickness=1)
-    assert (GREY == 128).all()  # a copy was drawn on
+    drawn = draw_box(GRAY, (40, 30, 50, 20), (255, 0, 0), thickness=1)
+    assert (GRAY == 128).all()  # a copy was drawn on
     left, right, top, bottom = touched(drawn)
-    for found, edge in ((left, 40), (right, 90), (top, 30), (bottom, 50)):
-        assert abs(found - edge) <= 3
+    for actual, edge in ((left, 40), (right, 90), (top, 30), (bottom, 50)):
+        assert abs(actual - edge) <= 3
     assert (drawn[38, 60] == 128).all()  # inside
     assert (
         drawn[40, 39:41, 0].astype(int).sum() > drawn[40, 39:41, 1].astype(int).sum() + 100
@@ -31,10 +31,10 @@ def test_the_line_follows_the_box() -> None:
 
 
 @pytest.mark.parametrize("edge", [40, 40.5])
-def test_the_line_lies_on_the_edge_to_half_a_pixel(edge: float) -> None:
+def test_the_line_is_on_the_edge_to_half_a_pixel(edge: float) -> None:
     """Pixel i covers i..i + 1, as everywhere: the middle of the left line is at the box's x."""
-    drawn = draw_box(GREY, (edge, 30, 50, 40), (255, 255, 255), thickness=1)[50, 30:60, 0]
-    light = np.clip(drawn.astype(float) - 128, 0, None)  # the line, without its dark rim
+    drawn = draw_box(GRAY, (edge, 30, 50, 40), (255, 255, 255), thickness=1)[50, 30:60, 0]
+    light = np.clip(drawn.astype(float) - 128, 0, None)  # the line, without its dark contour
     assert (np.arange(30, 60) + 0.5) @ light / light.sum() == pytest.approx(edge, abs=0.1)
 
 
@@ -42,18 +42,18 @@ def test_the_line_grows_with_the_frame() -> None:
     large = np.full((1080, 1920, 3), 128, np.uint8)
     widths = [
         (draw_box(frame, (0.25 * w, 0.25 * h, 0.5 * w, 0.5 * h))[h // 2, : w // 2] != 128).any(axis=1).sum()
-        for frame, h, w in ((GREY, 120, 160), (large, 1080, 1920))
+        for frame, h, w in ((GRAY, 120, 160), (large, 1080, 1920))
     ]
     assert widths[1] >= widths[0] + 4
 
 
 def test_a_lost_target_looks_different() -> None:
-    seen, lost = (draw_result(GREY, TrackResult((40, 50, 60, 40), 0.21, flag)) for flag in (False, True))
+    seen, lost = (draw_result(GRAY, TrackResult((40, 50, 60, 40), 0.21, flag)) for flag in (False, True))
 
     def red(frame: np.ndarray) -> int:
         return int(((frame[..., 0] > 200) & (frame[..., 1] < 90) & (frame[..., 2] < 90)).sum())
 
-    assert red(seen) == 0 and red(lost) > 100  # the tab
+    assert red(seen) == 0 and red(lost) > 100  # the background of the text
     line = (lost[90:91, 40:100] != 128).any(axis=2)
     assert 0 < line.sum() < line.size  # dashes leave gaps
 
@@ -62,9 +62,9 @@ def test_a_lost_target_looks_different() -> None:
     "box", [(-30, -30, 60, 60), (150, 110, 500, 500), (0, 0, 160, 120), (-900, 20, 20, 20), (70, 60, 0, 0)]
 )
 def test_any_box_can_be_drawn_and_its_label_stays_inside(box: tuple[float, float, float, float]) -> None:
-    drawn = draw_result(GREY, TrackResult(box, 0.5, False), label="a target with a long name")
-    assert drawn.shape == GREY.shape and drawn.dtype == np.uint8
-    assert (drawn == COLORS[0]).all(axis=2).sum() > 300  # the tab
+    drawn = draw_result(GRAY, TrackResult(box, 0.5, False), label="a target with a long name")
+    assert drawn.shape == GRAY.shape and drawn.dtype == np.uint8
+    assert (drawn == COLORS[0]).all(axis=2).sum() > 300  # the background of the text
 
 
 def test_colors_differ() -> None:
@@ -87,11 +87,11 @@ def test_a_sheet_holds_every_frame() -> None:
 
 
 def test_impossible_sheets_are_refused() -> None:
-    for frames, columns, width in (([], 4, 1280), ([GREY], 0, 1280), ([GREY], 4, 30)):
-        with pytest.raises(ValueError, match="needs frames and columns"):
+    for frames, columns, width in (([], 4, 1280), ([GRAY], 0, 1280), ([GRAY], 4, 30)):
+        with pytest.raises(ValueError, match="needs frames and tiles"):
             contact_sheet(frames, columns, width)
-    with pytest.raises(ValueError, match="2 captions do not fit 1 frames"):
-        contact_sheet([GREY], captions=["a", "b"])
+    with pytest.raises(ValueError, match="1 frames need 1 captions, not 2"):
+        contact_sheet([GRAY], captions=["a", "b"])
 
 
 def test_a_clip_is_the_same_for_a_seed_and_another_for_another() -> None:
@@ -117,8 +117,8 @@ def test_boxes_of_a_clip_hold_the_target_tightly() -> None:
 def test_the_leaf_covers_the_target_once() -> None:
     shown = []
     for frame, (x, y, w, h) in draw_clip(60):
-        cut = frame[int(y) : int(y + h), int(x) : int(x + w)].astype(int)
-        shown.append(((cut[..., 0] > 120) & (cut[..., 1] < 0.3 * cut[..., 0])).mean() > 0.05)
+        target = frame[int(y) : int(y + h), int(x) : int(x + w)].astype(int)
+        shown.append(((target[..., 0] > 120) & (target[..., 1] < 0.3 * target[..., 0])).mean() > 0.05)
     changes = sum(a != b for a, b in pairwise(shown))
     assert shown[0] and shown[-1] and changes == 2
     assert 1 <= shown.count(False) <= 12

@@ -75,10 +75,10 @@ def test_an_overlap_counts_where_it_is_above_a_threshold_not_at_it():
     """As in the toolkit's `ExperimentGOT10k.report` (ious > 0.5) and `_calc_curves` (np.greater)."""
     ious = np.array([np.nan, 0.5, np.nextafter(0.5, 1), 0.75, np.nextafter(0.75, 1), 0.0])
     (zeros, ones) = np.zeros((6, 4)), np.ones(6)
-    found = score([SequenceResult("a", zeros, ones, ones, ious)])
-    assert (found.sr50, found.sr75, found.frames) == (3 / 5, 1 / 5, 5)
+    scores = score([SequenceResult("a", zeros, ones, ones, ious)])
+    assert (scores.sr50, scores.sr75, scores.frames) == (3 / 5, 1 / 5, 5)
     # above how many of 0, 0.05, ..., 1
-    assert found.auc == pytest.approx((10 + 11 + 15 + 16 + 0) / (5 * 21))
+    assert scores.auc == pytest.approx((10 + 11 + 15 + 16 + 0) / (5 * 21))
 
 
 def test_the_toolkit_reports_the_same(root, tmp_path, monkeypatch):
@@ -105,27 +105,27 @@ def test_results_are_written_to_a_thousandth_of_a_pixel(tmp_path):
     assert np.loadtxt(path.with_name("a_time.txt")).tolist() == seconds.tolist()
 
 
-def test_a_choice_of_sequences_and_what_is_not_there(root, tmp_path):
+def test_selected_sequences_and_errors(root, tmp_path):
     dataset = open_dataset(root)
     assert [result.name for result in evaluate(Still(), dataset, ["b"])] == ["b"]
-    with pytest.raises(ValueError, match=r"no sequence c; there are a, b"):
+    with pytest.raises(ValueError, match=r"Unknown sequence c; known: a, b"):
         list(evaluate(Still(), dataset, ["c"]))
     (root / "val" / "b" / "00000002.jpg").unlink()
-    with pytest.raises(ValueError, match="Sequence b is not whole"):
+    with pytest.raises(ValueError, match="Sequence b is incomplete"):
         list(evaluate(Still(), dataset, ["b"]))
     with pytest.raises(FileNotFoundError, match=r"val/list\.txt"):
         open_dataset(tmp_path)
-    with pytest.raises(ValueError, match="nothing to score"):
+    with pytest.raises(ValueError, match="no frames to score"):
         score([])
 
 
-def test_a_missing_toolkit_says_how_to_get_it(root, monkeypatch):
+def test_the_error_of_a_missing_toolkit_says_how_to_install_it(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "got10k.datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install correlation_aware\[eval\]"):
         open_dataset(root)
 
 
-def test_the_command(root, tmp_path):
+def test_eval_got10k(root, tmp_path):
     app = typer.Typer()
     app.add_typer(cli_eval.app, name="eval")
     words = ["eval", "got10k", str(root), "--model", "sbt_test_track", "--weights", "random"]

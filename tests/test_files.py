@@ -9,7 +9,7 @@ import pytest
 from correlation_aware._files import atomic_path, list_images, natural_order, write_text
 from correlation_aware.data.stills.files import read_stills
 from correlation_aware.data.videos.sequences import Folder
-from correlation_aware.tracking.video import open_frames, write_picture
+from correlation_aware.tracking.video import open_frames, write_image
 
 ORDERS = {
     "two numbers": ["cam1_2.png", "cam1_3.png", "cam2_1.png"],
@@ -24,7 +24,7 @@ def write_frames(folder: Path, names: list[str]) -> None:
     """Plain images whose brightness tells which is which; the last is written first."""
     folder.mkdir(parents=True)
     for i, name in reversed(list(enumerate(names))):
-        write_picture(folder / name.lower(), np.full((16, 16, 3), 10 * i, np.uint8))
+        write_image(folder / name.lower(), np.full((16, 16, 3), 10 * i, np.uint8))
         (folder / name.lower()).rename(folder / name)
     (folder / "._1.jpg").write_bytes(b"left by another system")
 

@@ -79,17 +79,17 @@ def random(*sizes, seed=0):
 
 def compare(function, inputs, dtype):
     """Outputs and every gradient of the kernel, against the definition in float64 on the same numbers."""
-    found = []
+    results = []
     for backend, precision in (("triton", dtype), ("reference", torch.float64)):
         leaves = [x.to(dtype).to(DEVICE, precision).requires_grad_() for x in inputs]
         with ops.set_backend(backend):
             out = function(*leaves)
         outputs = out if isinstance(out, tuple) else (out,)
         upstream = [random(*o.shape, seed=i).to(dtype).to(o) for i, o in enumerate(outputs)]
-        found.append([*outputs, *torch.autograd.grad(outputs, leaves, upstream)])
-    for i, (ours, wanted) in enumerate(zip(*found, strict=True)):
-        assert ours.dtype == dtype and ours.shape == wanted.shape
-        difference = (ours.double() - wanted).norm() / wanted.norm()
+        results.append([*outputs, *torch.autograd.grad(outputs, leaves, upstream)])
+    for i, (actual, expected) in enumerate(zip(*results, strict=True)):
+        assert actual.dtype == dtype and actual.shape == expected.shape
+        difference = (actual.double() - expected).norm() / expected.norm()
         assert difference < TOLERANCE[dtype], f"result {i} is off by {difference:.1e}"
 
 
@@ -117,10 +117,10 @@ def test_gather_patches(shapes, dtype):
 def test_gather_patches_moves_and_says_where():
     x, shapes = random(tokens([(1, 9, 8), (1, 16, 13)]), 8).to(DEVICE), [(1, 9, 8), (1, 16, 13)]
     for ratio in (2, 4, 8):
-        wanted, sizes = ops.gather_patches(x, shapes, ratio)
+        expected, sizes = ops.gather_patches(x, shapes, ratio)
         with ops.set_backend("triton"):
-            found, same = ops.gather_patches(x, shapes, ratio)
-        assert torch.equal(found, wanted) and same == sizes
+            actual, same = ops.gather_patches(x, shapes, ratio)
+        assert torch.equal(actual, expected) and same == sizes
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -146,18 +146,18 @@ def test_eoc_attention_with_odd_heads_one_token_and_many_keys(heads, dim):
 def test_attention_to_one_key_is_its_value():
     q, kv = random(4, 32).to(DEVICE).requires_grad_(), random(1, 64, seed=1).to(DEVICE)
     with ops.set_backend("triton"):
-        found = ops.eoc_attention(q, kv, 1, [(1, 2, 2)], [(1, 1, 1)], False)
-    assert torch.equal(found, kv[:, 32:].expand(4, -1))
-    (grad,) = torch.autograd.grad(found, q, random(4, 32, seed=2).to(DEVICE))
+        actual = ops.eoc_attention(q, kv, 1, [(1, 2, 2)], [(1, 1, 1)], False)
+    assert torch.equal(actual, kv[:, 32:].expand(4, -1))
+    (grad,) = torch.autograd.grad(actual, q, random(4, 32, seed=2).to(DEVICE))
     assert grad.abs().max() < 1e-5  # zero but for the order of two sums of 32 products
 
 
 def test_attention_survives_large_scores():
     q, kv = 80 * random(16, 32).to(DEVICE), 80 * random(16, 64, seed=1).to(DEVICE)
-    wanted = ops.eoc_attention(q, kv, 1, [(1, 4, 4)], [(1, 4, 4)], False)
+    expected = ops.eoc_attention(q, kv, 1, [(1, 4, 4)], [(1, 4, 4)], False)
     with ops.set_backend("triton"):
-        found = ops.eoc_attention(q, kv, 1, [(1, 4, 4)], [(1, 4, 4)], False)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-3)  # values are about 80
+        actual = ops.eoc_attention(q, kv, 1, [(1, 4, 4)], [(1, 4, 4)], False)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-3)  # values are about 80
 
 
 def test_search_only_meets_the_template_alone():
@@ -199,39 +199,39 @@ def network():
 
 def test_a_network_on_kernels_is_the_same_network(network):
     net, template, search = network
-    found = []
+    results = []
     for backend in ("reference", "triton"):
         net.zero_grad()
         with ops.set_backend(backend):
             features = net(template, search)
         features.square().mean().backward()
-        found.append([features.detach(), *(p.grad.clone() for p in net.parameters())])
-    size = torch.stack([wanted.norm() for wanted in found[0]]).norm()
-    for wanted, ours in zip(
-        *found
+        results.append([features.detach(), *(p.grad.clone() for p in net.parameters())])
+    size = torch.stack([expected.norm() for expected in results[0]]).norm()
+    for expected, actual in zip(
+        *results
     ):  # float32 through a dozen layers; keys' biases have no gradient but noise
-        assert (ours - wanted).norm() <= 1e-4 * wanted.norm() + 1e-6 * size
+        assert (actual - expected).norm() <= 1e-4 * expected.norm() + 1e-6 * size
 
 
 def test_autocast_goes_through_the_kernels(network):
     net, template, search = network
     with torch.autocast(DEVICE, torch.bfloat16):
-        wanted = net(template, search)
+        expected = net(template, search)
         with ops.set_backend("triton"):
-            found = net(template, search)
-    assert found.dtype == wanted.dtype
-    assert (found - wanted).norm() < 2e-2 * wanted.norm()  # bf16 products, rounded at other places
+            actual = net(template, search)
+    assert actual.dtype == expected.dtype
+    assert (actual - expected).norm() < 2e-2 * expected.norm()  # bf16 products, rounded at other places
 
 
 def test_compile_and_export_see_through(network):
     net, template, search = network
     net.eval()
     with torch.no_grad(), ops.set_backend("triton"):
-        wanted = net(template, search)
+        expected = net(template, search)
         compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(compiled(template, search), wanted)
+        torch.testing.assert_close(compiled(template, search), expected)
         program = torch.export.export(net, (template, search))
-        torch.testing.assert_close(program.module()(template, search), wanted)
+        torch.testing.assert_close(program.module()(template, search), expected)
     called = {str(n.target) for n in program.graph.nodes if str(n.target).startswith("correlation_aware.")}
     assert called == {f"correlation_aware.{name}.default" for name in operations()}
 
@@ -284,14 +284,14 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(capability, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     kernels = json.loads((tmp_path / "kernels.json").read_text())
-    wanted = {
+    expected = {
         "add_layer_norm": {"_forward", "_backward"},
         "dwconv_gelu": {"_convolve", "_through_gelu"},
         "eoc_attention": {"_forward", "_backward_queries", "_backward_keys"},
         "gather_patches": {"_move"},
     }
-    found = {op: {k["kernel"] for k in kernels if k["operation"] == op} for op in wanted}
-    assert found == wanted
+    actual = {op: {k["kernel"] for k in kernels if k["operation"] == op} for op in expected}
+    assert actual == expected
     assert {k["dtype"] for k in kernels} == {"float32", "float16", "bfloat16"}
     assert max(k["stack"] for k in kernels) <= 64, "registers are spilled"
     assert max(k["shared"] for k in kernels) <= 99 * 1024  # bytes a block, on the smaller GPUs of these kinds

@@ -106,7 +106,7 @@ def test_an_extra_is_named_that_has_what_is_missing(monkeypatch):
         packages = {re.split("[<>=]", line)[0] for line in extras[extra].split()}
         assert {"yaml": "pyyaml"}.get(module, module) in packages
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ModuleNotFoundError, match=rf"{module} is missing: .*\[{extra}\]"):
+        with pytest.raises(ModuleNotFoundError, match=rf"{module} is not installed: .*\[{extra}\]"):
             require("json", module)
     assert require("json", "re") == [json, re]
     with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"):

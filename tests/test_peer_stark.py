@@ -45,7 +45,7 @@ def test_its_tester_tracks(stark, script, file, changes, kind):
 def test_its_whole_loss_falls_over_ten_steps(stark, script, kind):
     done = stark("train", script, kind, SMALL)
     losses = done["losses"]
-    assert len(losses) == 10 and min(done["giou"]) > 0  # no step without that term
+    assert len(losses) == 10 and min(done["giou"]) > 0
     assert losses[-1] < 0.6 * losses[0], losses
     if kind == "ours":
         # without the score head, which STARK-ST trains in its second stage only

@@ -1,5 +1,6 @@
 """Exported files and sessions give the numbers of the model they were made from."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -136,14 +137,14 @@ def test_metadata_lie_in_the_files(tmp_path, tracker_model):
     import onnxruntime
 
     (made,) = export(tracker_model, tmp_path, "onnx", ["template"])
-    found = onnxruntime.InferenceSession(str(made.path)).get_modelmeta().custom_metadata_map
-    wanted = {**metadata(tracker_model), "graph": "template"}
-    assert {key: found[key] for key in wanted} == wanted
-    assert json.loads(found["input_size"]) == [3, 128, 128] and found["model"] == "sbt_test_track"
+    actual = onnxruntime.InferenceSession(str(made.path)).get_modelmeta().custom_metadata_map
+    expected = {**metadata(tracker_model), "graph": "template"}
+    assert {key: actual[key] for key in expected} == expected
+    assert json.loads(actual["input_size"]) == [3, 128, 128] and actual["model"] == "sbt_test_track"
     (program,) = export(tracker_model, tmp_path, "torch", ["template"])
     extra = {"metadata.json": ""}
     torch.export.load(program.path, extra_files=extra)
-    assert json.loads(extra["metadata.json"])["weights_sha256"] == wanted["weights_sha256"]
+    assert json.loads(extra["metadata.json"])["weights_sha256"] == expected["weights_sha256"]
 
 
 def test_the_hash_is_of_the_weights(tracker_model):
@@ -162,20 +163,20 @@ def test_sessions_equal_the_model(runtime, tracker_model, cached):
     assert session.outputs == ("scores", "boxes")
     generator = torch.Generator().manual_seed(1)
     template = torch.randn(3, 3, 64, 64, generator=generator)
-    search = torch.randn(1, 3, 128, 128, generator=generator)  # three targets in one picture
+    search = torch.randn(1, 3, 128, 128, generator=generator)  # three targets in one image
     with pytest.raises(RuntimeError, match="call set_template"):
         session(search)
     session.set_template(template)
     with torch.no_grad():
-        wanted = tracker_model(template, search)
+        expected = tracker_model(template, search)
     scores, boxes = session(search)
     # float32 in another order of operations
-    torch.testing.assert_close(scores, wanted.scores, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(boxes, wanted.boxes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(boxes, expected.boxes, rtol=1e-4, atol=1e-5)
     session.set_template(template[:1])
-    assert torch.allclose(session(search)[0], wanted.scores[:1], atol=1e-5)
-    for scores in session(search.expand(2, -1, -1, -1))[0]:  # one template, two pictures
-        assert torch.allclose(scores, wanted.scores[0], atol=1e-5)
+    assert torch.allclose(session(search)[0], expected.scores[:1], atol=1e-5)
+    for scores in session(search.expand(2, -1, -1, -1))[0]:  # one template, two images
+        assert torch.allclose(scores, expected.scores[0], atol=1e-5)
     session.set_template(template)
     with pytest.raises(ValueError, match="template batch 3 and search batch 2"):
         session(search.expand(2, -1, -1, -1))
@@ -258,6 +259,19 @@ def test_exports_of_different_models_are_kept_apart(tmp_path, monkeypatch):
     assert cached_in() == cached_in()
 
 
+def test_a_layer_whose_code_changed_is_exported_again(tmp_path, monkeypatch):
+    code = "from torch import nn\n\nclass Scale(nn.Module):\n    factor = {}\n"
+    file = tmp_path / "changing_layer.py"
+    file.write_text(code.format(2))
+    monkeypatch.syspath_prepend(tmp_path)
+    model = nn.Sequential(importlib.import_module("changing_layer").Scale(), nn.Linear(2, 2))
+    before = session_module._cache_key(model, {"model": "scale"})
+    assert session_module._cache_key(model, {"model": "scale"}) == before
+    assert session_module._cache_key(model, {"model": "other"}) != before
+    file.write_text(code.format(3))
+    assert session_module._cache_key(model, {"model": "scale"}) != before
+
+
 SIGNAL_AFTER_OPENVINO = """
 import signal, sys
 from correlation_aware.runtime.export import open_graph
@@ -283,11 +297,11 @@ def test_what_cannot_run_says_so(tracker_model, monkeypatch):
     with pytest.raises(ValueError, match=r"runtime='tensorrt' is not one of auto, eager"):
         InferenceSession(tracker_model, runtime="tensorrt")
     needs("openvino")
-    with pytest.raises(ValueError, match=r"computes in float32, bfloat16, not in dtype=torch\.float16"):
+    with pytest.raises(ValueError, match=r"supports float32, bfloat16, not dtype=torch\.float16"):
         InferenceSession(tracker_model, dtype=torch.float16, runtime="openvino")
-    with pytest.raises(ValueError, match="runs on a CPU here, not on device=cuda"):
+    with pytest.raises(ValueError, match="supports device='cpu' only, not device=cuda"):
         InferenceSession(tracker_model, device="cuda", runtime="onnx")
-    with pytest.raises(ValueError, match="runtime='cudagraph' runs on device='cuda', not on device=cpu"):
+    with pytest.raises(ValueError, match="runtime='cudagraph' supports device='cuda' only, not device=cpu"):
         InferenceSession(tracker_model, runtime="cudagraph")
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
@@ -314,4 +328,4 @@ def test_the_command(tmp_path):
     path = tmp_path / "sbt_test_track.template.pt2"
     assert open_graph(path)(np.zeros((1, 3, 64, 64), np.float32))[0].shape[0] == 1
     result = CliRunner().invoke(app, words)
-    assert isinstance(result.exception, ValueError) and "no weights yet" in str(result.exception)
+    assert isinstance(result.exception, ValueError) and "has no default weights" in str(result.exception)

@@ -22,7 +22,7 @@ def model():
     return ca.create_model("sbt_test_track", head="cell").eval()
 
 
-def picture(batch, side, seed=0):
+def image(batch, side, seed=0):
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
@@ -36,32 +36,32 @@ def test_replays_equal_eager_calls(model, dtype):
     # the same kernels in the same order; cuDNN may choose another one in the capture
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     for seed, (templates, searches) in enumerate([(1, 1), (1, 1), (3, 1), (3, 3), (1, 1), (3, 1)]):
-        template, search = picture(templates, 64, seed), picture(searches, 128, seed + 10)
+        template, search = image(templates, 64, seed), image(searches, 128, seed + 10)
         for session in (eager, graph):
             session.set_template(template)
         for _ in range(2):
-            for wanted, found in zip(eager(search), graph(search), strict=True):
-                assert found.dtype == wanted.dtype
-                torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+            for expected, actual in zip(eager(search), graph(search), strict=True):
+                assert actual.dtype == expected.dtype
+                torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
     assert len(graph._search._captured) == 3  # once per shape, whatever the template
 
 
 def test_kernels_are_captured(model):
     with set_backend("triton"):
         (graph,) = sessions(model, torch.float32, "cudagraph")
-        graph.set_template(picture(1, 64))
-        scores = graph(picture(1, 128, seed=1))[0].clone()
-        replayed = graph(picture(1, 128, seed=1))[0]
+        graph.set_template(image(1, 64))
+        scores = graph(image(1, 128, seed=1))[0].clone()
+        replayed = graph(image(1, 128, seed=1))[0]
     (eager,) = sessions(model, torch.float32, "eager")
-    eager.set_template(picture(1, 64))
+    eager.set_template(image(1, 64))
     torch.testing.assert_close(replayed, scores, rtol=0, atol=0)
-    torch.testing.assert_close(scores, eager(picture(1, 128, seed=1))[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores, eager(image(1, 128, seed=1))[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_replay_neither_allocates_nor_waits(model):
     (graph,) = sessions(model, torch.bfloat16, "cudagraph")
-    graph.set_template(picture(2, 64))
-    search = picture(2, 128)
+    graph.set_template(image(2, 64))
+    search = image(2, 128)
     first = graph(search)
     kept = first[0].clone()
 
@@ -76,17 +76,17 @@ def test_a_replay_neither_allocates_nor_waits(model):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert again[0] is first[0] and torch.equal(again[0], kept)
-    graph(picture(2, 128, seed=1))
+    graph(image(2, 128, seed=1))
     assert not torch.equal(first[0], kept)  # overwritten, as documented
 
 
 def test_sessions_of_one_model_are_apart(model):
     shared = copy.deepcopy(model)
     first, second = (InferenceSession(shared, "cuda", runtime="cudagraph") for _ in range(2))
-    search = picture(1, 128)
-    first.set_template(picture(1, 64, seed=1))
+    search = image(1, 128)
+    first.set_template(image(1, 64, seed=1))
     alone = first(search)[0].clone()
-    second.set_template(picture(1, 64, seed=2))
+    second.set_template(image(1, 64, seed=2))
     assert not torch.equal(second(search)[0], alone)
     assert torch.equal(first(search)[0], alone)
     shared.to("cpu")
@@ -101,14 +101,14 @@ def test_a_tracker_waits_once_a_frame(model, runtime, recwarn):
     for each in (reference, tracker):
         each.init(*frames[0])
     for i, (frame, _) in enumerate(frames[1:]):
-        wanted = reference.update(frame).box
+        expected = reference.update(frame).box
         recwarn.clear()
         torch.cuda.set_sync_debug_mode("warn" if i else "default")  # the first call captures
         try:
-            found = tracker.update(frame).box
+            actual = tracker.update(frame).box
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert np.abs(np.subtract(found, wanted)).max() < 0.5  # pixels
+        assert np.abs(np.subtract(actual, expected)).max() < 0.5  # pixels
         if i:
             assert len([w for w in recwarn if "called a synchronizing" in str(w.message)]) == 1  # the result
     t = tracker.timings

@@ -15,7 +15,7 @@ import correlation_aware as ca
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.models.heads import TrackOutput
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
-from correlation_aware.tracking.device_crop import cut_all, upload
+from correlation_aware.tracking.device_crop import crop_resize, upload_region
 
 
 def make_tracker(config=None, **overrides):
@@ -27,13 +27,13 @@ def noise(height=240, width=320, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def plant(tracker, cell, box, score=0.9):
-    """Makes the head report `score` and `box` (cxcywh in 0..1) at `cell` and nothing elsewhere."""
+def plant(tracker, location, box, score=0.9):
+    """Makes the head report `score` and `box` (cxcywh in 0..1) at `location` and nothing elsewhere."""
 
     def hook(head, inputs, output):
         logits, scores, boxes = (torch.zeros_like(t) for t in output)
-        scores[:, cell[0], cell[1]] = score
-        boxes[:, :, cell[0], cell[1]] = torch.tensor(box, dtype=boxes.dtype)
+        scores[:, location[0], location[1]] = score
+        boxes[:, :, location[0], location[1]] = torch.tensor(box, dtype=boxes.dtype)
         return TrackOutput(logits, scores, boxes)
 
     return tracker.model.head.register_forward_hook(hook)
@@ -53,7 +53,7 @@ def test_a_planted_box_comes_back_in_the_frame():
     assert result.score == pytest.approx(0.9) and not result.lost
 
 
-def test_the_search_region_lies_around_what_the_frame_shows_of_the_last_box():
+def test_the_search_region_is_around_the_visible_part_of_the_last_box():
     tracker = make_tracker(config=ca.TrackerConfig(damp_size=False))
     tracker.init(noise(), (300, 100, 60, 40))  # 20 of 60 px are in the frame
     plant(tracker, (8, 8), (0.5, 0.5, 0.1, 0.1))  # in the middle of the crop
@@ -63,7 +63,7 @@ def test_the_search_region_lies_around_what_the_frame_shows_of_the_last_box():
 
 
 def test_a_planted_box_comes_back_through_pixels():
-    """A disc is found in the resized crop by its centre of mass and mapped back to the frame."""
+    """A disc is found in the resized crop by its center of mass and mapped back to the frame."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
         cx, cy = rng.uniform(60, 260), rng.uniform(60, 180)
@@ -71,20 +71,20 @@ def test_a_planted_box_comes_back_through_pixels():
         disc = np.clip(9 - np.hypot(x - cx, y - cy), 0, 1)  # anti-aliased, radius 8.5
         frame = np.repeat((disc * 255).astype(np.uint8)[..., None], 3, axis=2)
         crop = Crop.around((cx - 20 + rng.uniform(-9, 9), cy - 15 + rng.uniform(-9, 9), 40, 30), 4)
-        cut = crop.cut(frame, 128)[..., 0].astype(float)
+        pixels = crop.cut(frame, 128)[..., 0].astype(float)
         rows, columns = np.mgrid[:128, :128] + 0.5
-        found = crop.to_frame(
-            (np.sum(columns * cut) / cut.sum() / 128, np.sum(rows * cut) / cut.sum() / 128, 0, 0)
+        center = crop.to_frame(
+            (np.sum(columns * pixels) / pixels.sum() / 128, np.sum(rows * pixels) / pixels.sum() / 128, 0, 0)
         )
-        assert found[:2] == pytest.approx((cx, cy), abs=0.1)
+        assert center[:2] == pytest.approx((cx, cy), abs=0.1)
 
 
 def test_crop_side_position_and_padding():
     crop = Crop.around((10, 20, 40, 10), 2)
-    assert crop == Crop(10, 5, 40)  # ceil(2 * sqrt(400)), centre (30, 25)
+    assert crop == Crop(10, 5, 40)  # ceil(2 * sqrt(400)), center (30, 25)
     frame = np.full((100, 100, 3), 200, np.uint8)
-    cut = Crop(-20, 70, 40).cut(frame, 40)
-    assert (cut[:30, 20:] == 200).all() and not cut[30:].any() and not cut[:, :20].any()
+    pixels = Crop(-20, 70, 40).cut(frame, 40)
+    assert (pixels[:30, 20:] == 200).all() and not pixels[30:].any() and not pixels[:, :20].any()
     for x, y in ((300, 300), (-30, 40), (40, -30), (-60, -60), (40, 100)):
         assert not Crop(x, y, 20).cut(frame, 32).any()  # wholly outside
     box = (3.5, 7.25, 11.0, 5.5)
@@ -116,24 +116,24 @@ def test_crops_of_a_device_are_those_of_opencv(size):
         frame = noise(height, width, int(rng.integers(1000)))
         crops = [Crop(*rng.integers(-120, (width, height)), rng.integers(1, 400)) for _ in range(3)]
         crops += [Crop(10, 10, size), Crop(-5, 3, 2 * size), Crop(12, 30, size // 2)]
-        found = cut_all(*upload(frame, crops, torch.device("cpu")), size)
-        wanted = np.stack([c.cut(frame, size) for c in crops]).transpose(0, 3, 1, 2)
-        assert found.shape == wanted.shape and torch.equal(found, found.round())
-        assert np.abs(found.numpy() - wanted).max() <= 1  # grey level: OpenCV computes in fixed point
+        actual = crop_resize(*upload_region(frame, crops, torch.device("cpu")), size)
+        expected = np.stack([c.cut(frame, size) for c in crops]).transpose(0, 3, 1, 2)
+        assert actual.shape == expected.shape and torch.equal(actual, actual.round())
+        assert np.abs(actual.numpy() - expected).max() <= 1  # OpenCV computes in fixed point
 
 
-def test_only_the_needed_part_of_a_frame_is_uploaded():
+def test_only_the_needed_region_of_a_frame_is_uploaded():
     frame = noise(100, 200)
-    part, crops = upload(frame, [Crop(50, 20, 30), Crop(90, -10, 20)], torch.device("cpu"))
+    part, crops = upload_region(frame, [Crop(50, 20, 30), Crop(90, -10, 20)], torch.device("cpu"))
     assert torch.equal(part, torch.from_numpy(frame[0:50, 50:110]))
     assert crops == [Crop(0, 20, 30), Crop(40, -10, 20)]
 
 
 def test_a_track_with_crops_of_a_device_is_the_same():
-    """With the bundled weights, over the demo's clip: two pixels of a hundred differ by one grey level."""
+    """With the bundled weights, over the demo's clip: two pixels of a hundred differ by one."""
     here = ca.create_tracker(device="cpu")
     there = ca.create_tracker(here.model, device="cpu")
-    there._cuts_on_device = True
+    there._crops_on_device = True
     frames = list(draw_clip(12))
     for tracker in (here, there):
         tracker.init(*frames[0])
@@ -178,18 +178,20 @@ def test_several_targets_equal_several_trackers():
     assert isinstance(one.update(noise()), list)
 
 
-def test_the_window_prefers_the_middle():
+def test_the_window_prefers_the_center():
     frame = noise()
     results = []
-    for window in (0.0, 0.49):
-        tracker = make_tracker(config=ca.TrackerConfig(window=window, penalty=0))
+    for window_weight in (0.0, 0.49):
+        tracker = make_tracker(config=ca.TrackerConfig(window_weight=window_weight, scale_penalty=0))
         tracker.init(frame, (140, 100, 30, 20))
 
         def hook(head, inputs, output):
             logits, scores, boxes = (torch.zeros_like(t) for t in output)
-            for cell, score in (((8, 8), 0.8), ((1, 1), 0.9)):
-                scores[:, cell[0], cell[1]] = score
-                boxes[:, :, cell[0], cell[1]] = torch.tensor([cell[1] / 16, cell[0] / 16, 0.2, 0.2])
+            for location, score in (((8, 8), 0.8), ((1, 1), 0.9)):
+                scores[:, location[0], location[1]] = score
+                boxes[:, :, location[0], location[1]] = torch.tensor(
+                    [location[1] / 16, location[0] / 16, 0.2, 0.2]
+                )
             return TrackOutput(logits, scores, boxes)
 
         tracker.model.head.register_forward_hook(hook)
@@ -197,7 +199,7 @@ def test_the_window_prefers_the_middle():
     assert [r.score for r in results] == pytest.approx([0.9, 0.8])
 
 
-def test_the_window_is_symmetric_and_highest_in_the_middle():
+def test_the_window_is_symmetric_and_highest_in_the_center():
     """Of two locations that mirror each other the better one wins, however little better it is."""
     scores = {}
 
@@ -209,19 +211,23 @@ def test_the_window_is_symmetric_and_highest_in_the_middle():
             values[:, row, column] = score
         return TrackOutput(logits, values, boxes)
 
-    def best_location(window):
-        tracker = make_tracker(config=ca.TrackerConfig(window=window, penalty=0))
+    def best_location(window_weight):
+        tracker = make_tracker(config=ca.TrackerConfig(window_weight=window_weight, scale_penalty=0))
         tracker.model.head.register_forward_hook(hook)
         tracker.init(noise(), (140, 100, 30, 30))  # a crop of 120 px, 7.5 a location
         x, y, w, h = tracker.update(noise()).box
         return int((y + h / 2 - 115 + 60) / 7.5), int((x + w / 2 - 155 + 60) / 7.5)
 
-    for cell in ((0, 5), (3, 3), (4, 9), (7, 7), (12, 2)):
-        mirrored = {(15 - cell[0], cell[1]), (cell[0], 15 - cell[1]), (15 - cell[0], 15 - cell[1])}
+    for location in ((0, 5), (3, 3), (4, 9), (7, 7), (12, 2)):
+        mirrored = {
+            (15 - location[0], location[1]),
+            (location[0], 15 - location[1]),
+            (15 - location[0], 15 - location[1]),
+        }
         for other in mirrored:
-            for better in (cell, other):
+            for better in (location, other):
                 scores.clear()
-                scores.update({cell: 0.5, other: 0.5, better: 0.5001})
+                scores.update({location: 0.5, other: 0.5, better: 0.5001})
                 assert best_location(0.2) == better
     scores.clear()
     assert best_location(1.0) in {(7, 7), (7, 8), (8, 7), (8, 8)}
@@ -229,7 +235,7 @@ def test_the_window_is_symmetric_and_highest_in_the_middle():
 
 def test_size_is_damped_by_score_and_penalty():
     start, score = (140.0, 100.0, 30.0, 30.0), 0.8
-    tracker = make_tracker(config=ca.TrackerConfig(penalty=0.1, window=0))
+    tracker = make_tracker(config=ca.TrackerConfig(scale_penalty=0.1, window_weight=0))
     tracker.init(noise(), start)
     plant(
         tracker, (8, 8), (0.5, 0.5, 0.75, 0.5), score
@@ -242,14 +248,14 @@ def test_size_is_damped_by_score_and_penalty():
 
 
 def test_the_penalty_prefers_a_target_of_the_same_size():
-    tracker = make_tracker(config=ca.TrackerConfig(penalty=0.5, window=0, damp_size=False))
+    tracker = make_tracker(config=ca.TrackerConfig(scale_penalty=0.5, window_weight=0, damp_size=False))
     tracker.init(noise(), (140, 100, 30, 30))
 
     def hook(head, inputs, output):
         logits, scores, boxes = (torch.zeros_like(t) for t in output)
-        for cell, score, side in (((8, 8), 0.7, 0.25), ((4, 4), 0.9, 0.75)):
-            scores[:, cell[0], cell[1]] = score
-            boxes[:, :, cell[0], cell[1]] = torch.tensor([0.5, 0.5, side, side])
+        for location, score, side in (((8, 8), 0.7, 0.25), ((4, 4), 0.9, 0.75)):
+            scores[:, location[0], location[1]] = score
+            boxes[:, :, location[0], location[1]] = torch.tensor([0.5, 0.5, side, side])
         return TrackOutput(logits, scores, boxes)
 
     tracker.model.head.register_forward_hook(hook)
@@ -267,12 +273,12 @@ def test_lost_follows_the_threshold_and_the_target_stays():
     assert not tracker.update(noise()).lost
 
 
-def test_grey_and_rgba_frames_and_sizes_that_change():
+def test_gray_and_rgba_frames_and_sizes_that_change():
     frame = noise()
-    grey = frame[..., 0]
-    rgba = np.concatenate([np.repeat(grey[..., None], 3, axis=2), grey[..., None]], axis=2)
+    gray = frame[..., 0]
+    rgba = np.concatenate([np.repeat(gray[..., None], 3, axis=2), gray[..., None]], axis=2)
     boxes = []
-    for view in (grey, grey[..., None], rgba):
+    for view in (gray, gray[..., None], rgba):
         tracker = make_tracker()
         tracker.init(view, (140, 100, 30, 20))
         boxes.append(tracker.update(view).box)
@@ -280,8 +286,8 @@ def test_grey_and_rgba_frames_and_sizes_that_change():
     for size in ((480, 640), (60, 80), (11, 9)):
         x, y, w, h = tracker.update(noise(*size)).box
         assert x >= 0 and y >= 0 and x + w <= size[1] + 1e-6 and y + h <= size[0] + 1e-6
-    colour = np.concatenate([frame, grey[..., None]], axis=2)
-    assert np.array_equal(as_rgb(colour), frame)  # alpha is the last channel
+    rgba = np.concatenate([frame, gray[..., None]], axis=2)
+    assert np.array_equal(as_rgb(rgba), frame)  # alpha is the last channel
     rotated = noise(320, 240).transpose(1, 0, 2)  # a view that is not contiguous
     tracker.update(rotated)
 
@@ -297,7 +303,7 @@ def test_grey_and_rgba_frames_and_sizes_that_change():
         ([[0]], "not list"),
     ],
 )
-def test_bad_frames_say_how_to_mend_them(frame, message):
+def test_errors_of_invalid_frames_say_how_to_correct_them(frame, message):
     with pytest.raises(ValueError, match=message):
         as_rgb(frame)
 
@@ -313,10 +319,10 @@ def test_bad_frames_say_how_to_mend_them(frame, message):
         ((10, 10, 5, -5), "no area"),
         ((400, 10, 20, 20), "outside the frame, which is 320 x 240 px"),
         ((200, 150, 300, 230), "looks like x1, y1, x2, y2"),
-        ([(10, 10, 5, 5), (-50, 10, 20, 20)], r"\(-50, 10, 20, 20\) lies outside"),
+        ([(10, 10, 5, 5), (-50, 10, 20, 20)], r"\(-50, 10, 20, 20\) is outside"),
     ],
 )
-def test_bad_boxes_say_why(box, message):
+def test_errors_of_invalid_boxes_say_why(box, message):
     with pytest.raises(ValueError, match=message):
         as_boxes(box, 240, 320)
 
@@ -328,8 +334,8 @@ def test_update_before_init_and_other_mistakes():
         ca.create_tracker(ca.create_model("sbt_test"), device="cpu")
     with pytest.raises(ValueError, match="is not one of auto, eager"):
         ca.create_tracker(ca.create_model("sbt_test_track"), runtime="warp")
-    with pytest.raises(ValueError, match="window=2"):
-        ca.TrackerConfig(window=2)
+    with pytest.raises(ValueError, match="window_weight=2"):
+        ca.TrackerConfig(window_weight=2)
     tracker = make_tracker()
     tracker.init(noise(), (140, 100, 30, 20))
     with pytest.raises(ValueError):
@@ -340,7 +346,7 @@ def test_update_before_init_and_other_mistakes():
 def test_random_weights_are_said_to_be_random():
     with pytest.warns(RuntimeWarning, match="random weights: it will not track"):
         tracker = ca.create_tracker("sbt_test_track", device="cpu")
-    assert tracker.weights == "random" and tracker.name == "sbt_test_track"
+    assert tracker.weights_name == "random" and tracker.name == "sbt_test_track"
 
 
 def test_weights_from_a_folder(tmp_path):
@@ -349,7 +355,7 @@ def test_weights_from_a_folder(tmp_path):
     ca.save_pretrained(model, tmp_path)
     config = ca.TrackerConfig(damp_size=False)
     tracker = ca.create_tracker(tmp_path, device="cpu", dtype=torch.bfloat16, config=config)
-    assert tracker.weights == str(tmp_path) and tracker.session.dtype == torch.bfloat16
+    assert tracker.weights_name == str(tmp_path) and tracker.session.dtype == torch.bfloat16
     assert tracker.model.sizes.search_factor == 5
     tracker.init(noise(), (140, 100, 30, 20))
     plant(tracker, (8, 8), (0.5, 0.5, 0.5, 0.5))
@@ -425,14 +431,25 @@ def test_a_copied_tracker_has_a_model_of_its_own():
 def test_a_model_of_one_channel_tracks():
     frames = np.random.default_rng(0).integers(0, 255, (2, 90, 120, 3), np.uint8)
     tracker = ca.create_tracker(ca.create_model("sbt_test_track", in_chans=1), device="cpu")
-    grey = np.broadcast_to(frames.mean(axis=3, keepdims=True).round().astype(np.uint8), frames.shape)
-    for video in (frames, grey, grey[..., 0]):
+    gray = np.broadcast_to(frames.mean(axis=3, keepdims=True).round().astype(np.uint8), frames.shape)
+    for video in (frames, gray, gray[..., 0]):
         tracker.init(video[0], (30, 30, 24, 20))
         assert 0 < tracker.update(video[1]).score < 1
     with pytest.raises(ValueError, match="in_chans=4"):
         ca.create_tracker(ca.create_model("sbt_test_track", in_chans=4), device="cpu")
 
 
-def test_weights_for_a_model_that_exists_are_refused():
-    with pytest.raises(ValueError, match="pretrained='half' has no effect on a model that exists"):
+def test_weights_for_a_model_object_are_refused():
+    with pytest.raises(ValueError, match="pretrained='half' has no effect on a model object"):
         ca.create_tracker(ca.create_model("sbt_test_track"), pretrained="half")
+
+
+def test_old_names_of_the_tracker_warn():
+    with pytest.warns(DeprecationWarning, match="TrackerConfig"):
+        config = ca.TrackerConfig(window=0.2, penalty=0.3)
+    assert config == ca.TrackerConfig(window_weight=0.2, scale_penalty=0.3)
+    with pytest.warns(DeprecationWarning, match="scale_penalty"):
+        assert config.penalty == 0.3
+    tracker = make_tracker()
+    with pytest.warns(DeprecationWarning, match="weights_name"):
+        assert tracker.weights == "random"

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
+from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
 
 def plain(level: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """A frame of one colour whose red is `level` and whose blue is its opposite."""
+    """A frame of one color whose red is `level` and whose blue is its opposite."""
     return np.full((height, width, 3), (level, 60, 255 - level), np.uint8)
 
 
@@ -27,7 +27,7 @@ def video(tmp_path: Path) -> Path:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "frames").mkdir()
     for i, name in enumerate(("frame2.png", "frame10.PNG", "frame101.bmp")):
-        write_picture(tmp_path / "frames" / name.lower(), plain(80 * i))
+        write_image(tmp_path / "frames" / name.lower(), plain(80 * i))
         (tmp_path / "frames" / name.lower()).rename(tmp_path / "frames" / name)
     (tmp_path / "frames" / "groundtruth.txt").write_text("1,2,3,4")
     (tmp_path / "frames" / "._frame1.png").write_bytes(b"left by another system")
@@ -52,11 +52,11 @@ def test_a_folder_is_read_in_natural_order_and_losslessly(folder: Path) -> None:
         assert next(source, None) is None  # read once, like a file
 
 
-@pytest.mark.parametrize("limit, given", [(1, 1), (2, 2), (99, 3)])
-def test_limit(folder: Path, limit: int, given: int) -> None:
+@pytest.mark.parametrize("limit, count", [(1, 1), (2, 2), (99, 3)])
+def test_limit(folder: Path, limit: int, count: int) -> None:
     source = open_frames(folder, limit)
-    assert source.length == given
-    assert len(list(source)) == given
+    assert source.length == count
+    assert len(list(source)) == count
 
 
 @pytest.mark.parametrize("height, width", [(49, 64), (48, 65), (49, 65), (16, 16)])
@@ -133,19 +133,19 @@ def test_errors_name_the_source_and_what_is_allowed(tmp_path: Path, folder: Path
         ("absent.mp4", FileNotFoundError, "absent.mp4.*a video file, a folder of frames.*camera"),
         ("text.mp4", ValueError, "text.mp4.*a video file, a folder of frames.*camera"),
         ("empty.mp4", ValueError, "empty.mp4"),
-        ("nothing", ValueError, r"\.jpg.*nothing"),
-        ("frames/frame2.png", ValueError, "one picture; give the folder"),
+        ("nothing", ValueError, r"nothing has no images.*\.jpg"),
+        ("frames/frame2.png", ValueError, "a single image; pass the folder"),
     ):
         with pytest.raises(error, match=words):
             open_frames(tmp_path / name)
-    with pytest.raises(ValueError, match="limit is 0"):
+    with pytest.raises(ValueError, match="limit=0"):
         open_frames(folder, limit=0)
-    with pytest.raises(ValueError, match="-1; cameras count from 0"):
+    with pytest.raises(ValueError, match="-1 is not the index of a camera"):
         open_frames(-1)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture"])
-def test_a_broken_picture_names_itself(folder: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_the_error_of_a_broken_image_names_it(folder: Path, content: bytes) -> None:
     (folder / "frame7.jpg").write_bytes(content)
     source = open_frames(folder)
     assert len(list(islice(source, 1))) == 1
@@ -154,7 +154,7 @@ def test_a_broken_picture_names_itself(folder: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("index", [3, "3"])
-def test_a_camera_without_pictures_says_so(monkeypatch: pytest.MonkeyPatch, index: int | str) -> None:
+def test_a_camera_without_frames_raises(monkeypatch: pytest.MonkeyPatch, index: int | str) -> None:
     class Closed:
         def __init__(self, source: int) -> None:
             assert source == 3

@@ -184,6 +184,24 @@ def test_an_entry_needs_the_network_of_its_name(
         assert "register an architecture name" in plan.no_entry
 
 
+@pytest.mark.parametrize(
+    ("arguments", "offered"), [({}, True), ({"output_stride": 16}, True), ({"output_stride": 8}, False)]
+)
+def test_a_network_of_another_family(
+    acme: None, tmp_path: Path, arguments: dict[str, int], offered: bool
+) -> None:
+    model = ca.create_model("acme", **arguments)
+    plan = push(ca.save_pretrained(model, tmp_path), "me/it", "acme", "v1", training="-")
+    assert (plan.entry is not None) == offered
+    assert not plan.entry or (plan.entry.template_size, plan.entry.search_size) == (64, 128)
+    assert (
+        "2203.01666" not in plan.card and "A family of networks as a stranger's package has it" in plan.card
+    )
+    torch.save({"model": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "own.pth")
+    again = ca.create_model("acme", pretrained=tmp_path / "own.pth", **arguments).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_folder_without_an_entry_is_published_all_the_same(client: Client, tmp_path: Path) -> None:
     save(tmp_path, "sbt_test_track", head="cell", template_size=32)
     arguments = ["me/cell", "sbt_test_track.v1", "--training", "On noise.", "--upload"]
@@ -290,7 +308,7 @@ def test_the_card_of_bundled_weights_has_their_license() -> None:
 
 
 @pytest.fixture
-def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A model of somebody's package, with the docstring of its module."""
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     module = types.ModuleType(
@@ -307,8 +325,8 @@ def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "acme_fast"
 
 
-def test_the_card_of_a_plug_in_says_its_own_paper(acme: str) -> None:
-    text = model_card(ca.create_model(acme))
+def test_the_card_of_a_plug_in_says_its_own_paper(fast: str) -> None:
+    text = model_card(ca.create_model(fast))
     assert "Acme, a fast family." in text and "Paper: Fast - https://arxiv.org/pdf/2401.12743" in text
     assert "plug-in package `acme_nets`" in text and "Not this." not in text
     assert "SBT" not in text and "2203.01666" not in text and "arxiv:2401.12743" in ModelCard(text).data.tags

@@ -22,7 +22,7 @@ from correlation_aware.bench.machine import Ceilings, dtype_name
 from correlation_aware.bench.timing import Call, Times, time_interleaved
 from correlation_aware.models.profile import Profile, profile
 from correlation_aware.ops import get_backend, set_backend
-from correlation_aware.runtime.graphs import TwoInput
+from correlation_aware.runtime.graphs import SessionModel
 from correlation_aware.weights.sources import default_entry
 
 __all__ = ["Case", "Row", "bench_model", "load"]
@@ -92,7 +92,7 @@ class Case:
     skipped: list[Skipped]
 
 
-def load(name: str, weights: str | None = None, search_size: int | None = None) -> tuple[TwoInput, str]:
+def load(name: str, weights: str | None = None, search_size: int | None = None) -> tuple[SessionModel, str]:
     """A model in float32 on the CPU, and the name of its weights.
 
     Args:
@@ -299,7 +299,7 @@ def _speedup(times: Times, template: str, timings: Mapping[Any, Times], baseline
 
 @torch.no_grad()
 def _reference(
-    model: TwoInput, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device
+    model: SessionModel, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device
 ) -> list[list[Tensor]]:
     """Outputs of the reference in float32 for every pair, on the CPU."""
     set_backend("reference")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from correlation_aware.ops import Backend, set_backend
-from correlation_aware.runtime.graphs import TwoInput
+from correlation_aware.runtime.graphs import SessionModel
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 
 __all__ = [
@@ -79,7 +79,7 @@ def split_backend(name: str) -> tuple[str, Backend]:
 
 
 def make_contenders(
-    model: TwoInput,
+    model: SessionModel,
     device: torch.device,
     dtypes: Sequence[torch.dtype],
     patterns: Sequence[str],
@@ -133,7 +133,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
-def _builtin(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
+def _builtin(name: str, model: SessionModel, device: torch.device, dtype: torch.dtype) -> Contender:
     if name != REFERENCE and name not in COMPILE_MODES:
         return _session(name, model, device, dtype)
     network = _copy(model, device, dtype)
@@ -145,7 +145,7 @@ def _builtin(name: str, model: TwoInput, device: torch.device, dtype: torch.dtyp
     return Contender(name, dtype, run, encode, run, dtype, "reference")
 
 
-def _session(name: str, model: TwoInput, device: torch.device, dtype: torch.dtype) -> Contender:
+def _session(name: str, model: SessionModel, device: torch.device, dtype: torch.dtype) -> Contender:
     runtime, backend = split_backend(name)
     from_file = runtime in FILE_RUNTIMES
     network = _copy(model, device, torch.float32 if from_file else dtype)
@@ -163,7 +163,7 @@ def _session(name: str, model: TwoInput, device: torch.device, dtype: torch.dtyp
     return Contender(name, dtype, pair, session.set_template, cached, input_dtype, backend)
 
 
-def _other(spec: str, model: TwoInput, device: torch.device) -> Contender:
+def _other(spec: str, model: SessionModel, device: torch.device) -> Contender:
     path, _, dtype_text = spec.partition("@")
     module_name, _, function_name = path.partition(":")
     dtype = getattr(torch, dtype_text or "float32", None)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from correlation_aware.evaluation.got10k import open_dataset
-from correlation_aware.runtime.graphs import TwoInput, split_graphs
+from correlation_aware.runtime.graphs import SessionModel, split_graphs
 from correlation_aware.tracking.crop import Crop
 
 __all__ = ["random_pairs", "real_pairs"]
@@ -19,7 +19,7 @@ __all__ = ["random_pairs", "real_pairs"]
 Pair = tuple[Tensor, Tensor]
 
 
-def random_pairs(model: TwoInput, batch: int, count: int) -> list[Pair]:
+def random_pairs(model: SessionModel, batch: int, count: int) -> list[Pair]:
     """Pairs of smooth random images on the CPU: (B, 3, Hz, Wz) and (B, 3, Hx, Wx).
 
     Args:
@@ -35,7 +35,7 @@ def random_pairs(model: TwoInput, batch: int, count: int) -> list[Pair]:
     return pairs
 
 
-def real_pairs(model: TwoInput, root: Path, per_sequence: int = 3) -> list[Pair]:
+def real_pairs(model: SessionModel, root: Path, per_sequence: int = 3) -> list[Pair]:
     """Normalized crops of annotated sequences, in batches of 1.
 
     The template is cropped around the box of the first frame. Search images are spread over the sequence and

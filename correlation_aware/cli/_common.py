@@ -81,11 +81,11 @@ def load_tracker(
             device=device,
             runtime=runtime,  # type: ignore[arg-type]
         )
-    if tracker.weights == "random":
+    if tracker.weights_name == "random":
         advice = "'correlation-aware weights list' names trained ones"
         console.print(f"[yellow]The weights of {tracker.name} are random: it will not track ({advice}).[/]")
     else:
-        console.print(f"{tracker.name} with the weights {escape(tracker.weights)}")
+        console.print(f"{tracker.name} with the weights {escape(tracker.weights_name)}")
     return tracker
 
 

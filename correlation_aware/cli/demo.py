@@ -31,7 +31,7 @@ def demo(
     from correlation_aware.demo_clip import draw_clip
     from correlation_aware.evaluation.one_pass import overlap
     from correlation_aware.tracking.draw import contact_sheet, draw_box, draw_result
-    from correlation_aware.tracking.video import VideoWriter, open_frames, write_picture
+    from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; --output must be a folder")
@@ -58,10 +58,10 @@ def demo(
                 tiles.append((f"frame {i}", frame))
             bar.advance(task)
     captions, images = zip(*tiles)
-    write_picture(sheet, contact_sheet(images, width=1600, captions=captions))
+    write_image(sheet, contact_sheet(images, width=1600, captions=captions))
 
-    random = tracker.weights == "random"
-    weights = "[yellow]random: the boxes mean nothing[/]" if random else escape(tracker.weights)
+    random = tracker.weights_name == "random"
+    weights = "[yellow]random: the boxes mean nothing[/]" if random else escape(tracker.weights_name)
     table = Table.grid(padding=(0, 2))
     table.add_row("model", f"[bold]{tracker.name}[/] on {tracker.device}")
     table.add_row("weights", weights)

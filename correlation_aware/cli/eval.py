@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from correlation_aware._deprecation import current_fields
 from correlation_aware.cli._common import (
     Device,
     Model,
@@ -88,7 +89,7 @@ def got10k(
         totals = {"average": average(results), "all frames": score(results)}
         _print_table(rows, totals)
         if as_json is not None:
-            report = _report(tracker.name, str(tracker.weights), rows, totals)
+            report = _report(tracker.name, str(tracker.weights_name), rows, totals)
             write_text(json.dumps(report, indent=2) + "\n", as_json)
             console.print(f"Wrote {escape(str(as_json))}")
     if output is not None:
@@ -109,7 +110,7 @@ def clips(
         list[str] | None,
         typer.Option(
             metavar="NAME=V,V,...",
-            help="Values of a field of TrackerConfig, such as window=0.2,0.4. Repeat for a grid.",
+            help="Values of a field of TrackerConfig, such as window_weight=0.2,0.4. Repeat for a grid.",
         ),
     ] = None,
     plot: Annotated[
@@ -151,22 +152,23 @@ def clips(
     errors = {name: f"{calibrations[name].error:.3f}" for name in rows}
     _print_table(dict(sorted(rows.items(), key=lambda row: -row[1].ao)), {}, "settings", {"CE": errors})
     if plot is not None:
-        title = f"{tracker.weights}, {count} synthetic clips"
+        title = f"{tracker.weights_name}, {count} synthetic clips"
         plot_reliability(next(iter(calibrations.values())), plot, title)
         console.print(f"Wrote {escape(str(plot))}")
     if as_json is not None:
         settings = {n: {**asdict(s), "calibration_error": calibrations[n].error} for n, s in rows.items()}
-        about = {"tracker": tracker.name, "weights": tracker.weights, "clips": count, "seed": seed}
+        about = {"tracker": tracker.name, "weights": tracker.weights_name, "clips": count, "seed": seed}
         write_text(json.dumps({**about, "settings": settings}, indent=2) + "\n", as_json)
         console.print(f"Wrote {escape(str(as_json))}")
 
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
-    """A configuration for every combination of the values, by a label such as `window=0.2 penalty=0.1`."""
+    """Configurations of all combinations of the values, by labels such as `window_weight=0.2 margin=5`."""
     known = {f.name: type(getattr(default, f.name)) for f in fields(default)}
     axes = []
     for text in sweep:
         name, _, values = text.partition("=")
+        (name,) = current_fields(type(default), {name: values})
         if name not in known:
             near = difflib.get_close_matches(name, known, n=2) or known
             raise ValueError(f"--sweep {text!r}: there is no setting {name!r}. Near: {', '.join(near)}.")

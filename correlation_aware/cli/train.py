@@ -155,12 +155,12 @@ def pairs(
     """
     _check_installed()
     from correlation_aware.data.sheet import pair_sheet
-    from correlation_aware.tracking.video import write_picture
+    from correlation_aware.tracking.video import write_image
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
 
     run = load(TrackTraining, _config_path(config, output, False), changes or ())
-    write_picture(output, pair_sheet(open_pairs(run, make_track_model(run.model), "cpu").batch(batch)))
+    write_image(output, pair_sheet(open_pairs(run, make_track_model(run.model), "cpu").batch(batch)))
     console.print(f"Wrote {escape(str(output))}")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from correlation_aware import weights
 from correlation_aware._files import atomic_path, read_json, sha256_file
 from correlation_aware.weights import WeightsEntry, WeightsSource
+from correlation_aware.weights.hub import hash_in_name
 
 app = typer.Typer(help="List, verify, download, convert and publish weights.", no_args_is_help=True)
 
@@ -167,6 +168,8 @@ def _verified_by(source: WeightsSource) -> str:
         digest = sha256_file(source.path)
         known = [name for name, entry in weights.load_manifest().items() if entry.sha256 == digest]
         return f"the same as {known[0]}" if known else "which is in no entry of the manifest"
+    if source.url is not None:
+        return "as in its name" if hash_in_name(source.url) else "not verified, its address has no hash"
     return f"as in the {'manifest' if source.entry and source.entry.sha256 else 'Hub'}"
 
 

@@ -1,4 +1,4 @@
-"""What every source of training data yields: a template, a search picture, and where the target is in it."""
+"""Training pairs: a template image, a search image, and the target's box in the search image."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -7,19 +7,19 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from correlation_aware.data.draws import Draws
+from correlation_aware.data.keyed_random import KeyedRandom
 
 __all__ = ["MixedPairs", "PairBatch", "PairSource", "Renormalized", "denormalize", "normalize"]
 
 
 class PairBatch(NamedTuple):
-    """B pairs of pictures.
+    """A batch of B pairs.
 
     Attributes:
-        template: (B, 3, Hz, Wz), normalised with ImageNet's mean and standard deviation.
-        search: (B, 3, Hx, Wx), likewise.
-        boxes: (B, 4) cxcywh in 0..1 of the search picture; a target may reach over its edge.
-        positive: (B,) bool; where False the target of the template is not in the search picture.
+        template: (B, 3, Hz, Wz) template images, normalized with ImageNet's mean and standard deviation.
+        search: (B, 3, Hx, Wx) search images, normalized likewise.
+        boxes: (B, 4) cxcywh in 0..1 of the search image; a box may extend beyond the image.
+        positive: (B,) bool, False where the template's target is not in the search image.
     """
 
     template: Tensor
@@ -28,21 +28,22 @@ class PairBatch(NamedTuple):
     positive: Tensor
 
     def to(self, device: str | torch.device) -> "PairBatch":
+        """The batch on a device."""
         return PairBatch(*(field.to(device, non_blocking=True) for field in self))
 
 
 class PairSource(Protocol):
-    """An endless source of pairs. Batch n depends on the source's seed and n alone."""
+    """An endless source of pairs. Batch n depends only on the seed of the source and on n."""
 
     def batch(self, number: int) -> PairBatch: ...
 
 
 class MixedPairs:
-    """Batches of several sources in turn, by their weights; batch n depends on the seeds and n alone.
+    """Batches from several sources at random. Batch n depends only on the seeds and on n.
 
     Args:
-        sources: Each with its weight, its share of the batches.
-        seed: Of the turns.
+        sources: Sources with their weights: the share of the batches that each one provides.
+        seed: Seed of the choice of the source.
     """
 
     def __init__(self, sources: Sequence[tuple[PairSource, float]], seed: int = 0) -> None:
@@ -51,19 +52,19 @@ class MixedPairs:
         self.seed = seed
 
     def batch(self, number: int) -> PairBatch:
-        """Batch `number`, from 0."""
-        turn = int(Draws(self.seed, number).weighted(self.weights, 1))
-        return self.sources[turn].batch(number)
+        """Batch `number`, counted from 0."""
+        index = int(KeyedRandom(self.seed, number).multinomial(self.weights, 1))
+        return self.sources[index].batch(number)
 
 
 class Renormalized:
-    """A source whose images get another normalization and number of channels, as a model needs them.
+    """A source whose images are converted to another normalization and number of channels.
 
     Args:
         source: Pairs normalized with ImageNet's mean and standard deviation.
         mean: Mean of the pixels in 0..1, one value or one per channel.
-        std: Standard deviation, likewise.
-        in_chans: 3 for RGB, 1 for the mean of the three channels.
+        std: Standard deviation of the pixels in 0..1, one value or one per channel.
+        in_chans: Number of channels: 3 for RGB, 1 for the mean of the three channels.
 
     Raises:
         ValueError: Another number of channels.
@@ -89,16 +90,16 @@ class Renormalized:
         return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
 
 
-def normalize(pictures: Tensor) -> Tensor:
-    """(B, 3, H, W) in 0..255 to mean 0 and deviation 1 over ImageNet."""
-    mean, std = _statistics(pictures.device)
-    return (pictures - mean).div_(std)
+def normalize(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in 0..255, normalized with ImageNet's mean and standard deviation."""
+    mean, std = _statistics(images.device)
+    return (images - mean).div_(std)
 
 
-def denormalize(pictures: Tensor) -> Tensor:
-    """The way back: uint8 (B, 3, H, W)."""
-    mean, std = _statistics(pictures.device)
-    return (pictures * std + mean).round().clamp(0, 255).to(torch.uint8)
+def denormalize(images: Tensor) -> Tensor:
+    """Inverse of `normalize`: uint8 images (B, 3, H, W)."""
+    mean, std = _statistics(images.device)
+    return (images * std + mean).round().clamp(0, 255).to(torch.uint8)
 
 
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:

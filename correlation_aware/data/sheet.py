@@ -1,37 +1,48 @@
-"""Contact sheets: pairs to look at before one trains on them."""
+"""Contact sheets of training pairs, to inspect data before training."""
 
 import cv2
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 from correlation_aware.data.pairs import PairBatch, denormalize
 
 __all__ = ["pair_sheet"]
 
-GAP = 4
+GAP = 4  # pixels between the pairs
 GREEN, RED = (0, 255, 0), (255, 60, 60)
 
 
 def pair_sheet(batch: PairBatch, columns: int = 8) -> NDArray[np.uint8]:
-    """One picture of all pairs, uint8 RGB: each search picture with its box, its template on the left.
+    """One image with all pairs of a batch: each template, and on its right the search image with the box.
 
-    The box is green, or red where the template is of another target; it runs just outside the target.
+    The box is green, or red where the template shows another target; its line is just outside the target.
+
+    Args:
+        batch: Pairs to show.
+        columns: Number of pairs in a row.
+
+    Returns:
+        uint8 RGB (H, W, 3).
     """
     template, search = (
-        denormalize(p).permute(0, 2, 3, 1).cpu().numpy() for p in (batch.template, batch.search)
+        rearrange(denormalize(images), "b c h w -> b h w c").cpu().numpy()
+        for images in (batch.template, batch.search)
     )
-    height, width = search.shape[1:3]
-    tall, wide = template.shape[1:3]
-    cell_height, cell_width = max(height, tall) + GAP, wide + width + GAP
+    search_height, search_width = search.shape[1:3]
+    template_height, template_width = template.shape[1:3]
+    tile_height = max(search_height, template_height) + GAP
+    tile_width = template_width + search_width + GAP
     rows = -(-len(search) // columns)
-    sheet = np.zeros((rows * cell_height, columns * cell_width, 3), np.uint8)
+    sheet = np.zeros((rows * tile_height, columns * tile_width, 3), np.uint8)
     boxes, positive = batch.boxes.cpu().double().numpy(), batch.positive.cpu().numpy()
     for i, (z, x) in enumerate(zip(template, search)):
-        cx, cy, w, h = boxes[i] * (width, height, width, height)
+        cx, cy, w, h = boxes[i] * (search_width, search_height, search_width, search_height)
         low = round(cx - w / 2) - 1, round(cy - h / 2) - 1
         high = round(cx + w / 2), round(cy + h / 2)
         x = cv2.rectangle(np.ascontiguousarray(x), low, high, GREEN if positive[i] else RED)
-        top, left = i // columns * cell_height, i % columns * cell_width
-        sheet[top : top + tall, left : left + wide] = z
-        sheet[top : top + height, left + wide : left + wide + width] = x
+        top, left = i // columns * tile_height, i % columns * tile_width
+        sheet[top : top + template_height, left : left + template_width] = z
+        left += template_width
+        sheet[top : top + search_height, left : left + search_width] = x
     return sheet

@@ -1,4 +1,4 @@
-"""One-pass evaluation: start a tracker on the first frame, let it run, compare its boxes with the truth."""
+"""One-pass evaluation: a tracker starts on the first frame and is compared with the ground truth."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,14 @@ from correlation_aware.tracking.tracker import TrackResult
 
 __all__ = ["OnePassTracker", "Scores", "SequenceResult", "average", "overlap", "run_sequence", "score"]
 
-THRESHOLDS = np.linspace(0, 1, 21)  # of the success curve, as in OTB
+THRESHOLDS = np.linspace(0, 1, 21)  # thresholds of the success curve, as in OTB
 
 Array = NDArray[np.float64]
 Frame = NDArray[np.uint8]
 
 
 class OnePassTracker(Protocol):
-    """All that the evaluation sees of a tracker."""
+    """Interface of a tracker in the evaluation."""
 
     def init(self, frame: Frame, box: Array, /) -> None: ...
 
@@ -28,15 +28,15 @@ class OnePassTracker(Protocol):
 
 @dataclass(frozen=True)
 class SequenceResult:
-    """One pass over one sequence of N frames; the first frame's box is the given one, with score 1.
+    """Result of one pass over a sequence of N frames. The first box is the initial one, with score 1.
 
     Attributes:
-        name: Of the sequence.
-        boxes: (N, 4) xywh.
-        scores: (N,) the tracker's own, in 0..1.
-        seconds: (N,) of `init` and of each `update`; reading the picture is not counted.
-        overlaps: (N,) IoU with the truth, NaN where the target cannot be seen; None where the truth is
-            withheld.
+        name: Name of the sequence.
+        boxes: (N, 4) xywh in pixels.
+        scores: (N,) scores of the tracker in 0..1.
+        seconds: (N,) duration of `init` and of each `update`, without reading the images.
+        overlaps: (N,) IoU with the ground truth, NaN where the target is not visible; None if the ground
+            truth is not public.
     """
 
     name: str
@@ -47,12 +47,12 @@ class SequenceResult:
 
     @property
     def ious(self) -> Array:
-        """Overlaps that count: those of the frames after the first in which the target can be seen."""
-        return np.empty(0) if self.overlaps is None else self.overlaps[self.counts]
+        """Overlaps of the evaluated frames."""
+        return np.empty(0) if self.overlaps is None else self.overlaps[self.evaluated]
 
     @property
-    def counts(self) -> NDArray[np.bool_]:
-        """(N,) which frames count."""
+    def evaluated(self) -> NDArray[np.bool_]:
+        """(N,) which frames are evaluated: all after the first with a visible target."""
         if self.overlaps is None:
             return np.zeros(len(self.boxes), bool)
         return ~np.isnan(self.overlaps) & (np.arange(len(self.boxes)) > 0)
@@ -60,15 +60,15 @@ class SequenceResult:
 
 @dataclass(frozen=True)
 class Scores:
-    """What is reported.
+    """Metrics of one sequence or several.
 
     Attributes:
         ao: Average overlap.
-        sr50: Share of frames with an overlap above 0.5.
-        sr75: The same above 0.75.
-        auc: Area under the success curve, 21 thresholds as in OTB.
-        fps: Frames over the seconds of all `update` calls.
-        frames: Number of frames that count.
+        sr50: Success rate: fraction of frames with an overlap above 0.5.
+        sr75: Success rate: fraction of frames with an overlap above 0.75.
+        auc: Area under the success curve, with 21 thresholds as in OTB.
+        fps: Frames per second, over all `update` calls.
+        frames: Number of evaluated frames.
     """
 
     ao: float
@@ -82,33 +82,33 @@ class Scores:
 def run_sequence(
     tracker: OnePassTracker, frames: Iterable[Frame], start: Array
 ) -> tuple[Array, Array, Array]:
-    """Tracks through frames.
+    """Tracks one target through a sequence.
 
     Args:
-        tracker: It is started on the first frame.
-        frames: uint8 RGB (H, W, 3).
-        start: Box of the target in the first frame, xywh in pixels.
+        tracker: Tracker, initialized on the first frame.
+        frames: uint8 RGB frames (H, W, 3).
+        start: (4,) box of the target in the first frame, xywh in pixels.
 
     Returns:
-        Boxes, scores and seconds as in `SequenceResult`.
+        Boxes, scores and seconds, as in `SequenceResult`.
     """
     boxes, scores, seconds = [np.asarray(start, float)], [1.0], []
     for i, frame in enumerate(frames):
-        begin = time.perf_counter()
+        started = time.perf_counter()
         if i == 0:
             tracker.init(frame, start)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.perf_counter() - started)
             continue
         result = tracker.update(frame)
-        seconds.append(time.perf_counter() - begin)
-        assert isinstance(result, TrackResult)  # one box in, one result out
+        seconds.append(time.perf_counter() - started)
+        assert isinstance(result, TrackResult)  # a single box gives a single result
         boxes.append(np.array(result.box))
         scores.append(result.score)
     return np.stack(boxes), np.array(scores), np.array(seconds)
 
 
 def overlap(boxes: ArrayLike, truth: ArrayLike) -> Array:
-    """IoU of xywh boxes (..., 4), one by one; 0 where both have no area."""
+    """Elementwise IoU of xywh boxes (..., 4); 0 where both have no area."""
     a, b = np.asarray(boxes, float), np.asarray(truth, float)
     low = np.maximum(a[..., :2], b[..., :2])
     high = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
@@ -118,14 +118,16 @@ def overlap(boxes: ArrayLike, truth: ArrayLike) -> Array:
 
 
 def score(results: Sequence[SequenceResult]) -> Scores:
-    """Scores of one sequence, or of several with every frame alike, as got10k's report has it.
+    """Metrics over all frames of the sequences, as in the report of the got10k toolkit.
 
     Raises:
-        ValueError: There is no frame with a known truth.
+        ValueError: No frame has a known ground truth.
     """
     ious = np.concatenate([result.ious for result in results]) if results else np.empty(0)
     if not ious.size:
-        raise ValueError("There is nothing to score: no frame after the first has a visible, known target.")
+        raise ValueError(
+            "There are no frames to score: no frame after the first has a visible target with a known box."
+        )
     updates = np.concatenate([result.seconds[1:] for result in results])
     return Scores(
         ao=float(ious.mean()),
@@ -138,10 +140,10 @@ def score(results: Sequence[SequenceResult]) -> Scores:
 
 
 def average(results: Sequence[SequenceResult]) -> Scores:
-    """Scores with every sequence alike, long or short; sequences without a known truth are left out.
+    """Metrics averaged over sequences with equal weight; sequences without a ground truth are left out.
 
     Raises:
-        ValueError: No sequence has a frame with a known truth.
+        ValueError: No sequence has a frame with a known ground truth.
     """
     known = [result for result in results if result.ious.size]
     pooled = score(known)

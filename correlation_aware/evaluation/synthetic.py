@@ -1,4 +1,4 @@
-"""Synthetic clips as sequences: to choose settings and to calibrate scores without a look at a benchmark."""
+"""Evaluation on synthetic clips, to tune settings and to calibrate scores without using a benchmark."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from correlation_aware.data.faults import Faults
+from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.synthetic_clips import Clip, ClipConfig, synthetic_clip
 from correlation_aware.evaluation.one_pass import (
@@ -21,7 +21,7 @@ from correlation_aware.tracking.tracker import Tracker
 
 __all__ = ["ClipValidation", "evaluate_clip", "make_clips"]
 
-VISIBLE = 0.25  # a frame in which less of the target can be seen does not count
+VISIBLE = 0.25  # frames with a smaller visible fraction of the target are not evaluated
 
 
 def make_clips(
@@ -31,36 +31,46 @@ def make_clips(
     config: ClipConfig | None = None,
     max_side: int = 320,
 ) -> Iterator[Clip]:
-    """The first `count` clips of the list that a seed names, see `synthetic_clip`.
+    """Generates synthetic clips, see `synthetic_clip`.
 
     Args:
-        sources: Folders or tar shards of stills with their shares, best ones that are not trained on.
+        sources: Folders or tar shards of photographs with their weights, preferably ones that are not in the
+            training data.
         count: Number of clips.
-        seed: Of everything random.
-        config: What happens in them.
-        max_side: Larger photographs are shrunk to this many pixels.
+        seed: Seed of the list of clips.
+        config: Content of the clips.
+        max_side: Longest side of a photograph in pixels; larger ones are downscaled.
+
+    Yields:
+        Clips 0 to `count` - 1 of the list.
 
     Raises:
         FileNotFoundError, RuntimeError: The photographs cannot be read.
     """
-    pool = read_pool(sources, max_side, "cpu", Faults())
+    pool = read_pool(sources, max_side, "cpu", ErrorBudget())
     return (synthetic_clip(pool, number, seed, config) for number in range(count))
 
 
 def evaluate_clip(tracker: OnePassTracker, clip: Clip, name: str = "clip") -> SequenceResult:
-    """Tracks through a clip of two frames or more, once."""
+    """Tracks through a clip once.
+
+    Args:
+        tracker: Tracker, initialized on the first frame.
+        clip: Clip of two frames or more.
+        name: Name in the result.
+    """
     boxes, scores, seconds = run_sequence(tracker, clip.frames, clip.boxes[0].astype(float))
     overlaps = np.where(clip.visible >= VISIBLE, overlap(boxes, clip.boxes), np.nan)
     return SequenceResult(name, boxes, scores, seconds, overlaps)
 
 
 class ClipValidation:
-    """Tracks with a model in training through synthetic clips; they are made at the first call and kept.
+    """Validation in training: evaluates a tracker on synthetic clips, generated at the first call.
 
     Args:
-        sources: See `make_clips`, as for the next two.
+        sources: Folders or tar shards of photographs with their weights, see `make_clips`.
         count: Number of clips.
-        seed: Of everything random.
+        seed: Seed of the list of clips.
     """
 
     def __init__(self, sources: Mapping[str, float], count: int, seed: int = 0) -> None:

@@ -50,13 +50,7 @@ __all__ = [
 ]
 
 Attention = Literal["spatial_reduction", "global", "pooled"]
-STANDARD = (
-    (3, 3),
-    (1, 1),
-    (1, 1),
-    (1, 1),
-    "zeros",
-)  # kernel, stride, padding, dilation: all that dwconv_gelu does
+STANDARD = ((3, 3), (1, 1), (1, 1), (1, 1), "zeros")  # what dwconv_gelu computes, see _geometry
 
 _GLOBAL_HOOKS = (  # what nn.Module itself looks at before it calls `forward` directly
     nn_module._global_forward_pre_hooks,
@@ -128,11 +122,15 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def forward(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
-        # channels_last in makes channels_last out, so the last permute is free; torch.func.vmap does not know
-        # contiguous(memory_format=torch.channels_last)
-        channels_last = [image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for image in images]
-        tokens, shapes = pack([self.proj(image).permute(0, 2, 3, 1) for image in channels_last])
+        # channels-last in makes channels-last out, so the permute is free
+        maps = [self.proj(_channels_last(image)).permute(0, 2, 3, 1) for image in images]
+        tokens, shapes = pack(maps)
         return self.norm(tokens), shapes
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    """`image.contiguous(memory_format=torch.channels_last)`, which torch.func.vmap refuses."""
+    return image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 class Mlp(nn.Module):
@@ -149,15 +147,14 @@ class Mlp(nn.Module):
         tokens = apply_linear(self.fc1, tokens)  # T, hidden
         if self.relu:
             tokens = F.relu(tokens)
+        # fc1's output is kept during fc2: glibc would give its memory back to the system, to be touched anew
         if self.dwconv is None:
-            tokens = F.gelu(tokens)
-        elif can_bypass(self.dwconv, nn.Conv2d) and _geometry(self.dwconv) == STANDARD:
+            return apply_linear(self.fc2, F.gelu(tokens))
+        if can_bypass(self.dwconv, nn.Conv2d) and _geometry(self.dwconv) == STANDARD:
             assert self.dwconv.bias is not None
-            tokens = dwconv_gelu(tokens, self.dwconv.weight, self.dwconv.bias, shapes)
-        else:
-            maps = [self.dwconv(m.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for m in unpack(tokens, shapes)]
-            tokens = F.gelu(pack(maps)[0])
-        return apply_linear(self.fc2, tokens)
+            return apply_linear(self.fc2, dwconv_gelu(tokens, self.dwconv.weight, self.dwconv.bias, shapes))
+        maps = [self.dwconv(m.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for m in unpack(tokens, shapes)]
+        return apply_linear(self.fc2, F.gelu(pack(maps)[0]))
 
 
 def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:

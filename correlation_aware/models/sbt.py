@@ -207,13 +207,15 @@ class Stage(nn.Module):
                 if template is None:
                     return search.permute(0, 3, 1, 2)
                 (tokens, shapes), residual = concat_streams(template, search), None
-            arguments = tokens, residual, shapes, search_only and i == self.last_cross
+            drop = search_only and i == self.last_cross
             if self.grad_checkpointing and self.training:
-                tokens, residual, shapes = checkpoint(block, *arguments, use_reentrant=False)
+                tokens, residual, shapes = checkpoint(
+                    block, tokens, residual, shapes, drop, use_reentrant=False
+                )
             else:
-                tokens, residual, shapes = block(*arguments)
+                tokens, residual, shapes = block(tokens, residual, shapes, drop)
         if self.norm is not None:
-            _, tokens = add_norm(self.norm, tokens, residual)
+            tokens = add_norm(self.norm, tokens, residual)[1]
         elif residual is not None:
             tokens = tokens + residual
         maps = [m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes)]

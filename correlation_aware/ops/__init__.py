@@ -1,8 +1,8 @@
-"""What the blocks are made of, each operation in plain PyTorch and as a Triton kernel.
+"""Operations of the SBT blocks, each in plain PyTorch and as a Triton kernel.
 
-An operation is a folder: `reference.py` is its definition and runs everywhere, `triton.py` computes the same
-on a CUDA GPU in one launch for both streams and is imported at its first use. Nothing is compiled at install
-or at import. `linear.py` chooses the library that multiplies on a CPU.
+Each operation is a folder: `reference.py` is its definition and runs on every device, `triton.py` computes
+the same on a CUDA GPU with one launch for both streams and is imported on first use. Nothing is compiled at
+installation or at import. `linear.py` selects the library of matrix products on a CPU.
 """
 
 from correlation_aware.ops.add_layer_norm import add_layer_norm

@@ -1,4 +1,4 @@
-"""Which form of the operations runs."""
+"""Selection of the implementation of the operations."""
 
 import importlib.util
 import os
@@ -17,14 +17,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class set_backend:
-    """Sets the form that runs from now on; as a context manager, until its end.
+    """Sets the backend of all operations: permanently as a call, temporarily as a context manager.
 
     Args:
-        backend: `reference` is plain PyTorch. `triton` are the kernels: they must run, or the call raises.
-            `auto`, the default, takes what was measured to be the quicker form on the device: the
-            reference, because the kernels have not been timed on a GPU yet, and for float32 linear layers on
-            an x86 CPU oneDNN (see `linear`). The environment variable CORRELATION_AWARE_OPS sets the same
-            before the first import.
+        backend: Name of the backend. `reference` is plain PyTorch. `triton` are the Triton kernels; an
+            operation raises if they cannot run. `auto`, the default, is the faster one in measurements on the
+            device: the reference, because the kernels have not been timed on a GPU yet, and oneDNN for
+            float32 linear layers on an x86 CPU (see `linear`). The environment variable
+            CORRELATION_AWARE_OPS sets the initial backend.
 
     Raises:
         ValueError: An unknown backend.
@@ -37,7 +37,7 @@ class set_backend:
 
     def __init__(self, backend: Backend) -> None:
         global _backend
-        self._before = _backend
+        self._previous = _backend
         _backend = _checked(backend, "backend")
 
     def __enter__(self) -> None:
@@ -45,19 +45,19 @@ class set_backend:
 
     def __exit__(self, *_: object) -> None:
         global _backend
-        _backend = self._before
+        _backend = self._previous
 
 
 def get_backend() -> Backend:
-    """The backend that is set."""
+    """The current backend."""
     return _backend
 
 
 def use_triton(tokens: Tensor) -> bool:
-    """Whether the kernels run on these tokens.
+    """Whether to use the Triton kernels for these tokens.
 
     Raises:
-        RuntimeError: The backend is `triton`, and they cannot.
+        RuntimeError: The backend is `triton`, and the kernels cannot run on these tokens.
     """
     if _backend != "triton":
         return False
@@ -66,12 +66,12 @@ def use_triton(tokens: Tensor) -> bool:
     if not tokens.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
             f"The backend is 'triton', but the tokens are on device={tokens.device}: move the model to a "
-            "CUDA GPU, set the backend to 'auto' or 'reference', or, to try the kernels on a CPU, set "
-            "TRITON_INTERPRET=1 before the start."
+            "CUDA GPU, set the backend to 'auto' or 'reference', or, to test the kernels on a CPU, set "
+            "TRITON_INTERPRET=1 before Python starts."
         )
     if tokens.dtype not in DTYPES:
         raise RuntimeError(
-            f"The backend is 'triton', whose kernels take float32, float16 and bfloat16, not {tokens.dtype}."
+            f"The backend is 'triton', which supports float32, float16 and bfloat16, not {tokens.dtype}."
         )
     return True
 

@@ -1,4 +1,4 @@
-"""A model's search step as a CUDA graph: one launch a frame instead of one per operation."""
+"""The search step of a model as a CUDA graph: one launch per frame instead of one per operation."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 __all__ = ["CudaGraphStep"]
 
-WARM_UP = 3  # runs before the capture: kernels are compiled and chosen, libraries get their workspaces
+WARM_UP = 3  # calls before the capture: kernels are compiled and selected, libraries allocate workspaces
 
 Shapes = tuple[torch.Size, ...]
 
@@ -19,24 +19,26 @@ class _Captured(NamedTuple):
 
 
 class CudaGraphStep:
-    """(*state, search) -> outputs, captured at the first call with new shapes and replayed at every other.
+    """The function (*state, search) -> outputs, captured at the first call per shape and replayed afterwards.
 
-    A replay copies the search image into the graph's own buffer, and a tensor of the state when it is another
-    object than the time before; nothing is allocated, and the host does not wait. The outputs are the graph's
-    own tensors: the next call of the same shapes overwrites them.
+    A replay copies the search image into the input buffer of the graph, and those tensors of the state that
+    are other objects than in the previous call. It allocates nothing and does not synchronize. The outputs
+    are buffers of the graph: the next call with the same shapes overwrites them.
 
     Args:
-        step: The search graph of `split_graphs(model)`, on the GPU; operations must launch on the current
+        step: Search graph of `split_graphs(model)`, on the GPU; its operations must launch on the current
             stream.
-        device: The GPU.
+        device: GPU.
         dtype: Dtype of the buffers.
     """
 
     def __init__(self, step: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         self._step, self._device, self._dtype = step, device, dtype
         self._captured: dict[Shapes, _Captured] = {}
-        self._copied: dict[Shapes, list[Tensor]] = {}  # the state last copied into each graph's input buffers
-        self._weights = step.state_dict()  # graphs read this memory, even if the model is moved away
+        self._copied: dict[
+            Shapes, list[Tensor]
+        ] = {}  # state last copied into the input buffers of each graph
+        self._weights = step.state_dict()  # keeps the memory that the graphs read, even if the model is moved
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         key = tuple(tensor.shape for tensor in inputs)
@@ -54,7 +56,7 @@ class CudaGraphStep:
             return captured.outputs
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
-        own = tuple(
+        buffers = tuple(
             torch.empty(tensor.shape, device=self._device, dtype=self._dtype).copy_(tensor)
             for tensor in inputs
         )
@@ -62,9 +64,9 @@ class CudaGraphStep:
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):
             for _ in range(WARM_UP):
-                self._step(*own)
+                self._step(*buffers)
         torch.cuda.current_stream().wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = self._step(*own)
-        return _Captured(graph, own, outputs)
+            outputs = self._step(*buffers)
+        return _Captured(graph, buffers, outputs)

@@ -1,4 +1,4 @@
-"""Models as files that run without this package, each compared with the model before it counts."""
+"""Export of models to files that run without this package; each file is compared with the model."""
 
 import hashlib
 import json
@@ -26,24 +26,22 @@ __all__ = ["FORMATS", "OPSET", "ExportedGraph", "Format", "export", "metadata", 
 
 Format = Literal["onnx", "openvino", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-OPSET = 18  # ONNX; no newer operator is needed, and TensorRT and onnxruntime take it
+OPSET = 18  # ONNX opset, supported by onnxruntime and TensorRT; no newer operator is needed
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
-TOLERANCE = (
-    1e-3  # largest difference, relative to the largest number; float32 in another order gives about 1e-5
-)
-TRIALS = ((0, 1), (1, 2), (2, 3))  # seeds and batches of the comparison
-Run = Callable[..., Sequence[np.ndarray]]
+TOLERANCE = 1e-3  # largest difference over the largest value; float32 rounding gives about 1e-5
+TRIALS = ((0, 1), (1, 2), (2, 3))  # seeds and batch sizes of the comparison
+GraphFunction = Callable[..., Sequence[np.ndarray]]  # arrays by position -> output arrays
 
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A file, and how it compares with the model.
+    """An exported file, and its difference from the model.
 
     Attributes:
-        graph: See `Graph`.
-        path: The file; OpenVINO has a `.bin` beside it.
-        difference: Largest difference of any output over several seeds and batches, relative to that output's
-            largest number.
+        graph: Name of the graph, see `Graph`.
+        path: Path of the file; OpenVINO writes a `.bin` file with the same stem.
+        difference: Largest difference of any output over several seeds and batch sizes, divided by the
+            largest absolute value of that output.
     """
 
     graph: str
@@ -54,24 +52,27 @@ class ExportedGraph:
 def export(
     model: nn.Module, folder: str | Path, format: Format = "onnx", graphs: Sequence[str] | None = None
 ) -> list[ExportedGraph]:
-    """Writes the graphs of a model as `FOLDER/NAME.GRAPH.SUFFIX`, with a dynamic batch and float32 numbers.
+    """Exports the graphs of a model to `FOLDER/NAME.GRAPH.SUFFIX`, with a dynamic batch size, in float32.
 
-    Every file is run and compared with the model before the folder gets any of them. Metadata (see
-    `metadata`) lie inside the files.
+    All files are run and compared with the model before any of them is moved to the folder. The files
+    contain metadata, see `metadata`.
 
-    ONNX files keep to the default operators of opset 18, without boolean tensors; with `attention="pooled"`
+    ONNX files use only default operators of opset 18, without boolean tensors; with `attention="pooled"`
     PyTorch writes its pooling with constant masks.
 
     Args:
-        model: A model of the zoo; its weights and sizes are those of the files.
-        folder: Where to write; files of the same names are replaced.
-        format: `onnx`, `openvino` or `torch` (for `torch.export.load`).
-        graphs: Which of `split_graphs(model)`; all by default.
+        model: Model of the zoo, with the weights and sizes to export.
+        folder: Output folder; existing files of the same names are replaced.
+        format: File format: `onnx`, `openvino` or `torch` (for `torch.export.load`).
+        graphs: Names of graphs of `split_graphs(model)`; all by default.
+
+    Returns:
+        The exported files.
 
     Raises:
         ValueError: Not a model of the zoo, an unknown format or graph.
-        ModuleNotFoundError: What the format needs is not installed; the message says how to get it.
-        RuntimeError: A file computes something else than the model; nothing is written then.
+        ModuleNotFoundError: A package of the format is not installed; the message says how to install it.
+        RuntimeError: The outputs of a file differ from the model's; no file is written then.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}.")
@@ -83,26 +84,28 @@ def export(
         require("onnx", "onnxscript", "onnxruntime" if format == "onnx" else "openvino")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    described = metadata(model)
-    found = []
-    with _inference(model), tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
+    meta = metadata(model)
+    exported = []
+    with _inference(model), tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         for name in graphs or parts:
-            path = Path(place) / f"{described['model']}.{name}{SUFFIXES[format]}"
-            _write(parts[name], path, format, {**described, "graph": name})
+            path = Path(temporary) / f"{meta['model']}.{name}{SUFFIXES[format]}"
+            _write(parts[name], path, format, {**meta, "graph": name})
             difference = _compare(parts[name], open_graph(path))
-            if not difference <= TOLERANCE:  # NaN is no parity either
+            if not difference <= TOLERANCE:  # also True for NaN
                 raise RuntimeError(
-                    f"{path.name} differs from the model by {difference:.2g} of the largest number; at most "
+                    f"{path.name} differs from the model by {difference:.2g} of the largest value; at most "
                     f"{TOLERANCE} is allowed. Nothing was written."
                 )
-            found.append(ExportedGraph(name, folder / path.name, difference))
-        for path in sorted(Path(place).iterdir(), reverse=True):  # .bin and .onnx.data before what needs them
+            exported.append(ExportedGraph(name, folder / path.name, difference))
+        for path in sorted(
+            Path(temporary).iterdir(), reverse=True
+        ):  # .bin and .onnx.data before the files that use them
             shutil.move(path, folder / path.name)
-    return found
+    return exported
 
 
 def metadata(model: nn.Module) -> dict[str, str]:
-    """What a file says of itself: names, sizes in pixels, normalisation of 0..1 RGB, hash of the weights."""
+    """Metadata of exported files: names, sizes in pixels, mean and std of RGB in 0..1, weights hash."""
     config = model.pretrained_cfg
     assert isinstance(config, dict)
     keys = ("template_size", "input_size", "template_factor", "search_factor", "mean", "std", "license")
@@ -119,25 +122,25 @@ def metadata(model: nn.Module) -> dict[str, str]:
     }
 
 
-def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: int = 0) -> Run:
-    """Opens an exported file for running on a CPU.
+def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: int = 0) -> GraphFunction:
+    """Opens an exported file to run it on a CPU.
 
-    OpenVINO compiles it anew for each of the last four shapes it is run with, at the first call.
+    OpenVINO compiles the file at the first call with a new shape; the last four shapes are cached.
 
     Args:
-        path: `.onnx`, `.xml` or `.pt2`.
-        dtype: Precision that OpenVINO may compute with, float32 or bfloat16; inputs and outputs are float32.
-        threads: 0 for as many as the runtime likes.
+        path: Path of the `.onnx`, `.xml` or `.pt2` file.
+        dtype: Precision of the computation in OpenVINO, float32 or bfloat16; inputs and outputs are float32.
+        threads: Number of threads; 0 for the default of the runtime.
 
     Returns:
-        A function from arrays, by position, to a list of arrays.
+        A function from input arrays, by position, to a list of output arrays.
     """
     path = Path(path)
     if path.suffix == ".onnx":
         (ort,) = require("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        # a thread that waits busily takes a core from the other graph and from the cropping
+        # spinning threads would take a core from the other graph and from cropping
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [item.name for item in session.get_inputs()]
@@ -152,7 +155,7 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
 
         @lru_cache(maxsize=4)
         def compiled(*shapes: tuple[int, ...]) -> Any:
-            # with an unknown batch OpenVINO copies each map before and after a depth-wise convolution
+            # with a dynamic batch OpenVINO copies each map before and after a depth-wise convolution
             model = core.read_model(str(path))
             model.reshape(dict(enumerate(map(list, shapes))))
             return core.compile_model(model, "CPU", hints)
@@ -164,27 +167,27 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
 
 @cache
 def _openvino_core() -> Any:
-    """OpenVINO's core, one for the process, never let go.
+    """The OpenVINO core of the process, never destroyed.
 
-    A core gives its thread a stack for signal handlers and, when it goes, puts back the one from before, even
-    if that belonged to a core that is gone: the next signal with a handler, such as Ctrl-C, then ends the
-    process with a segmentation fault (OpenVINO 2026.4.1, Linux).
+    A core sets the stack of signal handlers of its thread. When it is destroyed, it restores the previous
+    stack, even one of a core that was destroyed before: the next signal with a handler, such as Ctrl-C, then
+    ends the process with a segmentation fault (OpenVINO 2026.4.1, Linux).
     """
     (ov,) = require("openvino")
     return ov.Core()
 
 
-def _write(graph: Graph, path: Path, format: Format, described: Mapping[str, str]) -> None:
+def _write(graph: Graph, path: Path, format: Format, meta: Mapping[str, str]) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
-    example = graph.example(seed=0, batch=2)  # a batch of 1 would be taken for a constant
+    example = graph.example(seed=0, batch=2)  # the exporter would treat a batch of 1 as a constant
     dynamic = tuple({0: batch} for _ in example)
     shapes: Any = (dynamic,) if "state" in graph.inputs else dynamic  # the search graph takes *tensors
     if format == "torch":
         program = torch.export.export(graph.module, example, dynamic_shapes=shapes)
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(described)})
+        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(meta)})
         return
     onnx_path = path.with_suffix(".onnx")
-    made = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         graph.module,
         example,
         dynamo=True,
@@ -194,32 +197,33 @@ def _write(graph: Graph, path: Path, format: Format, described: Mapping[str, str
         dynamic_shapes=shapes,
         verbose=False,
     )
-    assert made is not None
-    made.model.metadata_props.update(described)
-    made.save(str(onnx_path))
+    assert onnx_program is not None
+    onnx_program.model.metadata_props.update(meta)
+    onnx_program.save(str(onnx_path))
     if format == "openvino":
         (ov,) = require("openvino")
         converted = ov.convert_model(str(onnx_path))
-        for key, value in described.items():
+        for key, value in meta.items():
             converted.set_rt_info(value, ["correlation_aware", key])
         ov.save_model(converted, str(path), compress_to_fp16=False)
         onnx_path.unlink()
 
 
-def _compare(graph: Graph, run: Run) -> float:
-    worst = 0.0
+def _compare(graph: Graph, function: GraphFunction) -> float:
+    """Largest relative difference between a graph and its exported file, NaN if any is NaN."""
+    largest = 0.0
     for seed, batch in TRIALS:
         inputs = graph.example(seed, batch)
-        expected: tuple[Tensor, ...] = graph.module(*inputs)
-        for wanted, given in zip(expected, run(*(t.numpy() for t in inputs)), strict=True):
-            difference = np.abs(wanted.numpy() - given).max() / max(float(wanted.abs().max()), 1e-12)
-            worst = max(worst, float(difference)) if difference == difference else float("nan")
-    return worst
+        outputs: tuple[Tensor, ...] = graph.module(*inputs)
+        for expected, actual in zip(outputs, function(*(t.numpy() for t in inputs)), strict=True):
+            difference = np.abs(expected.numpy() - actual).max() / max(float(expected.abs().max()), 1e-12)
+            largest = max(largest, float(difference)) if difference == difference else float("nan")
+    return largest
 
 
 @contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, plain operations, float32 on the CPU, and back; a quiet exporter."""
+    """Sets evaluation mode, float32 on the CPU, reference operations and a silent exporter; restores all."""
     parameter, training = next(model.parameters()), model.training
     device, dtype = parameter.device, parameter.dtype
     exporter = logging.getLogger("torch.onnx")

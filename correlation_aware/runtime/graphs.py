@@ -1,4 +1,4 @@
-"""A model split into graphs of plain tensors: what is exported, and what sessions run."""
+"""A model split into graphs with tensor inputs and outputs, for export and for inference sessions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +10,21 @@ from torch import Tensor, nn
 from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.models.tracker import TrackModel
 
-__all__ = ["Graph", "TwoInput", "split_graphs"]
+__all__ = ["Graph", "SessionModel", "split_graphs"]
 
-TwoInput = TrackModel | TwoInputModel | FeatureNet
+SessionModel = TrackModel | TwoInputModel | FeatureNet
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A part of a model.
+    """A part of a model with tensors as inputs and outputs.
 
     Attributes:
-        name: `template`, `search`, `pair` or `image`.
-        module: Maps tensors, by position, to a tuple of tensors; the first dimension of all is the batch.
-        inputs: What it takes: `template`, `state` (one tensor or several), `search` or `image`.
-        outputs: Names of what it returns; those of `template` depend on the network and are empty here.
+        name: Name of the graph: `template`, `search`, `pair` or `image`.
+        module: Module from tensors, by position, to a tuple of tensors; the first dimension of all is the
+            batch.
+        inputs: Names of the inputs: `template`, `state` (one tensor or several), `search` or `image`.
+        outputs: Names of the outputs; empty for `template`, whose outputs depend on the network.
     """
 
     name: str
@@ -32,7 +33,12 @@ class Graph:
     outputs: tuple[str, ...] = ()
 
     def example(self, seed: int, batch: int) -> tuple[Tensor, ...]:
-        """Inputs for a comparison: smooth noise instead of photographs, and states encoded from it."""
+        """Example inputs: images of smooth noise, and template states of such images.
+
+        Args:
+            seed: Seed of the random number generator.
+            batch: Batch size.
+        """
         model: Any = self.module.model
         device = next(model.parameters()).device
         generator = torch.Generator().manual_seed(seed)
@@ -54,7 +60,7 @@ class Graph:
         return tuple(inputs)
 
     def input_names(self, count: int) -> list[str]:
-        """Names of `count` input tensors; a state of several tensors is numbered, `state_0`, `state_1`."""
+        """Names of `count` input tensors; the tensors of a state are `state`, or `state_0`, `state_1`, ..."""
         names = []
         for name in self.inputs:
             names += state_names(count - len(self.inputs) + 1) if name == "state" else [name]
@@ -66,12 +72,12 @@ class Graph:
 
 
 def state_names(count: int) -> list[str]:
-    """Names of the tensors of a template's state in exported files."""
+    """Names of the tensors of a template state in exported files."""
     return ["state"] if count == 1 else [f"state_{i}" for i in range(count)]
 
 
 class TemplateGraph(nn.Module):
-    """(B, 3, Hz, Wz) -> the tensors of the template's state."""
+    """Template (B, 3, Hz, Wz) -> tensors of the template state."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -82,7 +88,7 @@ class TemplateGraph(nn.Module):
 
 
 class SearchGraph(nn.Module):
-    """The tensors of the template's state, then (B, 3, Hx, Wx) -> predictions or features."""
+    """Tensors of the template state and search image (B, 3, Hx, Wx) -> predictions or features."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -93,7 +99,7 @@ class SearchGraph(nn.Module):
 
 
 class PairGraph(nn.Module):
-    """(B, 3, Hz, Wz), (B, 3, Hx, Wx) -> predictions or features."""
+    """Template (B, 3, Hz, Wz) and search image (B, 3, Hx, Wx) -> predictions or features."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -104,7 +110,7 @@ class PairGraph(nn.Module):
 
 
 class ImageGraph(nn.Module):
-    """(B, 3, H, W) -> logits (B, classes)."""
+    """Image (B, 3, H, W) -> logits (B, classes)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -115,12 +121,18 @@ class ImageGraph(nn.Module):
 
 
 def split_graphs(model: nn.Module) -> dict[str, Graph]:
-    """The graphs of a model, by name.
+    """Splits a model into graphs.
 
-    A classifier is one graph, `image`. Any other is `template` (to be run once per target) with `search`
-    (once per frame), and both together as `pair`. A tracker gives `scores` (B, H, W) and `boxes`
-    (B, 4, H, W), cxcywh in 0..1 of the search image; a feature network `features` (B, C, H, W), one per
-    level with `features_only`.
+    A classifier has one graph, `image`. All other models have `template`, to be run once per target, and
+    `search`, to be run once per frame; `pair` is both in one. The outputs of a tracker are `scores`
+    (B, H, W) and `boxes` (B, 4, H, W), cxcywh in 0..1 of the search image. Those of a feature network are
+    `features` (B, C, H, W), or `features_0`, `features_1`, ... per level with `features_only`.
+
+    Args:
+        model: Model of `create_model`.
+
+    Returns:
+        The graphs by name.
 
     Raises:
         ValueError: Not a model of `create_model`.

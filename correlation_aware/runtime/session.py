@@ -1,4 +1,4 @@
-"""Inference sessions: weights apart from state, one template or many, on the runtime of one's choice."""
+"""Inference sessions: run a model with one template or several, on a selectable runtime."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
-from correlation_aware.runtime.graphs import TwoInput, split_graphs
+from correlation_aware.runtime.graphs import SessionModel, split_graphs
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
 
@@ -27,38 +27,44 @@ Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 Step = Callable[..., tuple[Tensor, ...]]
-# eager on a CPU: batch size times bytes per element; larger batches overflow the cache and are slower
+# Micro-batches on a CPU, eager: batch size x bytes per element. Larger ones overflow the cache, are slower.
 EAGER_CPU_MICROBATCH_BYTES = 8
 
 
 class InferenceSession:
-    """Runs a two-input model on templates that are set once and search images that follow.
+    """Runs a two-input model: the template is set once, then search images are compared with it.
 
-    N targets share one call: the batch is not fixed, nor are the sizes, but for `onnx` and `openvino`, which
-    have the model's. Sessions may share a model, and with it the device and dtype; each has its own template.
+    Several targets are one batch. Batch size and image sizes may change between calls, except that `onnx` and
+    `openvino` need the model's image sizes. Sessions may share a model, and then share its device and dtype;
+    each session has its own template.
 
     Args:
-        model: Of `create_model`: a tracker or a feature network; it is moved and put into evaluation mode.
-        device: Where it runs; by default where the model is.
-        dtype: Of the computation; by default the model's. `cudagraph` takes float32, float16 and bfloat16,
-            `openvino` float32 and bfloat16, `onnx` float32.
-        runtime: `eager` is plain PyTorch; `compile` is `torch.compile`; `cudagraph` captures a call on a CUDA
-            GPU at the first use of each shape and replays it, all launches in one; `onnx` and `openvino` run
-            the exported graphs on a CPU, which are made at the first use of these weights and kept in
-            `export_cache()`. `auto` takes `eager`.
+        model: Tracker or feature network of `create_model`; it is moved to the device and set to evaluation
+            mode.
+        device: Device of the computation; by default the model's.
+        dtype: Dtype of the computation; by default the model's. `cudagraph` supports float32, float16 and
+            bfloat16, `openvino` float32 and bfloat16, `onnx` float32.
+        runtime: Runtime of the model. `eager` is plain PyTorch; `compile` is `torch.compile`; `cudagraph`
+            captures a CUDA graph at the first call per shape and replays it with one launch; `onnx` and
+            `openvino` run exported graphs on a CPU, which are exported once per weights and cached in
+            `export_cache()`. `auto` is `eager`.
 
     Attributes:
-        outputs: Names of what a call gives: `scores`, `boxes`, or names of features.
+        model: Model in evaluation mode.
+        device: Device of the computation.
+        dtype: Dtype of the computation.
+        runtime: Runtime, never `auto`.
+        outputs: Names of the outputs of a call: `scores` and `boxes`, or names of features.
 
     Raises:
-        ValueError: An unknown runtime, or a device or dtype that it cannot have; the message says which.
+        ValueError: An unknown runtime, or a device or dtype that the runtime does not support.
         RuntimeError: `cudagraph` without a GPU.
-        ModuleNotFoundError: The runtime is not installed; the message says how to get it.
+        ModuleNotFoundError: The runtime is not installed; the message says how to install it.
 
     Note:
-        `openvino` keeps one OpenVINO core for the process. A program with cores of its own should keep them
-        too: after two cores went in the order they came, the next signal with a handler, such as Ctrl-C, ends
-        the process with a segmentation fault (OpenVINO 2026.4.1, Linux).
+        `openvino` keeps one OpenVINO core for the process. A program with its own cores should keep them as
+        well: if two cores are destroyed in the order of their creation, the next signal with a handler, such
+        as Ctrl-C, ends the process with a segmentation fault (OpenVINO 2026.4.1, Linux).
 
     Example:
         >>> session = InferenceSession(ca.create_model("sbt_light_cell_track", pretrained=True))
@@ -68,7 +74,7 @@ class InferenceSession:
 
     def __init__(
         self,
-        model: TwoInput,
+        model: SessionModel,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         runtime: Runtime = "auto",
@@ -99,10 +105,10 @@ class InferenceSession:
             self._search = CudaGraphStep(steps[1], self.device, self.dtype)
 
     def set_template(self, template: Tensor) -> None:
-        """Takes new targets; forgets the ones before.
+        """Encodes new templates; they replace the previous ones.
 
         Args:
-            template: (B, 3, Hz, Wz), normalised, on any device.
+            template: (B, 3, Hz, Wz) template images, normalized, on any device.
         """
         self._state = TemplateState(self._encode(template))
 
@@ -110,16 +116,17 @@ class InferenceSession:
         """Compares search images with the templates.
 
         Args:
-            search: (B, 3, Hx, Wx), normalised; one for each template, one for all, or many for one.
+            search: (B, 3, Hx, Wx) search images, normalized: one per template, one for all templates, or
+                several for a single template.
 
         Returns:
-            What `outputs` names, on the session's device: scores and boxes in float32, features in its dtype,
-            but in float32 from `onnx` and `openvino`. The next call of a `cudagraph` session overwrites them:
-            clone what is to be kept.
+            The tensors named by `outputs`, on the session's device. Scores and boxes are float32; features
+            have the session's dtype, but are float32 from `onnx` and `openvino`. The next call of a
+            `cudagraph` session overwrites the outputs: clone them to keep them.
 
         Raises:
             RuntimeError: No template is set.
-            ValueError: Batches of templates and search images that differ, neither of them 1.
+            ValueError: The batch sizes of templates and search images differ, and neither of them is 1.
         """
         if self._state is None:
             raise RuntimeError("The session has no template yet: call set_template(template) first.")
@@ -129,54 +136,60 @@ class InferenceSession:
         return self._search(*(state if state.batch == batch else state.expand(batch)), search)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles have a model of their own, and the template."""
+        """Copies and pickles have their own model and include the template."""
         return _rebuild, (self.model, self.device, self.dtype, self.runtime, self._state)
 
     def _check_cpu_runtime(self, runtime: str) -> None:
         require("onnxruntime" if runtime == "onnx" else "openvino")
         if self.device.type != "cpu":
-            raise ValueError(f"runtime={runtime!r} runs on a CPU here, not on device={self.device}.")
+            raise ValueError(f"runtime={runtime!r} supports device='cpu' only, not device={self.device}.")
         bfloat16 = (torch.bfloat16,) if runtime == "openvino" else ()
         self._check_dtype(torch.float32, *bfloat16)
 
     def _check_cudagraph(self) -> None:
         if self.device.type != "cuda":
-            raise ValueError(f"runtime='cudagraph' runs on device='cuda', not on device={self.device}.")
+            raise ValueError(f"runtime='cudagraph' supports device='cuda' only, not device={self.device}.")
         if not torch.cuda.is_available():
-            raise RuntimeError("runtime='cudagraph' needs a CUDA GPU, and PyTorch finds none: take 'auto'.")
+            raise RuntimeError("runtime='cudagraph' needs a CUDA GPU, and PyTorch finds none: use 'auto'.")
         self._check_dtype(torch.float32, torch.float16, torch.bfloat16)
 
-    def _check_dtype(self, *possible: torch.dtype) -> None:
-        if self.dtype not in possible:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in possible)
-            raise ValueError(f"runtime={self.runtime!r} computes in {names}, not in dtype={self.dtype}.")
+    def _check_dtype(self, *supported: torch.dtype) -> None:
+        if self.dtype not in supported:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in supported)
+            raise ValueError(f"runtime={self.runtime!r} supports {names}, not dtype={self.dtype}.")
 
     def _from_module(self, step: Step) -> Step:
-        in_parts = self.device.type == "cpu" and self.runtime == "eager"
-        part = EAGER_CPU_MICROBATCH_BYTES // self.dtype.itemsize
+        """The function of a module for inference: moves and casts inputs, splits large batches on a CPU."""
+        split = self.device.type == "cpu" and self.runtime == "eager"
+        size = EAGER_CPU_MICROBATCH_BYTES // self.dtype.itemsize
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             with torch.inference_mode():
                 inputs = tuple(t.to(self.device, self.dtype) for t in inputs)
-                if not in_parts or len(inputs[0]) <= part:
+                if not split or len(inputs[0]) <= size:
                     return step(*inputs)
-                outputs = [step(*some) for some in zip(*(t.split(part) for t in inputs))]
+                outputs = [step(*batch) for batch in zip(*(t.split(size) for t in inputs))]
                 return tuple(torch.cat(parts) for parts in zip(*outputs))
 
         return run
 
     def _from_file(self, path: Path) -> Step:
-        run = open_graph(path, self.dtype, torch.get_num_threads())
+        """The function of an exported file, from tensors to tensors."""
+        function = open_graph(path, self.dtype, torch.get_num_threads())
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             arrays = (np.ascontiguousarray(t.detach().float().cpu().numpy()) for t in inputs)
-            return tuple(torch.from_numpy(array) for array in run(*arrays))
+            return tuple(torch.from_numpy(array) for array in function(*arrays))
 
         return step
 
 
 def _rebuild(
-    model: TwoInput, device: torch.device, dtype: torch.dtype, runtime: Runtime, state: TemplateState | None
+    model: SessionModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    runtime: Runtime,
+    state: TemplateState | None,
 ) -> InferenceSession:
     session = InferenceSession(model, device, dtype, runtime)
     session._state = state
@@ -184,37 +197,36 @@ def _rebuild(
 
 
 def export_cache() -> Path:
-    """Where exported graphs are kept: `$CORRELATION_AWARE_CACHE`, or `~/.cache/correlation_aware`."""
-    own = os.environ.get("CORRELATION_AWARE_CACHE")
-    return Path(own) if own else Path("~/.cache/correlation_aware").expanduser()
+    """Folder of cached exported graphs: `$CORRELATION_AWARE_CACHE`, or `~/.cache/correlation_aware`."""
+    folder = os.environ.get("CORRELATION_AWARE_CACHE")
+    return Path(folder) if folder else Path("~/.cache/correlation_aware").expanduser()
 
 
-def _cache_key(model: nn.Module, described: dict[str, str]) -> str:
+def _cache_key(model: nn.Module, meta: dict[str, str]) -> str:
     """Changes with the weights, with every size and stride, and with the code of the layers."""
     # heads and EoC-CA blocks show in the arguments alone, not in the model's text
     names = sorted({type(module).__module__ for module in model.modules()})
     files = [getattr(sys.modules[name], "__file__", None) for name in names if not name.startswith("torch.")]
     code = [sha256_file(Path(file)) for file in files if file and Path(file).is_file()]
-    return hashlib.sha256(json.dumps([described, model.model_args, repr(model), code]).encode()).hexdigest()[
-        :16
-    ]
+    fingerprint = json.dumps([meta, model.model_args, repr(model), code])
+    return hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
 
 
-def _exported(model: TwoInput, format: Literal["onnx", "openvino"]) -> tuple[Path, Path]:
-    """The files of the template's and the search graph, from the cache or made for it."""
-    described = metadata(model)
-    names = [f"{described['model']}.{graph}{SUFFIXES[format]}" for graph in ("template", "search")]
-    folder = export_cache() / f"{described['model']}-{_cache_key(model, described)}-{format}"
+def _exported(model: SessionModel, format: Literal["onnx", "openvino"]) -> tuple[Path, Path]:
+    """Files of the template graph and the search graph, from the cache, or exported to it."""
+    meta = metadata(model)
+    names = [f"{meta['model']}.{graph}{SUFFIXES[format]}" for graph in ("template", "search")]
+    folder = export_cache() / f"{meta['model']}-{_cache_key(model, meta)}-{format}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as place:
-            made = Path(place) / "files"
-            export(model, made, format, ("template", "search"))
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+            output = Path(temporary) / "files"
+            export(model, output, format, ("template", "search"))
             try:
-                made.rename(folder)
-            except OSError:  # another process was quicker
+                output.rename(folder)
+            except OSError:  # another process has exported the same model meanwhile
                 if not folder.is_dir():
                     raise
-                shutil.rmtree(made, ignore_errors=True)
+                shutil.rmtree(output, ignore_errors=True)
     template, search = (folder / name for name in names)
     return template, search

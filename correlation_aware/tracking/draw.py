@@ -1,4 +1,4 @@
-"""Boxes on frames, and sheets of frames."""
+"""Draws boxes on frames, and contact sheets of frames."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,7 +16,7 @@ __all__ = ["COLORS", "contact_sheet", "draw_box", "draw_result", "target_color"]
 
 Color = tuple[int, int, int]  # RGB
 
-COLORS: tuple[Color, ...] = (  # neighbours differ in hue and in lightness, so that they part for every eye
+COLORS: tuple[Color, ...] = (  # neighbors differ in hue and in lightness, for color-blind readers too
     (50, 230, 130),
     (255, 150, 20),
     (90, 170, 255),
@@ -34,7 +34,7 @@ SHIFT = 4  # bits of sub-pixel position in OpenCV's drawing
 
 
 def target_color(index: int) -> Color:
-    """A colour for target number `index`; the first eight differ."""
+    """RGB color of target number `index`; the colors repeat after eight targets."""
     return COLORS[index % len(COLORS)]
 
 
@@ -45,9 +45,9 @@ def draw_result(
 
     Args:
         frame: uint8 RGB of shape (H, W, 3).
-        result: What the tracker returned for this frame.
-        label: Words before the score, such as the target's number.
-        color: RGB of the box.
+        result: Result of the tracker for this frame.
+        label: Text before the score, such as the target's number.
+        color: RGB color of the box.
     """
     words = [word for word in (label, "LOST" if result.lost else None, f"{result.score:.2f}") if word]
     tab = LOST if result.lost else color
@@ -64,63 +64,69 @@ def draw_box(
     thickness: int | None = None,
     dashed: bool = False,
 ) -> Frame:
-    """A copy of a frame with one anti-aliased box, placed to a sixteenth of a pixel.
+    """A copy of a frame with one anti-aliased box, drawn with a precision of 1/16 pixel.
 
     Args:
         frame: uint8 RGB of shape (H, W, 3).
-        box: x, y, w, h in pixels. It may reach over the frame.
-        color: RGB of the line.
-        label: Words in a tab on the box, which stays inside the frame.
-        tab: RGB of the tab, the line's by default.
-        thickness: Of the line in pixels; by default it grows with the frame.
-        dashed: Draws dashes.
+        box: x, y, w, h in pixels; it may extend beyond the frame.
+        color: RGB color of the line.
+        label: Text at the box, on a filled background that stays inside the frame.
+        tab: RGB color of the background of the text; the color of the line by default.
+        thickness: Width of the line in pixels; by default it grows with the size of the frame.
+        dashed: Whether the line is dashed.
     """
-    picture = np.ascontiguousarray(frame).copy()
-    thickness = thickness or _line_width(picture)
+    image = np.ascontiguousarray(frame).copy()
+    thickness = thickness or _line_width(image)
     x, y, w, h = (float(value) for value in box)
     corners = np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y)]) - 0.5  # pixel 0 spans 0..1
     lines = _dashes(corners, 4.0 * thickness + 4) if dashed else [corners]
     fixed = [np.round(np.clip(line, -1e5, 1e5) * 2**SHIFT).astype(np.int32) for line in lines]
-    cv2.polylines(picture, fixed, False, INK, thickness + 2, cv2.LINE_AA, SHIFT)  # an edge on any background
-    cv2.polylines(picture, fixed, False, color, thickness, cv2.LINE_AA, SHIFT)
+    cv2.polylines(
+        image, fixed, False, INK, thickness + 2, cv2.LINE_AA, SHIFT
+    )  # a dark contour, visible on any background
+    cv2.polylines(image, fixed, False, color, thickness, cv2.LINE_AA, SHIFT)
     if label:
-        _draw_tab(picture, label, x, y, y + h, tab or color, thickness)
-    return picture
+        _draw_label(image, label, x, y, y + h, tab or color, thickness)
+    return image
 
 
 def contact_sheet(
     frames: Sequence[Frame], columns: int = 4, width: int = 1280, captions: Sequence[str] | None = None
 ) -> Frame:
-    """Frames side by side on one dark sheet, row by row, each whole within a tile of the first frame's shape.
+    """Frames in rows on one dark sheet, each resized to fit a tile with the first frame's aspect ratio.
 
     Args:
-        frames: uint8 RGB, of any sizes.
-        columns: Tiles a row.
-        width: Of the sheet in pixels.
-        captions: Words in the corner of each frame.
+        frames: uint8 RGB frames of any sizes.
+        columns: Number of tiles per row.
+        width: Width of the sheet in pixels.
+        captions: Text in the corner of each frame.
 
     Raises:
-        ValueError: No frames, no columns, captions of another number, or a sheet too narrow for its columns.
+        ValueError: No frames, no columns, another number of captions than frames, or tiles of fewer than 16
+            pixels.
     """
     gap = max(4, width // 160)
     tile = (width - gap * (columns + 1)) // columns if columns > 0 else 0
     if not frames or tile < 16:
-        raise ValueError(f"a sheet needs frames and columns: {len(frames)} in {columns} on {width} pixels")
+        raise ValueError(
+            f"a sheet needs frames and tiles of 16 pixels or more: {len(frames)} frames, columns={columns}, "
+            f"width={width}"
+        )
     if captions is not None and len(captions) != len(frames):
-        raise ValueError(f"{len(captions)} captions do not fit {len(frames)} frames")
-    high = max(16, round(tile * frames[0].shape[0] / frames[0].shape[1]))
+        raise ValueError(f"{len(frames)} frames need {len(frames)} captions, not {len(captions)}")
+    tile_height = max(16, round(tile * frames[0].shape[0] / frames[0].shape[1]))
     rows = -(-len(frames) // columns)
-    sheet = np.empty((rows * (high + gap) + gap, width, 3), np.uint8)
+    sheet = np.empty((rows * (tile_height + gap) + gap, width, 3), np.uint8)
     sheet[:] = INK
     left = (width - columns * tile - (columns - 1) * gap) // 2
     for i, frame in enumerate(frames):
-        scale = min(tile / frame.shape[1], high / frame.shape[0])
+        scale = min(tile / frame.shape[1], tile_height / frame.shape[0])
         w, h = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
-        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        small = np.asarray(cv2.resize(frame, (w, h), interpolation=way), np.uint8)
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        small = np.asarray(cv2.resize(frame, (w, h), interpolation=interpolation), np.uint8)
         if captions is not None:
-            _draw_tab(small, captions[i], 0, h, h, INK, 1)
-        top = gap + i // columns * (high + gap) + (high - h) // 2
+            _draw_label(small, captions[i], 0, h, h, INK, 1)
+        top = gap + i // columns * (tile_height + gap) + (tile_height - h) // 2
         start = left + i % columns * (tile + gap) + (tile - w) // 2
         sheet[top : top + h, start : start + w] = small
     return sheet
@@ -131,29 +137,29 @@ def _line_width(frame: Frame) -> int:
 
 
 def _dashes(corners: np.ndarray, length: float) -> list[np.ndarray]:
-    """Cuts every side into an odd number of equal parts and keeps each second one, so that corners stay."""
+    """Splits every side into an odd number of equal parts and keeps every other one, so corners are drawn."""
     lines = []
     for start, end in pairwise(corners):
         parts = 2 * min(200, int(np.linalg.norm(end - start) / (2 * length))) + 1
-        cuts = [start + (end - start) * i / parts for i in range(parts + 1)]
-        lines += [np.stack(cuts[i : i + 2]) for i in range(0, parts, 2)]
+        points = [start + (end - start) * i / parts for i in range(parts + 1)]
+        lines += [np.stack(points[i : i + 2]) for i in range(0, parts, 2)]
     return lines
 
 
-def _draw_tab(
-    picture: Frame, words: str, x: float, top: float, bottom: float, color: Color, thickness: int
+def _draw_label(
+    image: Frame, text: str, x: float, top: float, bottom: float, color: Color, thickness: int
 ) -> None:
-    """Writes words on a filled tab: above the box where there is room, else below it, else in it."""
-    height, width = picture.shape[:2]
+    """Writes text on a filled background: above the box if there is space, else below it, else inside it."""
+    height, width = image.shape[:2]
     weight = max(1, thickness // 2)
     scale = max(0.45, min(height, width) / 720)
-    (w, _), _ = cv2.getTextSize(words, FONT, scale, weight)
-    (_, h), _ = cv2.getTextSize("0", FONT, scale, weight)  # every tab is equally high
+    (w, _), _ = cv2.getTextSize(text, FONT, scale, weight)
+    (_, h), _ = cv2.getTextSize("0", FONT, scale, weight)  # all backgrounds have the same height
     pad = max(3, round(0.45 * h))
     w, h = w + 2 * pad, h + 2 * pad
     half = thickness / 2
     y = next((y for y in (top - half - h, bottom + half) if 0 <= y <= height - h), top)
     left, y = round(min(max(x - half, 0), max(0, width - w))), round(min(max(y, 0), max(0, height - h)))
-    cv2.rectangle(picture, (left, y), (left + w - 1, y + h - 1), color, cv2.FILLED)
+    cv2.rectangle(image, (left, y), (left + w - 1, y + h - 1), color, cv2.FILLED)
     ink = INK if np.dot(color, (0.299, 0.587, 0.114)) > 110 else PAPER
-    cv2.putText(picture, words, (left + pad, y + h - pad), FONT, scale, ink, weight, cv2.LINE_AA)
+    cv2.putText(image, text, (left + pad, y + h - pad), FONT, scale, ink, weight, cv2.LINE_AA)

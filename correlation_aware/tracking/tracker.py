@@ -1,4 +1,4 @@
-"""The tracker: where the target is, frame after frame, for one target or many."""
+"""The tracker: follows one target or several through the frames of a video."""
 
 import time
 import warnings
@@ -12,53 +12,55 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from correlation_aware import zoo
+from correlation_aware._deprecation import renamed_fields
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
-from correlation_aware.tracking.device_crop import cut_all, send, upload
+from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
 
 __all__ = ["DEFAULT_MODEL", "Timings", "TrackResult", "Tracker", "TrackerConfig", "create_tracker"]
 
 DEFAULT_MODEL = "sbt_light_cell_track"
 
 
+@renamed_fields(window="window_weight", penalty="scale_penalty")
 @dataclass(frozen=True)
 class TrackerConfig:
-    """How a tracker decides. How large it crops belongs to the model, see `Sizes`.
+    """Settings of the choice of the best location. Sizes of the crops belong to the model, see `Sizes`.
 
     Attributes:
-        window: Weight of the Hann window in the blend with the scores: 0.49 in the authors' code, 0 in the
-            paper.
-        penalty: How much a candidate loses by a change of size and aspect: its score is multiplied by
-            exp(-penalty * (c_size * c_aspect - 1)), the two changes being ratios of at least 1.
-        damp_size: Move the size towards the candidate's at a rate of score times that factor, so that one bad
-            frame does not make the box explode. Otherwise the candidate's size is taken as it is.
-        lost_threshold: A target whose best score is below this is reported as lost.
-        margin: Pixels of the box that always stay inside the frame.
+        window_weight: Weight of the Hann window in the weighted mean of scores and window, 0..1: 0.49 in the
+            authors' code, 0 in the paper.
+        scale_penalty: Strength of the penalty for changes of size and aspect ratio: a location's score is
+            multiplied by exp(-scale_penalty * (c_size * c_aspect - 1)), where both changes are ratios >= 1.
+        damp_size: Whether to move the size of the box only part of the way to the predicted size, at a rate
+            of score times penalty factor, so that one bad frame does not ruin it.
+        lost_threshold: Score in 0..1 below which a target is reported as lost.
+        margin: Smallest width and height in pixels of the part of the box inside the frame.
     """
 
-    window: float = 0.49
-    penalty: float = 0.05
+    window_weight: float = 0.49
+    scale_penalty: float = 0.05
     damp_size: bool = True
     lost_threshold: float = 0.3
     margin: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("window", "lost_threshold"):
+        for name in ("window_weight", "lost_threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in 0..1.")
-        if self.penalty < 0:
-            raise ValueError(f"penalty={self.penalty} must be at least 0.")
+                raise ValueError(f"{name}={getattr(self, name)} must be in 0..1.")
+        if self.scale_penalty < 0:
+            raise ValueError(f"scale_penalty={self.scale_penalty} must be at least 0.")
 
 
 @dataclass(frozen=True)
 class TrackResult:
-    """Where a target is in a frame.
+    """Result of the tracker for one target in one frame.
 
     Attributes:
         box: x, y, w, h in pixels of the frame.
-        score: The network's confidence in 0..1, before the window.
-        lost: The score is too low to trust the box.
+        score: Confidence of the network in 0..1, without window and penalty.
+        lost: Whether the score is below the threshold, so that the box is not reliable.
     """
 
     box: tuple[float, float, float, float]
@@ -68,10 +70,15 @@ class TrackResult:
 
 @dataclass
 class Timings:
-    """Seconds spent since `init`, summed over frames, by part.
+    """Seconds spent since `init`, summed over frames.
 
-    On a GPU `crop` and `model` are the seconds between events in its queue, and `post`, in which the results
-    come to the host, is the rest: nothing waits for the sake of a timing.
+    On a GPU `crop` and `model` are measured by CUDA events, without synchronization; `post` is the rest.
+
+    Attributes:
+        crop: Seconds for cutting and normalizing the crops.
+        model: Seconds for the network.
+        post: Seconds for the choice of the best location and the transfer of the results to the CPU.
+        frames: Number of frames.
     """
 
     crop: float = 0.0
@@ -81,18 +88,22 @@ class Timings:
 
 
 class Tracker:
-    """Follows targets through the frames of a video. Weights belong to the model; this object is the state.
+    """Follows one target or several through the frames of a video.
 
     Args:
-        session: Session of a `_track` model; it belongs to this tracker alone, as it keeps the template.
-        config: How to decide.
+        session: Session of a `_track` model. It stores the template, so do not share it between trackers.
+        config: Settings; the defaults if None.
 
     Attributes:
+        session: Session that runs the model.
+        config: Settings.
         name: Architecture name of the model.
-        weights: Name of the weights for people to read, `random` if there are none.
+        weights_name: Name of the weights for display, `random` for random ones.
+        timings: Seconds spent since `init`.
+        device: Device of the model.
 
     Raises:
-        ValueError: A model without a prediction head, or of other than 1 or 3 input channels.
+        ValueError: A model without a prediction head, or with other than 1 or 3 input channels.
 
     Example:
         >>> tracker = create_tracker()
@@ -113,7 +124,7 @@ class Tracker:
         self.session = session
         self.config = config or TrackerConfig()
         self.name: str = model.pretrained_cfg["architecture"]
-        self.weights = model.weights_name
+        self.weights_name = model.weights_name
         self.timings = Timings()
         self.device = session.device
         self._sizes = model.sizes
@@ -122,26 +133,36 @@ class Tracker:
         )
         self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self._window = torch.empty(0, device=self.device)
-        self._cuts_on_device = self.device.type != "cpu"
+        self._crops_on_device = self.device.type != "cpu"
         self._boxes = np.empty((0, 4))
         self._many = False
 
     @property
     def model(self) -> TrackModel:
-        """The model that the session runs."""
+        """Model that the session runs."""
         assert isinstance(self.session.model, TrackModel)
         return self.session.model
 
+    @property
+    def weights(self) -> str:
+        """Old name of `weights_name`, deprecated."""
+        warnings.warn(
+            "Tracker.weights is now called weights_name; the old name will be removed in the next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.weights_name
+
     @torch.inference_mode()
     def init(self, frame: NDArray[np.uint8], box: ArrayLike) -> None:
-        """Starts on a frame; forgets what was tracked before.
+        """Starts tracking; replaces all earlier targets.
 
         Args:
-            frame: uint8 RGB (H, W, 3), grey (H, W) or RGBA (H, W, 4).
+            frame: uint8 RGB (H, W, 3), gray (H, W) or RGBA (H, W, 4).
             box: x, y, w, h in pixels of the frame, or (N, 4) for N targets.
 
         Raises:
-            ValueError: A frame or a box that cannot be used; the message says why and what to do.
+            ValueError: An invalid frame or box; the message says why and how to correct it.
         """
         frame = as_rgb(frame)
         boxes = as_boxes(box, *frame.shape[:2])
@@ -152,34 +173,35 @@ class Tracker:
 
     @torch.inference_mode()
     def update(self, frame: NDArray[np.uint8]) -> TrackResult | list[TrackResult]:
-        """Finds the targets in the next frame, all in one forward pass.
+        """Tracks all targets in the next frame, in one forward pass.
 
         Args:
-            frame: As in `init`; its size may differ from the frame before.
+            frame: Frame as in `init`; its size may differ from that of the previous frame.
 
         Returns:
-            One result, or a list of N where `init` was given (N, 4) boxes.
+            One result, or a list of N results if the boxes in `init` had shape (N, 4).
 
         Raises:
             RuntimeError: `init` was not called.
-            ValueError: A frame that cannot be used.
+            ValueError: An invalid frame.
         """
         if not len(self._boxes):
             raise RuntimeError("The tracker has no target yet: call init(frame, box) first.")
         frame = as_rgb(frame)
         height, width = frame.shape[:2]
-        began = time.perf_counter()
-        marks = [self._mark()]
+        start = time.perf_counter()
+        timestamps = [self._timestamp()]
         boxes = [clip_box(b, height, width, self.config.margin) for b in self._boxes]
         crops = [Crop.around(b, self._sizes.search_factor) for b in boxes]
         pixels = self._pixels(frame, crops, self._sizes.search_size)
-        marks.append(self._mark())
-        cell_scores, cell_boxes = self.session(pixels)
-        marks.append(self._mark())
+        timestamps.append(self._timestamp())
+        score_map, box_map = self.session(pixels)
+        timestamps.append(self._timestamp())
         sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
-        scores, places = self._best(cell_scores, cell_boxes, send(torch.from_numpy(sizes), self.device))
+        previous = to_device(torch.from_numpy(sizes), self.device)
+        scores, crop_boxes = self._select(score_map, box_map, previous)
         self._boxes = np.stack(
-            [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, places)]
+            [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, crop_boxes)]
         )
         results = [
             TrackResult(
@@ -187,35 +209,36 @@ class Tracker:
             )
             for (x, y, w, h), s in zip(self._boxes, scores)
         ]
-        crop, model = (_seconds(a, b) for a, b in pairwise(marks))
+        crop, model = (_seconds(a, b) for a, b in pairwise(timestamps))
         self.timings.crop += crop
         self.timings.model += model
-        self.timings.post += time.perf_counter() - began - crop - model
+        self.timings.post += time.perf_counter() - start - crop - model
         self.timings.frames += 1
         return results if self._many else results[0]
 
     def _pixels(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
-        """(N, in_chans, size, size), normalized, on the model's device."""
-        if self._cuts_on_device:
-            cuts = cut_all(*upload(frame, crops, self.device), size)
+        """Crops as normalized network input (N, in_chans, size, size), on the model's device."""
+        if self._crops_on_device:
+            pixels = crop_resize(*upload_region(frame, crops, self.device), size)
         else:
-            cuts = torch.from_numpy(np.stack([crop.cut(frame, size) for crop in crops])).permute(0, 3, 1, 2)
+            images = np.stack([crop.cut(frame, size) for crop in crops])
+            pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         if self.model.in_chans == 1:
-            cuts = cuts.float().mean(dim=1, keepdim=True)
-        return (cuts - self._mean) / self._std
+            pixels = pixels.float().mean(dim=1, keepdim=True)
+        return (pixels - self._mean) / self._std
 
-    def _best(
-        self, scores: Tensor, boxes: Tensor, sizes: Tensor
+    def _select(
+        self, scores: Tensor, boxes: Tensor, previous: Tensor
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Picks the cell that wins after penalty and window.
+        """Selects the location with the best score after scale penalty and window.
 
         Args:
-            scores: (N, H, W) of N crops.
-            boxes: (N, 4, H, W), cxcywh in 0..1 of the crop.
-            sizes: (N, 2), width and height of the last boxes in 0..1 of the crops.
+            scores: (N, H, W) score maps of N crops.
+            boxes: (N, 4, H, W) boxes of all locations, cxcywh in 0..1 of the crop.
+            previous: (N, 2) width and height of the previous boxes in 0..1 of the crops.
 
         Returns:
-            Score (N,) and box (N, 4), cxcywh in 0..1 of the crop.
+            Scores (N,) and boxes (N, 4) of the selected locations, boxes cxcywh in 0..1 of the crop.
         """
         scores, boxes = scores.float(), boxes.float()
         if self._window.shape != scores.shape[1:]:
@@ -223,18 +246,20 @@ class Tracker:
                 torch.hann_window(n, periodic=False, device=self.device) for n in scores.shape[1:]
             )
             self._window = torch.outer(rows, columns)
-        factor = torch.exp(-self.config.penalty * (_change(boxes[:, 2:], sizes[:, :, None, None]) - 1))
-        blend = scores * factor * (1 - self.config.window) + self._window * self.config.window
-        best = blend.flatten(1).argmax(dim=1, keepdim=True)  # N, 1
+        change = _size_aspect_change(boxes[:, 2:], previous[:, :, None, None])
+        factor = torch.exp(-self.config.scale_penalty * (change - 1))
+        weight = self.config.window_weight
+        ranking = scores * factor * (1 - weight) + self._window * weight
+        best = ranking.flatten(1).argmax(dim=1, keepdim=True)  # N, 1
         score, factor = scores.flatten(1).gather(1, best), factor.flatten(1).gather(1, best)
         box = boxes.flatten(2).gather(2, best[:, None].expand(-1, 4, -1))[..., 0]
         if self.config.damp_size:
-            box = torch.cat([box[:, :2], torch.lerp(sizes, box[:, 2:], score * factor)], dim=1)
-        found = torch.cat([score, box], dim=1).cpu().numpy()
-        return found[:, 0], found[:, 1:]
+            box = torch.cat([box[:, :2], torch.lerp(previous, box[:, 2:], score * factor)], dim=1)
+        selected = torch.cat([score, box], dim=1).cpu().numpy()  # one transfer
+        return selected[:, 0], selected[:, 1:]
 
-    def _mark(self) -> "float | torch.cuda.Event":
-        """A moment: of the clock, or in the queue of the GPU."""
+    def _timestamp(self) -> "float | torch.cuda.Event":
+        """Timestamp: `perf_counter` on a CPU, a CUDA event on a GPU."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -244,13 +269,21 @@ class Tracker:
 
 def _seconds(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
     if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-        return start.elapsed_time(end) / 1000  # both are past: the results have come to the host
+        return start.elapsed_time(end) / 1000  # both have passed: the results are on the CPU
     assert isinstance(start, float) and isinstance(end, float)
     return end - start
 
 
-def _change(new: Tensor, old: Tensor) -> Tensor:
-    """Change of size times change of aspect, ratios >= 1: (N, 2, H, W), (N, 2, 1, 1) -> (N, H, W)."""
+def _size_aspect_change(new: Tensor, old: Tensor) -> Tensor:
+    """Change of size times change of aspect ratio, each a ratio >= 1.
+
+    Args:
+        new: (N, 2, H, W) width and height at all locations.
+        old: (N, 2, 1, 1) width and height of the previous boxes.
+
+    Returns:
+        (N, H, W).
+    """
 
     def ratio(a: Tensor, b: Tensor) -> Tensor:
         return torch.maximum(a / b, b / a)
@@ -274,20 +307,22 @@ def create_tracker(
     """Creates a tracker, ready for `init`.
 
     Args:
-        model: A `_track` name, `hf-hub:organisation/name`, a folder, or a model that exists;
+        model: Name of a `_track` model, `hf-hub:organisation/name`, a folder, or a model object;
             `sbt_light_cell_track` by default.
-        pretrained: As in `create_model`. By default the weights of the manifest, or random ones, with a
-            warning, where it has none.
-        device: `cpu`, `cuda`, ...; a GPU if there is one, by default.
-        dtype: Of the computation, `torch.float32` by default.
-        runtime: `auto`, `eager`, `compile`, `cudagraph`, `onnx` or `openvino`, see `InferenceSession`.
-        config: How to decide.
+        pretrained: Weights, as in `create_model`. By default those of the manifest; if it has none, random
+            weights with a warning.
+        device: Device, such as `cpu` or `cuda`; by default a GPU if there is one.
+        dtype: Dtype of the computation; `torch.float32` by default.
+        runtime: Runtime of the model: `auto`, `eager`, `compile`, `cudagraph`, `onnx` or `openvino`, see
+            `InferenceSession`.
+        config: Settings of the tracker.
 
     Raises:
-        ValueError: A model without a prediction head, an unknown name, a runtime that cannot be had.
+        ValueError: A model without a prediction head, an unknown name, a runtime that does not support the
+            device or dtype.
         ModuleNotFoundError: The runtime is not installed.
         RuntimeError: `cudagraph` without a GPU.
-        FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be had or that are damaged.
+        FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}.")
@@ -298,7 +333,7 @@ def create_tracker(
     if isinstance(model, torch.nn.Module):
         if pretrained is not None:
             raise ValueError(
-                f"pretrained={pretrained!r} has no effect on a model that exists: use load_pretrained."
+                f"pretrained={pretrained!r} has no effect on a model object: use load_pretrained(model, ...)."
             )
         network = model
     else:
@@ -306,9 +341,7 @@ def create_tracker(
         if pretrained is None:
             pretrained = zoo.has_weights(name)
         if not pretrained:
-            warnings.warn(
-                f"{name} runs with random weights: it will not track.", RuntimeWarning, stacklevel=2
-            )
+            warnings.warn(f"{name} has random weights: it will not track.", RuntimeWarning, stacklevel=2)
         network = zoo.create_model(name, pretrained)
     if not isinstance(network, TrackModel):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Frames from video files, folders and cameras; video files from frames. Every frame is uint8 RGB."""
+"""Reads frames from video files, folders and cameras; writes video files. Every frame is uint8 RGB."""
 
 import re
 from abc import ABC, abstractmethod
@@ -14,24 +14,30 @@ from numpy.typing import NDArray
 
 from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, list_images
 
-__all__ = ["Frame", "FrameSource", "VideoWriter", "open_frames", "write_picture"]
+__all__ = ["Frame", "FrameSource", "VideoWriter", "open_frames", "write_image"]
 
 Frame = NDArray[np.uint8]  # H, W, 3 in RGB order
 
-DEFAULT_FPS = 30.0  # of folders, and of videos and cameras that do not say
-MIN_FPS, MAX_FPS = 0.01, 1000.0  # what an .mp4 file of OpenCV can hold, with a margin
+DEFAULT_FPS = 30.0  # frame rate of folders, and of videos and cameras without a frame rate
+MIN_FPS, MAX_FPS = 0.01, 1000.0  # limits of .mp4 files written by OpenCV, with a margin
 ALLOWED = f"a video file, a folder of frames ({', '.join(IMAGE_SUFFIXES)}) or the index of a camera"
 
 
 class FrameSource(ABC):
-    """Frames in order, read once like a file. Close it, or use it in a `with` block.
+    """An iterator over frames, read once like a file. Close it, or use it in a `with` block.
+
+    Args:
+        name: Name of the source in messages.
+        fps: Frames per second.
+        length: Number of frames of the source, `None` if unknown.
+        limit: Largest number of frames to read, `None` for all.
 
     Attributes:
-        name: What the user gave, for messages.
-        fps: Frames a second; 30 where the source does not say.
-        length: Number of frames it is going to give, `None` where unknown. For a video file this is what
-            its header says, which can be wrong.
-        limit: Frames after which it stops, `None` for all.
+        name: Name of the source in messages.
+        fps: Frames per second; 30 if the source has no valid frame rate.
+        length: Number of frames that will be read, `None` if unknown. For a video file it is the number in
+            the header, which can be wrong.
+        limit: Largest number of frames to read, `None` for all.
     """
 
     def __init__(self, name: str, fps: float, length: int | None, limit: int | None) -> None:
@@ -39,16 +45,16 @@ class FrameSource(ABC):
         self.fps = fps if MIN_FPS <= fps <= MAX_FPS else DEFAULT_FPS
         self.length = min((n for n in (length, limit) if n is not None), default=None)
         self.limit = limit
-        self._given = 0
+        self._count = 0
 
     def __iter__(self) -> Iterator[Frame]:
         return self
 
     def __next__(self) -> Frame:
-        frame = None if self._given == self.limit else self._read()
+        frame = None if self._count == self.limit else self._read()
         if frame is None:
             raise StopIteration
-        self._given += 1
+        self._count += 1
         return frame
 
     @abstractmethod
@@ -56,7 +62,7 @@ class FrameSource(ABC):
         """The next frame, `None` at the end."""
 
     def close(self) -> None:  # noqa: B027 (a folder has nothing to close)
-        """Lets go of the file or camera."""
+        """Releases the file or camera."""
 
     def __enter__(self) -> "FrameSource":
         return self
@@ -69,39 +75,40 @@ class _Folder(FrameSource):
     def __init__(self, folder: Path, limit: int | None) -> None:
         self._files = list_images(folder)
         if not self._files:
-            raise ValueError(f"no picture ({', '.join(IMAGE_SUFFIXES)}) lies in the folder {folder}")
+            raise ValueError(f"the folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
         super().__init__(str(folder), DEFAULT_FPS, len(self._files), limit)
 
     def _read(self) -> Frame | None:
-        if self._given == len(self._files):
+        if self._count == len(self._files):
             return None
-        file = self._files[self._given]
-        data = np.fromfile(file, np.uint8)  # not imread, which fails silently and on some paths of Windows
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if picture is None:
-            raise ValueError(f"{file} cannot be decoded as a picture; replace or remove it")
-        return _swap_rgb(picture)
+        file = self._files[self._count]
+        data = np.fromfile(file, np.uint8)  # cv2.imread fails silently, and on some Windows paths
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        if image is None:
+            raise ValueError(f"{file} cannot be decoded as an image; replace or remove it")
+        return _bgr_to_rgb(image)
 
 
 class _Capture(FrameSource):
     def __init__(self, source: str | int, limit: int | None) -> None:
         self._capture = cv2.VideoCapture(source)
-        self._ahead = self._decode() if self._capture.isOpened() else None  # the proof that it can be read
-        if self._ahead is None:
+        # the first frame is decoded at once, to know that the source can be read
+        self._first = self._decode() if self._capture.isOpened() else None
+        if self._first is None:
             self._capture.release()
             if isinstance(source, int):
                 raise RuntimeError(f"camera {source} cannot be opened; is it connected, free, and allowed?")
-            raise ValueError(f"{source} cannot be decoded as video; allowed is {ALLOWED}")
+            raise ValueError(f"{source} cannot be decoded as video; expected {ALLOWED}")
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         name = f"camera {source}" if isinstance(source, int) else source
         super().__init__(name, self._capture.get(cv2.CAP_PROP_FPS), count if count > 0 else None, limit)
 
     def _decode(self) -> Frame | None:
-        ok, picture = self._capture.read()
-        return _swap_rgb(picture) if ok else None
+        ok, image = self._capture.read()
+        return _bgr_to_rgb(image) if ok else None
 
     def _read(self) -> Frame | None:
-        frame, self._ahead = self._ahead, None
+        frame, self._first = self._first, None
         return self._decode() if frame is None else frame
 
     def close(self) -> None:
@@ -112,43 +119,48 @@ def open_frames(source: str | Path | int, limit: int | None = None) -> FrameSour
     """Opens a video file, a folder of frames or a camera.
 
     Args:
-        source: Path of a video file; path of a folder of pictures, read in natural order (2 before 10); or
-            the index of a camera, as a number or as digits. Write `./0` for a folder that is named 0.
+        source: Path of a video file; path of a folder of images, read in natural order (2 before 10); or the
+            index of a camera, as a number or as digits. Write `./0` for a folder that is named 0.
         limit: Largest number of frames to read.
 
     Raises:
         FileNotFoundError: No such file or folder.
-        ValueError: A folder without pictures, a file that is no video, a negative index, or a limit below 1.
-        RuntimeError: The camera gives no picture.
+        ValueError: A folder without images, a file that is no video, a negative index, or a limit below 1.
+        RuntimeError: The camera returns no frame.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; give at least 1 frame")
+        raise ValueError(f"limit={limit} must be at least 1")
     if isinstance(source, int) or (isinstance(source, str) and re.fullmatch("-?[0-9]+", source)):
-        if int(source) < 0:  # OpenCV crashes on some of these
-            raise ValueError(f"the index of a camera is {source}; cameras count from 0")
+        if int(source) < 0:  # OpenCV crashes on some negative numbers
+            raise ValueError(f"{source} is not the index of a camera; indices start at 0")
         return _Capture(int(source), limit)
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"no file or folder {path}; allowed is {ALLOWED}")
+        raise FileNotFoundError(f"no file or folder {path}; expected {ALLOWED}")
     if path.is_dir():
         return _Folder(path, limit)
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise ValueError(f"{path} is one picture; give the folder of the frames, {path.parent}")
+        raise ValueError(f"{path} is a single image; pass the folder of the frames, {path.parent}")
     return _Capture(str(path), limit)
 
 
 class VideoWriter:
-    """Writes frames to an .mp4 file, which appears under its name only when it is complete.
+    """Writes frames to an .mp4 file, which exists under its name only when it is complete.
 
-    Use it in a `with` block: the file is dropped when the block fails. The first frame decides the size (odd
-    sizes gain a black row or column); later frames of another size are fitted into it. No frame, no file.
+    Use it in a `with` block: the file is removed when the block fails. The first frame sets the size (odd
+    sizes are padded by a black row or column); later frames of another size are resized to fit it. Without a
+    frame no file is written.
 
     Args:
-        path: The file to write, ending in .mp4. Its folder must exist and be writable.
-        fps: Frames a second.
+        path: Path of the file, with the suffix .mp4. Its folder must exist and be writable.
+        fps: Frames per second.
+
+    Attributes:
+        path: Path of the file.
+        frames: Number of frames written.
 
     Raises:
-        ValueError: Another ending than .mp4, a rate out of 0.01 to 1000, or a path that is no regular file.
+        ValueError: Another suffix than .mp4, a rate outside 0.01 to 1000, or a path that is no regular file.
         OSError: The folder does not exist or is not writable.
     """
 
@@ -159,28 +171,33 @@ class VideoWriter:
         self._video: cv2.VideoWriter | None = None
         self._size = (0, 0)  # width, height
         if self.path.suffix.lower() != ".mp4":
-            raise ValueError(f"video {path} must end in .mp4")
+            raise ValueError(f"the name of a video must end in .mp4: {path}")
         if not MIN_FPS <= fps <= MAX_FPS:
-            raise ValueError(f"video {path} can have {MIN_FPS:g} to {MAX_FPS:g} frames a second, not {fps}")
+            raise ValueError(f"fps={fps} of {path} must be in {MIN_FPS:g}..{MAX_FPS:g} frames per second")
         self._stack = ExitStack()
-        self._part = self._stack.enter_context(atomic_path(self.path))
+        self._temporary = self._stack.enter_context(atomic_path(self.path))
 
     def write(self, frame: Frame) -> None:
-        """Appends one uint8 RGB frame of shape (H, W, 3)."""
+        """Appends one uint8 RGB frame of shape (H, W, 3).
+
+        Raises:
+            ValueError: A frame of another type or shape.
+            RuntimeError: OpenCV cannot write the video.
+        """
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"a frame must be uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
         if self._video is None:
             height, width = frame.shape[:2]
             self._size = (width + width % 2, height + height % 2)
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._video = cv2.VideoWriter(str(self._part), code, round(self._fps, 3), self._size)
+            self._video = cv2.VideoWriter(str(self._temporary), code, round(self._fps, 3), self._size)
             if not self._video.isOpened():
                 raise RuntimeError(f"OpenCV cannot write {self.path} ({width} x {height}, {self._fps:g} fps)")
         self._video.write(cv2.cvtColor(_fit(frame, *self._size), cv2.COLOR_RGB2BGR))
         self.frames += 1
 
     def close(self) -> None:
-        """Completes the file and gives it its name."""
+        """Completes the file and moves it to its path."""
         self.__exit__(None, None, None)
 
     def __enter__(self) -> "VideoWriter":
@@ -192,25 +209,34 @@ class VideoWriter:
         if self._video is not None:
             self._video.release()
         if not self.frames:
-            self._part.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
         self._stack.__exit__(kind, error, trace)
 
 
-def write_picture(path: str | Path, frame: Frame) -> None:
-    """Writes one uint8 RGB frame; the file is a .png or another picture that OpenCV knows by its ending."""
-    with atomic_path(path) as part:
-        ok, data = cv2.imencode(part.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+def write_image(path: str | Path, frame: Frame) -> None:
+    """Writes one frame to an image file.
+
+    Args:
+        path: Path of the file; its suffix sets the format, .png or another one that OpenCV can write.
+        frame: uint8 RGB (H, W, 3).
+
+    Raises:
+        RuntimeError: OpenCV cannot write the format.
+        OSError: The folder does not exist or is not writable.
+    """
+    with atomic_path(path) as temporary:
+        ok, data = cv2.imencode(temporary.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         if not ok:
             raise RuntimeError(f"OpenCV cannot write {path}")
-        part.write_bytes(data.tobytes())
+        temporary.write_bytes(data.tobytes())
 
 
-def _swap_rgb(picture: Any) -> Frame:
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+def _bgr_to_rgb(image: Any) -> Frame:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _fit(frame: Frame, width: int, height: int) -> Frame:
-    """Pads on the right and below; scales down or up first where more than one pixel is missing."""
+    """Pads at the right and bottom, by up to one pixel; a frame of another size is resized first."""
     if not (0 <= width - frame.shape[1] <= 1 and 0 <= height - frame.shape[0] <= 1):
         scale = min(width / frame.shape[1], height / frame.shape[0])
         size = max(1, int(frame.shape[1] * scale)), max(1, int(frame.shape[0] * scale))

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from correlation_aware._deprecation import current_fields
+
 __all__ = ["ModelConfig", "OptimizerConfig", "RunConfig", "ScheduleConfig", "from_mapping", "load", "to_yaml"]
 
 T = TypeVar("T")
@@ -165,6 +167,7 @@ def from_mapping(kind: type[T], content: Mapping[str, Any], where: str = "") -> 
         ValueError: An unknown key (the message lists similar ones), or a value of the wrong type.
     """
     hints = get_type_hints(kind)
+    content = current_fields(kind, content)
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in content:
         if key not in known:

@@ -17,7 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from correlation_aware.data.faults import Faults
+from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource, Renormalized
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
@@ -214,17 +214,16 @@ def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.dev
         FileNotFoundError, RuntimeError: Data that cannot be read.
     """
     data, sizes, seed = config.data, model.sizes, config.run.seed
-    crop_sizes = (sizes.template_size, sizes.search_size, sizes.template_factor, sizes.search_factor)
-    faults = Faults(data.fault_limit)
+    errors = ErrorBudget(data.fault_limit)
     sources: list[tuple[PairSource, float]] = []
     if data.sources:
-        pool = read_pool(data.sources, data.max_side, device, faults)
-        stills = StillPairs(pool, data.batch_size, *crop_sizes, seed=seed, config=data.stills)
+        pool = read_pool(data.sources, data.max_side, device, errors)
+        stills = StillPairs(pool, data.batch_size, sizes, seed=seed, config=data.stills)
         sources.append((stills, sum(data.sources.values())))
     if data.videos:
         sets = [(open_set(*_split_layout(name)), weight) for name, weight in data.videos.items()]
         frames = VideoPairs(
-            sets, data.batch_size, *crop_sizes, seed=seed, device=device, config=data.frames, faults=faults
+            sets, data.batch_size, sizes, seed=seed, device=device, config=data.frames, errors=errors
         )
         sources.append((frames, sum(data.videos.values())))
     if not sources:

@@ -22,7 +22,7 @@ from correlation_aware._files import atomic_path, git_hash_file, read_json, sha2
 from correlation_aware._version import __version__
 from correlation_aware.weights.manifest import WeightsEntry
 
-__all__ = ["fetch", "fetch_file", "fetch_repository"]
+__all__ = ["fetch", "fetch_file", "fetch_repository", "hash_in_name"]
 
 _logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def fetch_file(
         return _fetch_from_hub(repository, file, revision, None, cache_dir)
     assert url is not None
     name = url.partition("?")[0].rpartition("/")[2]
-    digits = re.search(r"-([0-9a-f]{8,64})\.", name)
+    digits = hash_in_name(url)
     if digits is None:  # the same name at another address may be another file
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
     path = (Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints") / name
@@ -132,13 +132,19 @@ def fetch_file(
             url,
             actual,
         )
-    elif not actual.startswith(digits[1]):
+    elif not actual.startswith(digits):
         _remove(path)
         raise RuntimeError(
             f"{path} does not have the hash in its name: its sha256 is {actual}. The file was removed. "
             f"Get it again from {url}."
         )
     return path
+
+
+def hash_in_name(url: str) -> str | None:
+    """The first digits of the sha256 in the name of a file such as `net-0a1b2c3d.pth`; None without them."""
+    digits = re.search(r"-([0-9a-f]{8,64})\.", url.partition("?")[0].rpartition("/")[2])
+    return digits[1] if digits else None
 
 
 def _fetch_from_hub(

@@ -2,16 +2,17 @@
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from timm.models import adapt_input_conv
+from timm.models import PretrainedCfg, adapt_input_conv
 from torch import Tensor, nn
 
 from correlation_aware._files import write_text
 from correlation_aware._version import __version__
 from correlation_aware.models.contract import FeatureNet
+from correlation_aware.models.registry import registered_models
 from correlation_aware.weights.card import model_card
 from correlation_aware.weights.convert import convert_state_dict
 from correlation_aware.weights.files import write_state_dict
@@ -90,7 +91,9 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     cfg, arguments = dict(model.pretrained_cfg), dict(model.model_args)  # type: ignore[arg-type]
     if cfg["num_classes"] != getattr(model, "num_classes", 0):  # reset_classifier was called
         arguments["num_classes"] = cfg["num_classes"] = model.num_classes
-    unsaved = ("architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source")
+    unsaved = ["architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source"]
+    if cfg["architecture"] not in registered_models():  # timm gives the rest to the plug-in's function
+        unsaved += set(cfg) - {field.name for field in fields(PretrainedCfg)}
     return {
         "architecture": cfg["architecture"],
         "model_args": arguments,

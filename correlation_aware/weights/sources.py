@@ -1,5 +1,6 @@
 """What a user may write for weights and what it means: tags, files and repositories are told apart here."""
 
+import os
 import re
 import sys
 import warnings
@@ -30,7 +31,7 @@ __all__ = [
     "tags_of",
 ]
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 # fields of timm's PretrainedCfg that say where weights are
 LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
 
@@ -211,9 +212,8 @@ def former_default(model: str) -> str | None:
 
 
 def tags_of(model: str) -> list[str]:
-    """Tags of a model's weights in the manifest, or of a plug-in's model in timm; the default first."""
-    tags = [entry.tag for entry in load_manifest().values() if entry.model == model]
-    return tags or timm_tags(model)
+    """Tags of a model's weights, the default first: in the manifest, then in timm for a plug-in's model."""
+    return [entry.tag for entry in load_manifest().values() if entry.model == model] + timm_tags(model)
 
 
 def current_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Writes the demo weights and their entry: random values, normalization statistics of random images."""
+"""Writes the demo weights and their entry: random numbers, and the statistics of random images."""
 
 import hashlib
 import json

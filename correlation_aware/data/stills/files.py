@@ -1,4 +1,4 @@
-"""Still images from WebDataset shards or a folder, with a mask and a class where they have one."""
+"""Still images from WebDataset shards or a folder, with the mask and the class where they have one."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from correlation_aware._extras import require
 from correlation_aware._files import IMAGE_SUFFIXES, natural_order
-from correlation_aware.data.faults import Faults
+from correlation_aware.data.error_budget import ErrorBudget
 
 __all__ = ["Still", "read_stills"]
 
@@ -26,8 +26,8 @@ class Still(NamedTuple):
 
     Attributes:
         image: uint8 RGB (H, W, 3).
-        mask: uint8 (H, W), 255 on the object; None if nothing is known about it.
-        label: The class in the name, "" if there is none.
+        mask: uint8 (H, W), 255 on the object; None if there is no mask.
+        label: Name of the class, "" if unknown.
     """
 
     image: Image
@@ -35,42 +35,45 @@ class Still(NamedTuple):
     label: str = ""
 
 
-def read_stills(source: str | Path, max_side: int, faults: Faults | None = None) -> Iterator[Still]:
-    """Reads every still of a source, each at most `max_side` pixels long.
+def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = None) -> Iterator[Still]:
+    """Reads all images of a source.
 
-    Names are `KEY.jpg`, with `KEY.mask.png` beside it where there is a mask. In a key such as
-    `000017_n01440764_tench` what follows the first underscore is the class; so is a picture's subfolder.
+    Files are named `KEY.jpg`, with an optional mask `KEY.mask.png`. The class is the part of the key after
+    its first underscore, `n01440764_tench` in `000017_n01440764_tench`, or the name of the subfolder.
 
     Args:
-        source: A folder, or tar shards as WebDataset names them: a path, `shard-{000000..000041}.tar`, a URL.
-        max_side: Larger pictures are shrunk.
-        faults: Counts what cannot be read; by default nothing may fail.
+        source: A folder, or tar shards in WebDataset notation: a path, `shard-{000000..000041}.tar`, a URL.
+        max_side: Longest side in pixels; larger images are downscaled.
+        errors: Counter of unreadable files; by default the first one raises.
+
+    Yields:
+        The images, folders in natural order.
 
     Raises:
-        FileNotFoundError: There is nothing there.
-        RuntimeError: Too much of it cannot be read.
+        FileNotFoundError: The source has no readable image.
+        RuntimeError: More unreadable files than `errors` allows.
     """
-    faults = faults or Faults(limit=0)
+    errors = errors or ErrorBudget(limit=0)
     path = Path(source)
-    raw = _folder(path) if path.is_dir() else _shards(str(source), faults)
+    raw = _folder(path) if path.is_dir() else _shards(str(source), errors)
 
     def decode(entry: tuple[str, str, bytes, bytes | None]) -> Still | None:
         name, label, image, mask = entry
         try:
             return _decode(image, mask, label, max_side)
         except (ValueError, cv2.error) as error:
-            faults.add(name, error)
+            errors.add(name, error)
             return None
 
-    found = False
+    empty = True
     with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(raw, 256)):  # bounds what waits in memory
+        while chunk := list(islice(raw, 256)):  # limits the encoded images in memory
             for still in pool.map(decode, chunk):
                 if still is not None:
-                    found = True
+                    empty = False
                     yield still
-    if not found:
-        raise FileNotFoundError(f"{source} holds no picture that can be read ({', '.join(IMAGE_SUFFIXES)}).")
+    if empty:
+        raise FileNotFoundError(f"{source} has no readable images ({', '.join(IMAGE_SUFFIXES)}).")
 
 
 def _folder(root: Path) -> Iterator[tuple[str, str, bytes, bytes | None]]:
@@ -81,25 +84,25 @@ def _folder(root: Path) -> Iterator[tuple[str, str, bytes, bytes | None]]:
             yield str(path), label, path.read_bytes(), mask.read_bytes() if mask.is_file() else None
 
 
-def _shards(urls: str, faults: Faults) -> Iterator[tuple[str, str, bytes, bytes | None]]:
-    for sample in _webdataset(urls, faults):
-        where = f"{sample['__url__']}: {sample['__key__']}"
+def _shards(urls: str, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, bytes | None]]:
+    for sample in _webdataset(urls, errors):
+        name = f"{sample['__url__']}: {sample['__key__']}"
         image = next((sample[s[1:]] for s in IMAGE_SUFFIXES if s[1:] in sample), None)
         if image is None:
-            faults.add(where, ValueError("no picture of this key"))
+            errors.add(name, ValueError("no image with this key"))
         else:
             key = str(sample["__key__"]).rsplit("/")[-1]
-            yield where, _label(key), image, sample.get(MASK[1:])
+            yield name, _label(key), image, sample.get(MASK[1:])
 
 
-def _webdataset(urls: str, faults: Faults) -> Iterable[Mapping[str, Any]]:
+def _webdataset(urls: str, errors: ErrorBudget) -> Iterable[Mapping[str, Any]]:
     (webdataset,) = require("webdataset", message="Tar shards need {names}")
 
     def handler(error: Exception) -> bool:
-        faults.add(urls, error)
+        errors.add(urls, error)
         return True
 
-    # every process of a run fills its own pool with all shards, so none are dealt out
+    # every process reads all shards into its own pool, so shards are not split between processes
     return webdataset.WebDataset(
         urls, shardshuffle=False, handler=handler, nodesplitter=None, workersplitter=None, empty_check=False
     )
@@ -110,18 +113,18 @@ def _label(key: str) -> str:
 
 
 def _decode(image: bytes, mask: bytes | None, label: str, max_side: int) -> Still:
-    rgb = _picture(image, cv2.IMREAD_COLOR_RGB)
+    rgb = _decode_image(image, cv2.IMREAD_COLOR_RGB)
     scale = min(1.0, max_side / max(rgb.shape[:2]))
     size = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))
     rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
     if mask is None:
         return Still(rgb, None, label)
-    grey = _picture(mask, cv2.IMREAD_GRAYSCALE)
-    return Still(rgb, np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8), label)
+    gray = _decode_image(mask, cv2.IMREAD_GRAYSCALE)
+    return Still(rgb, np.asarray(cv2.resize(gray, size, interpolation=cv2.INTER_AREA), np.uint8), label)
 
 
-def _picture(data: bytes, flags: int) -> Image:
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if picture is None:
-        raise ValueError("not a picture, or a damaged one")
-    return np.asarray(picture, np.uint8)
+def _decode_image(data: bytes, flags: int) -> Image:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if image is None:
+        raise ValueError("not an image, or a damaged one")
+    return np.asarray(image, np.uint8)

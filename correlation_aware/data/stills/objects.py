@@ -1,4 +1,4 @@
-"""What in a photograph can be a target: the object of its mask, or rectangles that stand out."""
+"""Candidate targets in a photograph: the object of its mask, or salient rectangles."""
 
 import cv2
 import numpy as np
@@ -8,14 +8,21 @@ from torchvision.ops import nms
 
 from correlation_aware.data.stills.geometry import OUTLINE_POINTS
 
-__all__ = ["clean_mask", "plain_ground_mask", "salient_rectangles", "tight_outline"]
+__all__ = ["clean_mask", "plain_background_mask", "salient_rectangles", "tight_outline"]
 
 Image = NDArray[np.uint8]
 Array = NDArray[np.float32]
 
 
 def clean_mask(mask: Image) -> NDArray[np.bool_] | None:
-    """The largest connected object of a mask, None if it is too small or fills the picture."""
+    """The largest connected component of a mask.
+
+    Args:
+        mask: uint8 (H, W), above 127 on the object.
+
+    Returns:
+        (H, W) bool, or None if the component is too small or fills the image.
+    """
     count, parts, stats, _ = cv2.connectedComponentsWithStats((mask > 127).astype(np.uint8))
     if count < 2:
         return None
@@ -26,30 +33,42 @@ def clean_mask(mask: Image) -> NDArray[np.bool_] | None:
     return np.asarray(parts == largest)
 
 
-def plain_ground_mask(image: Image) -> Image | None:
-    """The mask of an object before a ground of one colour, as in catalogues; None elsewhere.
+def plain_background_mask(image: Image) -> Image | None:
+    """The mask of an object on a background of one color, as in product photographs.
 
-    The ground is what has about the colour of the picture's rim and is connected with it.
+    The background is the pixels of about the color of the image's edge that are connected with the edge.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+
+    Returns:
+        uint8 (H, W), 255 on the object, or None if the image has no plain background.
     """
-    rim = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3)])
-    rim = np.concatenate([rim, image[:, :2].reshape(-1, 3), image[:, -2:].reshape(-1, 3)]).astype(int)
-    colour = np.median(rim, axis=0)
-    if (np.abs(rim - colour).max(axis=1) < 14).mean() < 0.8:
+    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3)])
+    border = np.concatenate([border, image[:, :2].reshape(-1, 3), image[:, -2:].reshape(-1, 3)]).astype(int)
+    color = np.median(border, axis=0)
+    if (np.abs(border - color).max(axis=1) < 14).mean() < 0.8:
         return None
-    near = (np.abs(cv2.medianBlur(image, 3).astype(int) - colour).max(axis=2) < 20).astype(np.uint8)
+    near = (np.abs(cv2.medianBlur(image, 3).astype(int) - color).max(axis=2) < 20).astype(np.uint8)
     parts = cv2.connectedComponents(near, connectivity=4)[1]
-    at_rim = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-    ground = np.isin(parts, at_rim[at_rim > 0])
-    if not 0.2 < ground.mean() < 0.95:
+    at_border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    background = np.isin(parts, at_border[at_border > 0])
+    if not 0.2 < background.mean() < 0.95:
         return None
-    return np.asarray(~ground * 255, np.uint8)
+    return np.asarray(~background * 255, np.uint8)
 
 
 def tight_outline(mask: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """The box of a mask, xywh in pixels, and its hull in units of the box, (points, 2).
+    """The box and the convex hull of a mask.
 
-    The hull's points are those furthest in evenly spaced directions, so the box is exact and any turned one
-    nearly so.
+    The points of the hull are the extreme ones in evenly spaced directions: the box is exact, and the box
+    after a rotation is nearly exact.
+
+    Args:
+        mask: (H, W) bool, not empty.
+
+    Returns:
+        Box (4,) xywh in pixels, and hull (OUTLINE_POINTS, 2) in coordinates that span -1..1 over the box.
     """
     contours = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
     corners = np.concatenate(contours).reshape(-1, 1, 2) + np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
@@ -62,26 +81,35 @@ def tight_outline(mask: NDArray[np.bool_]) -> tuple[Array, Array]:
 
 
 def salient_rectangles(image: Image, count: int, rng: np.random.Generator) -> Array:
-    """The rectangles, of many random ones, that stand out most: (count, 4) xywh, the best first.
+    """The most salient of many random rectangles.
 
-    They differ from what is around them, have texture within, and edges within rather than across their rim.
+    Salient ones differ in color from their surroundings, have texture, and have image edges inside rather
+    than across their border.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        count: Number of rectangles.
+        rng: Random number generator.
+
+    Returns:
+        (count, 4) xywh in pixels, best first.
     """
     height, width = image.shape[:2]
     shrink = min(1.0, 96 / max(height, width))
     small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.float32)
     rows, columns = small.shape[:2]
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    steps = np.abs(cv2.Sobel(grey, cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-    edges = np.sqrt(steps)
-    tries = 32 * count
-    size = np.sqrt(rows * columns) * np.exp(rng.uniform(np.log(0.1), np.log(0.4), tries))
-    aspect = np.exp(rng.uniform(-0.7, 0.7, tries))
+    gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    gradient = np.abs(cv2.Sobel(gray, cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(gray, cv2.CV_32F, 0, 1))
+    edges = np.sqrt(gradient)
+    candidates = 32 * count
+    size = np.sqrt(rows * columns) * np.exp(rng.uniform(np.log(0.1), np.log(0.4), candidates))
+    aspect = np.exp(rng.uniform(-0.7, 0.7, candidates))
     w = np.minimum(size * np.sqrt(aspect), 0.95 * columns)
     h = np.minimum(size / np.sqrt(aspect), 0.95 * rows)
     x, y = rng.uniform(0, columns - w), rng.uniform(0, rows - h)
 
     def total(values: Array, grow: float) -> tuple[Array, Array]:
-        """Sums over every rectangle, grown by a part of its size, and their areas."""
+        """Sums over every rectangle, enlarged on each side by `grow` times its size, and the areas."""
         table = np.asarray(cv2.integral(values)).reshape(rows + 1, columns + 1, -1)
         x1, x2 = (np.clip(np.round(v), 0, columns).astype(int) for v in (x - grow * w, x + w + grow * w))
         y1, y2 = (np.clip(np.round(v), 0, rows).astype(int) for v in (y - grow * h, y + h + grow * h))
@@ -89,7 +117,7 @@ def salient_rectangles(image: Image, count: int, rng: np.random.Generator) -> Ar
         return table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1], area
 
     def mean(values: Array, inner: float, outer: float) -> Array:
-        """Means over the ring between two sizes of every rectangle; over all of it if inner is -0.5."""
+        """Means over the ring between two enlargements of every rectangle; inner=-0.5 is an empty inside."""
         (a, area_a), (b, area_b) = total(values, inner), total(values, outer)
         return (b - a) / np.maximum(area_b - area_a, 1)
 
@@ -100,5 +128,5 @@ def salient_rectangles(image: Image, count: int, rng: np.random.Generator) -> Ar
     score = contrast.clip(max=40) + texture.clip(max=50) + 6 * closed
     corners = torch.from_numpy(np.stack([x, y, x + w, y + h], axis=1))
     kept = nms(corners, torch.from_numpy(score), iou_threshold=0.4).numpy()
-    best = np.resize(kept, count)  # the first ones again where too few are left
+    best = np.resize(kept, count)  # repeats the first ones where too few are left
     return (np.stack([x, y, w, h], axis=1)[best] / shrink).astype(np.float32)

@@ -1,4 +1,4 @@
-"""All photographs in one tensor on the device, each with its smaller versions (mip levels)."""
+"""A pool of photographs in one tensor on the device, each at several resolutions (mip levels)."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,45 +12,48 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from correlation_aware.data.draws import Draws
-from correlation_aware.data.faults import Faults
+from correlation_aware.data.error_budget import ErrorBudget
+from correlation_aware.data.keyed_random import KeyedRandom
 from correlation_aware.data.stills.files import Still, read_stills
-from correlation_aware.data.stills.geometry import OUTLINE_POINTS, Cut, rounded_outline
+from correlation_aware.data.stills.geometry import OUTLINE_POINTS, Region, rounded_outline
 from correlation_aware.data.stills.objects import (
     clean_mask,
-    plain_ground_mask,
+    plain_background_mask,
     salient_rectangles,
     tight_outline,
 )
 
 __all__ = ["LEVELS", "ImagePool", "read_pool"]
 
-LEVELS = 5
-RECTANGLES = 8
+LEVELS = 5  # mip levels of a photograph
+RECTANGLES = 8  # salient rectangles of a photograph
 
 Image = NDArray[np.uint8]
 Array = NDArray[np.floating]
 
 
 class ImagePool:
-    """Photographs of any size, ready to be sampled in batches.
+    """Photographs of any size in memory, to be sampled in batches.
 
     Args:
-        stills: The photographs; all are held in memory, 5.3 bytes a pixel.
-        weights: How often each is drawn, relative to the others; alike by default.
-        device: Where the pixels live. Everything else stays on the CPU.
-        plain_ground: Look for objects before a ground of one colour where a photograph has no mask.
+        stills: Photographs; each takes 5.3 bytes per pixel.
+        weights: Relative sampling frequency of each photograph; equal by default.
+        device: Device of the pixels. All other tensors are on the CPU.
+        plain_background: Whether to segment objects on a plain background where a photograph has no mask.
 
     Attributes:
-        pixels: (P,) int32, red, green, blue and alpha in four bytes; alpha is the object's mask, 255
-            everywhere where there is none.
-        offset, width, height: (N, LEVELS) where each level of each photograph lies in `pixels`.
-        mean: (N, 3) colour.
-        masked: (N,) bool, there is an object with a mask.
-        label: (N,) number of the class, -1 if it is unknown.
+        pixels: (P,) int32, red, green, blue and alpha packed into four bytes. Alpha is the object's mask, or
+            255 everywhere in a photograph without a mask.
+        offset: (N, LEVELS) index in `pixels` of the first pixel of each level of each photograph.
+        width: (N, LEVELS) width of each level in pixels.
+        height: (N, LEVELS) height of each level in pixels.
+        mean: (N, 3) mean color in 0..255.
+        masked: (N,) bool, whether the photograph has an object with a mask.
+        label: (N,) index of the class, -1 if unknown.
+        weights: (N,) relative sampling frequency.
 
     Raises:
-        ValueError: No photograph, more than 2^31 pixels, or weights that do not fit.
+        ValueError: No photographs, more than 2^31 pixels, or invalid weights.
     """
 
     def __init__(
@@ -58,19 +61,20 @@ class ImagePool:
         stills: Iterable[Still],
         weights: Iterable[float] | None = None,
         device: str | torch.device = "cpu",
-        plain_ground: bool = True,
+        plain_background: bool = True,
     ) -> None:
         pieces: list[NDArray[np.int32]] = []
         entries: list[_Entry] = []
         numbered = enumerate(stills)
+        prepare = partial(_prepare, plain_background=plain_background)
         with ThreadPoolExecutor() as threads:
-            while chunk := list(islice(numbered, 256)):  # bounds what waits in memory
-                for pixels, entry in threads.map(partial(_describe, plain_ground=plain_ground), chunk):
+            while chunk := list(islice(numbered, 256)):  # limits the decoded images in memory
+                for pixels, entry in threads.map(prepare, chunk):
                     pieces.append(pixels)
                     entries.append(entry)
         if not entries:
-            raise ValueError("A pool needs one photograph at least.")
-        self.pixels = _joined(pieces).to(device)
+            raise ValueError("The pool has no photographs: pass at least one.")
+        self.pixels = _concatenate(pieces).to(device)
         sizes = torch.tensor([entry.sizes for entry in entries])
         self.height, self.width = sizes.unbind(2)
         areas = sizes.prod(dim=2).flatten()
@@ -84,79 +88,85 @@ class ImagePool:
         self.label = torch.tensor([names.get(entry.label, -1) for entry in entries])
         self.weights = torch.ones(len(self)) if weights is None else torch.tensor(list(weights)).float()
         if len(self.weights) != len(self) or bool((self.weights < 0).any()) or not self.weights.any():
-            raise ValueError(f"{len(self)} photographs need as many weights, none below 0, not all 0.")
+            raise ValueError(f"{len(self)} photographs need {len(self)} weights, none below 0 and not all 0.")
         self._by_label = self.label.argsort(stable=True)
         ordered = self.label[self._by_label]
         self._first = torch.searchsorted(ordered, self.label)
-        self._alike = torch.searchsorted(ordered, self.label, right=True) - self._first
+        self._class_size = torch.searchsorted(ordered, self.label, right=True) - self._first
 
     def __len__(self) -> int:
         return len(self.label)
 
     @property
     def device(self) -> torch.device:
+        """Device of the pixels."""
         return self.pixels.device
 
-    def sides(self, pictures: Tensor) -> Tensor:
-        """(n, 2) width and height in pixels."""
-        return torch.stack([self.width[pictures, 0], self.height[pictures, 0]], dim=1).float()
+    def sizes(self, images: Tensor) -> Tensor:
+        """(n, 2) width and height in pixels of photographs (n,)."""
+        return torch.stack([self.width[images, 0], self.height[images, 0]], dim=1).float()
 
-    def draw(self, draws: Draws, count: int) -> Tensor:
-        """(count,) numbers of photographs, by their weights."""
-        return draws.weighted(self.weights, count)
+    def sample_images(self, rng: KeyedRandom, count: int) -> Tensor:
+        """(count,) indices of random photographs, by their weights."""
+        return rng.multinomial(self.weights, count)
 
-    def same_class(self, draws: Draws, pictures: Tensor) -> Tensor:
-        """Another photograph of the class of each, or any one where the class or another is unknown."""
-        alike = self._by_label[self._first[pictures] + draws.below(self._alike[pictures])]
-        unknown = (self.label[pictures] < 0) | (alike == pictures)
-        return torch.where(unknown, self.draw(draws, len(pictures)), alike)
+    def sample_same_class(self, rng: KeyedRandom, images: Tensor) -> Tensor:
+        """(n,) indices of other photographs of the same classes as `images` (n,).
 
-    def cuts(self, draws: Draws, pictures: Tensor, objects: float) -> Cut:
-        """A target in each of the photographs: its object, or one of its salient rectangles.
+        A photograph of any class takes the place where the class is unknown or has no other photograph.
+        """
+        alike = self._by_label[self._first[images] + rng.integers(self._class_size[images])]
+        unknown = (self.label[images] < 0) | (alike == images)
+        return torch.where(unknown, self.sample_images(rng, len(images)), alike)
+
+    def sample_regions(self, rng: KeyedRandom, images: Tensor, objects: float) -> Region:
+        """A target region in each photograph: its object, or one of its salient rectangles.
 
         Args:
-            draws: The random numbers.
-            pictures: (n,) numbers of photographs.
-            objects: Probability of the object where there is one.
+            rng: Random number generator.
+            images: (n,) indices of photographs.
+            objects: Probability of the object where the photograph has one.
         """
-        n = len(pictures)
-        whole = self.sides(pictures)
-        rectangle = self._rectangles[pictures, draws.below(torch.full((n,), RECTANGLES))]
-        half = torch.minimum(rectangle[:, 2:] / 2 * draws.scale(0.15, n, 2), whole / 2)
-        centre = rectangle[:, :2] + rectangle[:, 2:] / 2 + draws.uniform(-0.2, 0.2, n, 2) * half
-        centre = torch.maximum(torch.minimum(centre, whole - half), half)
-        regions = Cut(pictures, centre, half, rounded_outline(n), torch.zeros(n, dtype=torch.bool))
-        box = self._boxes[pictures]
-        masked = self.masked[pictures] & draws.chance(objects, n)
-        found = Cut(pictures, box[:, :2] + box[:, 2:] / 2, box[:, 2:] / 2, self._outlines[pictures], masked)
-        return found.where(masked, regions)
+        n = len(images)
+        image_size = self.sizes(images)
+        rectangle = self._rectangles[images, rng.integers(torch.full((n,), RECTANGLES))]
+        half_size = torch.minimum(rectangle[:, 2:] / 2 * rng.log_uniform(0.15, n, 2), image_size / 2)
+        center = rectangle[:, :2] + rectangle[:, 2:] / 2 + rng.uniform(-0.2, 0.2, n, 2) * half_size
+        center = torch.maximum(torch.minimum(center, image_size - half_size), half_size)
+        unmasked = torch.zeros(n, dtype=torch.bool)
+        rectangles = Region(images, center, half_size, rounded_outline(n), unmasked)
+        box = self._boxes[images]
+        masked = self.masked[images] & rng.bernoulli(objects, n)
+        half_size = box[:, 2:] / 2
+        masks = Region(images, box[:, :2] + half_size, half_size, self._outlines[images], masked)
+        return masks.where(masked, rectangles)
 
 
 def read_pool(
     sources: Mapping[str, float],
     max_side: int = 400,
     device: str | torch.device = "cpu",
-    faults: Faults | None = None,
+    errors: ErrorBudget | None = None,
 ) -> ImagePool:
-    """Reads stills of several sources into one pool.
+    """Reads photographs of several sources into one pool.
 
     Args:
-        sources: Folders or tar shards, see `read_stills`, each with its weight: the share of the draws that
-            come from it.
-        max_side: Larger photographs are shrunk to this many pixels.
-        device: Where the pixels live.
-        faults: Counts what cannot be read; 100 files may fail by default.
+        sources: Folders or tar shards, see `read_stills`, with their weights: the share of the samples from
+            each source.
+        max_side: Longest side in pixels; larger photographs are downscaled.
+        device: Device of the pixels.
+        errors: Counter of unreadable files; by default up to 100 are skipped.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: See `read_stills` and `ImagePool`.
     """
-    faults = faults or Faults()
+    errors = errors or ErrorBudget()
     counts: list[int] = []
 
     def stills() -> Iterable[Still]:
         for source in sources:
             counts.append(0)
-            for still in read_stills(source, max_side, faults):
+            for still in read_stills(source, max_side, errors):
                 counts[-1] += 1
                 yield still
 
@@ -165,34 +175,37 @@ def read_pool(
     return pool
 
 
-def _joined(pieces: list[NDArray[np.int32]]) -> Tensor:
-    """All pieces behind each other; takes them from the list, so that memory never holds them twice."""
+def _concatenate(pieces: list[NDArray[np.int32]]) -> Tensor:
+    """Concatenates the pieces and empties the list, so that memory never holds all pixels twice."""
     count = sum(map(len, pieces))
     if count >= 2**31:
-        raise ValueError(f"{count} pixels are more than a pool can hold, 2^31: lower max_side or take fewer.")
-    joined, end = torch.empty(count, dtype=torch.int32), count
+        raise ValueError(
+            f"The photographs have {count} pixels and a pool holds 2^31 at most: lower max_side or pass "
+            "fewer photographs."
+        )
+    pixels, end = torch.empty(count, dtype=torch.int32), count
     while pieces:
         piece = torch.from_numpy(pieces.pop())
-        joined[end - len(piece) : end] = piece
+        pixels[end - len(piece) : end] = piece
         end -= len(piece)
-    return joined
+    return pixels
 
 
 class _Entry(NamedTuple):
     sizes: list[tuple[int, int]]  # height and width of each level
-    mean: Array
-    rectangles: Array
+    mean: Array  # (3,)
+    rectangles: Array  # (RECTANGLES, 4) xywh in pixels
     masked: bool
-    box: Array
-    outline: Array
-    label: str
+    box: Array  # (4,) xywh in pixels
+    outline: Array  # (OUTLINE_POINTS, 2) in region coordinates
+    label: str  # name of the class, "" if unknown
 
 
-def _describe(numbered: tuple[int, Still], plain_ground: bool) -> tuple[NDArray[np.int32], _Entry]:
-    """Pixels of all levels, and what else there is to know of a photograph."""
+def _prepare(numbered: tuple[int, Still], plain_background: bool) -> tuple[NDArray[np.int32], _Entry]:
+    """Packed pixels of all levels of a photograph, and its entry of the pool."""
     number, still = numbered
-    guess = plain_ground_mask(still.image) if still.mask is None and plain_ground else still.mask
-    mask = None if guess is None else clean_mask(guess)
+    raw_mask = plain_background_mask(still.image) if still.mask is None and plain_background else still.mask
+    mask = None if raw_mask is None else clean_mask(raw_mask)
     levels = _levels(still.image, mask)
     box, outline = np.ones(4, np.float32), np.zeros((OUTLINE_POINTS, 2), np.float32)
     if mask is not None:
@@ -210,7 +223,7 @@ def _describe(numbered: tuple[int, Still], plain_ground: bool) -> tuple[NDArray[
 
 
 def _levels(image: Image, mask: NDArray[np.bool_] | None) -> list[Image]:
-    """Red, green, blue and alpha, (H, W, 4), and each time half of it."""
+    """RGBA images (H, W, 4), uint8, each of half the size of the one before."""
     alpha = np.full(image.shape[:2], 255, np.uint8)
     if mask is not None:
         alpha = np.asarray(cv2.GaussianBlur((mask * 255).astype(np.uint8), (0, 0), 1.0), np.uint8)

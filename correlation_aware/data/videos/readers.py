@@ -1,4 +1,4 @@
-"""Published tracking sets in the layouts they are published in."""
+"""Readers of public tracking datasets, in the layouts in which they are published."""
 
 import json
 from collections.abc import Callable
@@ -16,14 +16,14 @@ __all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set", "reg
 class Got10k:
     """GOT-10k: `ROOT/train/list.txt`, `ROOT/train/GOT-10k_Train_000001/00000001.jpg` and its labels.
 
-    A frame counts as visible if `absence.label` is 0 and `cover.label` above 0, where there are such files.
+    A target is visible where `absence.label` is 0 and `cover.label` above 0, if these files exist.
 
     Args:
-        root: The folder that holds the subsets.
-        subset: `train`, `val`, ...; the test set has one box a video and cannot be trained on.
+        root: Folder of the subsets.
+        subset: Name of the subset, `train` or `val`; `test` has one box per video, too few for training.
 
     Raises:
-        FileNotFoundError: No such subset, or none of its videos.
+        FileNotFoundError: No such subset, or no videos in it.
     """
 
     def __init__(self, root: str | Path, subset: str = "train") -> None:
@@ -53,18 +53,18 @@ class LaSOT:
     `out_of_view.txt`.
 
     Args:
-        root: The folder of the classes; the videos may also lie in it directly.
-        names: A file with a name such as `airplane-1` a line, the toolkit's `training_set.txt` for example;
-            all videos by default.
+        root: Folder of the class folders, or of the videos themselves.
+        names: File with one video name such as `airplane-1` per line, such as the toolkit's
+            `training_set.txt`; all videos by default.
 
     Raises:
         FileNotFoundError: No videos.
     """
 
     def __init__(self, root: str | Path, names: str | Path | None = None) -> None:
-        found = {path.parent.name: path.parent for path in sorted(Path(root).glob("**/groundtruth.txt"))}
-        wanted = list(found) if names is None else Path(names).read_text().split()
-        self.folders = [found.get(name, Path(root) / name.rpartition("-")[0] / name) for name in wanted]
+        folders = {path.parent.name: path.parent for path in sorted(Path(root).glob("**/groundtruth.txt"))}
+        selected = list(folders) if names is None else Path(names).read_text().split()
+        self.folders = [folders.get(name, Path(root) / name.rpartition("-")[0] / name) for name in selected]
         if not self.folders:
             raise FileNotFoundError(f"There is no video with a groundtruth.txt in {root}.")
 
@@ -83,8 +83,8 @@ class TrackingNet:
     """TrackingNet: `ROOT/TRAIN_0/frames/NAME/0.jpg` and `ROOT/TRAIN_0/anno/NAME.txt`.
 
     Args:
-        root: The folder that holds `TRAIN_0` to `TRAIN_11`.
-        parts: Some of them; all by default.
+        root: Folder of `TRAIN_0` to `TRAIN_11`.
+        parts: Names of the parts to read, such as `TRAIN_0`; all by default.
 
     Raises:
         FileNotFoundError: No annotations.
@@ -108,23 +108,23 @@ class TrackingNet:
 class Coco:
     """COCO: `ROOT/annotations/instances_train2017.json` and `ROOT/train2017/000000000009.jpg`.
 
-    Every object is a video of one frame. Crowds are left out, and objects smaller than 16 pixels a side.
+    Every object is a video of one frame. Crowds and objects with a side below 16 pixels are left out.
 
     Args:
-        root: The folder of the annotations; pictures may also lie in `ROOT/images/train2017`.
-        subset: `train2017`, `val2017`, ...
+        root: Folder of `annotations`; the images may also be in `ROOT/images/train2017`.
+        subset: Name of the subset, such as `train2017` or `val2017`.
 
     Raises:
-        FileNotFoundError: No such file or no pictures.
-        ValueError: The file is not one of COCO's.
+        FileNotFoundError: No annotation file or no folder of images.
+        ValueError: Not an annotation file of COCO instances.
     """
 
     def __init__(self, root: str | Path, subset: str = "train2017") -> None:
         path = Path(root) / "annotations" / f"instances_{subset}.json"
-        places = [Path(root) / subset, Path(root) / "images" / subset]
-        folder = next((place for place in places if place.is_dir()), None)
+        folders = [Path(root) / subset, Path(root) / "images" / subset]
+        folder = next((path for path in folders if path.is_dir()), None)
         if not path.is_file() or folder is None:
-            raise FileNotFoundError(f"COCO needs {path} and pictures in {places[0]} or {places[1]}.")
+            raise FileNotFoundError(f"COCO needs {path} and images in {folders[0]} or {folders[1]}.")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             files = {image["id"]: image["file_name"] for image in content["images"]}
@@ -134,7 +134,7 @@ class Coco:
                 if not a.get("iscrowd") and min(a["bbox"][2:]) >= 16
             ]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a file of COCO's instances: {error!r}.") from error
+            raise ValueError(f"{path} is not an annotation file of COCO instances: {error!r}.") from error
         self.folder = folder
         self.files = [file for file, _ in objects]
         self.boxes = np.array([box for _, box in objects], float).reshape(-1, 4)
@@ -159,7 +159,7 @@ READERS: dict[str, Reader] = {
 
 
 def register_reader(name: str) -> Callable[[Reader], Reader]:
-    """Decorator: makes a reader known as `data.videos={name:ROOT: share}` in training.
+    """Decorator that registers a reader under the name of a layout, for `data.videos={name:ROOT: share}`.
 
     A reader is a class or function that takes the root folder of a dataset and returns a `SequenceSet`: it
     has a length, and item i is a `Video`.
@@ -168,13 +168,13 @@ def register_reader(name: str) -> Callable[[Reader], Reader]:
         name: Name of the layout.
 
     Raises:
-        ValueError: The name is taken, or has a colon.
+        ValueError: The name is registered already, or has a colon.
     """
 
     def add(reader: Reader) -> Reader:
         if name in READERS or ":" in name:
             raise ValueError(
-                f"A reader cannot be called {name!r}: taken are {', '.join(READERS)}; no colons."
+                f"The name {name!r} of a reader is in use or has a colon. In use: {', '.join(READERS)}."
             )
         READERS[name] = reader
         return reader
@@ -183,13 +183,17 @@ def register_reader(name: str) -> Callable[[Reader], Reader]:
 
 
 def open_set(name: str, root: str | Path) -> SequenceSet:
-    """The training part of a dataset by the name of its layout.
+    """Opens the training part of a dataset.
+
+    Args:
+        name: Name of the layout, see `READERS`.
+        root: Root folder of the dataset.
 
     Raises:
-        ValueError: An unknown name.
-        FileNotFoundError: Nothing of that layout in `root`.
+        ValueError: An unknown layout.
+        FileNotFoundError: No dataset of that layout in `root`.
     """
     load_plugins()
     if name not in READERS:
-        raise ValueError(f"{name!r} is not a known layout: {', '.join(READERS)}.")
+        raise ValueError(f"Unknown layout {name!r}; known layouts: {', '.join(READERS)}.")
     return READERS[name](root)

@@ -1,4 +1,4 @@
-"""Annotated videos as files: one small protocol for every dataset, and the plain layout of one's own."""
+"""Annotated videos on disk: the protocol of all datasets, and a plain folder layout for your own data."""
 
 import re
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ __all__ = ["Folder", "SequenceSet", "Video", "read_boxes", "read_flags"]
 
 @dataclass(frozen=True)
 class Video:
-    """One target in the frames of one video; a still image is a video of one frame.
+    """The annotation of one target in one video; a still image is a video of one frame.
 
     Attributes:
-        name: For messages.
-        frames: T files.
+        name: Name of the video in messages.
+        frames: Image files of the T frames.
         boxes: (T, 4) xywh in pixels.
-        visible: (T,) bool, the target can be seen and its box can be trained on.
+        visible: (T,) bool, whether the target is visible and its box valid for training.
 
     Raises:
-        ValueError: Different numbers of frames, boxes and flags.
+        ValueError: The numbers of frames, boxes and visibility flags differ.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Video:
         if not len(self.frames) == len(self.boxes) == len(self.visible):
             raise ValueError(
                 f"{self.name} has {len(self.frames)} frames, {len(self.boxes)} boxes and {len(self.visible)} "
-                "flags of visibility; there must be one of each per frame."
+                "visibility flags; there must be one of each per frame."
             )
 
 
 class SequenceSet(Protocol):
-    """A dataset: a list of videos that reads its annotations when it is asked for one."""
+    """A dataset: a list of videos whose annotations are read on access."""
 
     def __len__(self) -> int: ...
 
@@ -50,17 +50,16 @@ class SequenceSet(Protocol):
 
 
 class Folder:
-    """Folders of frames with a `groundtruth.txt`, one x, y, w, h a line.
+    """Folders of frames with a `groundtruth.txt`, one box x, y, w, h per line.
 
-    Frames lie beside the file or in `img/`, in natural order. Commas, tabs or spaces separate
-    what is on a line; eight numbers are the corners of a polygon. `nan` or a box without area means that the
-    target cannot be seen.
+    The frames are in the same folder or in `img/`, in natural order. Numbers are separated by commas, tabs or
+    spaces; eight numbers are the corners of a polygon. `nan` or a box without area marks an invisible target.
 
     Args:
-        root: One such folder, or a folder of them at any depth.
+        root: One such folder, or a parent folder of them at any depth.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: No `groundtruth.txt` in `root` or below.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -79,11 +78,17 @@ class Folder:
 
 
 def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Boxes (T, 4) xywh of a text file, and which of them are boxes at all.
+    """Reads the boxes of a text file.
+
+    Args:
+        path: File with 4 numbers (x, y, w, h) or 8 numbers (corners of a polygon) per line.
+
+    Returns:
+        Boxes (T, 4) xywh, and (T,) bool, which of them are finite and have an area.
 
     Raises:
         OSError: No such file.
-        ValueError: It does not hold four or eight numbers a line.
+        ValueError: Not 4 or 8 numbers per line.
     """
     lines = [
         re.split(r"[\s,;]+", line.strip(" \t\r,;")) for line in path.read_text().splitlines() if line.strip()
@@ -93,7 +98,7 @@ def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     except ValueError as error:
         raise ValueError(f"{path} is not a table of numbers: {error}.") from error
     if table.ndim != 2 or table.shape[1] not in (4, 8):
-        raise ValueError(f"{path} must hold 4 numbers (x, y, w, h) a line, or 8 (corners).")
+        raise ValueError(f"{path} must have 4 numbers (x, y, w, h) or 8 (corners) per line.")
     if table.shape[1] == 8:
         x, y = table[:, ::2], table[:, 1::2]
         low, high = np.stack([x.min(1), y.min(1)], axis=1), np.stack([x.max(1), y.max(1)], axis=1)
@@ -103,16 +108,21 @@ def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 
 def read_flags(path: Path, count: int) -> NDArray[np.int64]:
-    """`count` whole numbers of a text file, on one line or one a line; zeros if there is no file.
+    """Reads integer flags of a text file, on one line or one per line.
+
+    Args:
+        path: Text file; if it does not exist, all flags are 0.
+        count: Number of frames.
+
+    Returns:
+        (count,) integers.
 
     Raises:
-        ValueError: Others, or another number of them.
+        ValueError: Not `count` integers.
     """
     if not path.is_file():
         return np.zeros(count, np.int64)
     words = re.split(r"[\s,]+", path.read_text().strip(" \r\n\t,"))
     if len(words) != count or not all(word.lstrip("-").isdigit() for word in words):
-        raise ValueError(
-            f"{path} must hold {count} whole numbers, one for each frame; it has {len(words)} words."
-        )
+        raise ValueError(f"{path} must have {count} integers, one per frame; it has {len(words)} words.")
     return np.array([int(word) for word in words])

@@ -1,4 +1,4 @@
-"""Training pairs from annotated videos: two frames of one video, within a gap."""
+"""Training pairs from annotated videos: two frames of one video, at most some frames apart."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,82 +8,91 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 
-from correlation_aware.data.draws import Draws
-from correlation_aware.data.faults import Faults
+from correlation_aware._deprecation import renamed_fields
+from correlation_aware.data.error_budget import ErrorBudget
+from correlation_aware.data.keyed_random import KeyedRandom
 from correlation_aware.data.pairs import PairBatch, normalize
-from correlation_aware.data.stills.photometric import PhotometricConfig, alter
+from correlation_aware.data.photometric import PhotometricConfig, photometric_augment
 from correlation_aware.data.videos.sequences import SequenceSet, Video
+from correlation_aware.models.contract import Sizes
 from correlation_aware.tracking.crop import Crop
 
 __all__ = ["VideoConfig", "VideoPairs"]
 
-ATTEMPTS = 100  # until a sample is given up for lack of videos that can be used
+ATTEMPTS = 100  # failed attempts at a pair before an error
 
 Image = NDArray[np.uint8]
 
 
+@renamed_fields(centre_jitter="center_jitter")
 @dataclass(frozen=True)
 class VideoConfig:
-    """How two frames become a pair.
+    """Sampling and augmentation of pairs from videos.
 
     Attributes:
-        gap: Most frames between the two.
+        gap: Largest number of frames between template and search image.
         negative: Probability of a template from another video.
-        scale_jitter: The search picture is e^-jitter .. e^jitter times as wide.
-        centre_jitter: Most that the target lies off the middle, in sizes of the target.
-        photometric: Light, cameras and codecs; the videos bring most of it, so less than with stills.
+        scale_jitter: Largest |log| of the factor of the search crop's side.
+        center_jitter: Largest offset of the target from the center of the search image, in sqrt(w * h) of the
+            target.
+        photometric: Photometric augmentation, weaker than that of stills, as videos vary by themselves.
     """
 
     gap: int = 100
     negative: float = 0.0
     scale_jitter: float = 0.25
-    centre_jitter: float = 1.4
+    center_jitter: float = 1.4
     photometric: PhotometricConfig = field(
-        default_factory=lambda: PhotometricConfig(10.0, 0.2, 0.03, 0.2, 0.05, 0.1, 0.1, 0.0, 0.1)
+        default_factory=lambda: PhotometricConfig(
+            brightness=10.0,
+            contrast=0.2,
+            color=0.03,
+            tone=0.2,
+            gray=0.05,
+            shade=0.1,
+            blur=0.1,
+            noise=0.0,
+            codec=0.1,
+        )
     )
 
 
 class _Sample(NamedTuple):
     template: Image
     search: Image
-    box: NDArray[np.float64]  # cxcywh in 0..1
+    box: NDArray[np.float64]  # cxcywh in 0..1 of the search image
     positive: bool
 
 
 class VideoPairs:
-    """An endless source of pairs from videos; batch n depends on the seed and n alone.
+    """An endless source of pairs from videos. Batch n depends only on the seed and on n.
 
     Args:
-        sets: Datasets, each with its weight: its share of the pairs.
-        batch_size: Pairs a batch.
-        template_size: Side of the template in pixels.
-        search_size: Side of the search picture in pixels.
-        template_factor: Side of the template in sizes of the target (root of its area).
-        search_factor: The same of the search picture, before jitter.
-        seed: Of everything random.
-        device: Where the batches are.
-        config: How two frames become a pair.
-        faults: Counts what cannot be read; 100 files may fail by default.
-        workers: Threads that read pictures; as many as `ThreadPoolExecutor` takes by default.
+        sets: Datasets with their weights: the share of the pairs that each one provides.
+        batch_size: Number of pairs in a batch.
+        sizes: Image sizes and crop factors; the search factor applies before the scale jitter.
+        seed: Seed of the random number generator.
+        device: Device of the batches.
+        config: Sampling and augmentation.
+        errors: Counter of unreadable files; by default up to 100 are skipped.
+        workers: Number of threads that read images; the default of `ThreadPoolExecutor` if None.
 
     Raises:
-        ValueError: No dataset, or weights that cannot be used.
+        ValueError: No datasets, or invalid weights.
     """
 
     def __init__(
         self,
         sets: Sequence[tuple[SequenceSet, float]],
         batch_size: int,
-        template_size: int = 128,
-        search_size: int = 256,
-        template_factor: float = 2.0,
-        search_factor: float = 4.0,
+        sizes: Sizes | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
         config: VideoConfig | None = None,
-        faults: Faults | None = None,
+        errors: ErrorBudget | None = None,
         workers: int | None = None,
     ) -> None:
         if not sets or min(weight for _, weight in sets) < 0 or not any(weight for _, weight in sets):
@@ -91,108 +100,112 @@ class VideoPairs:
         self.sets = [dataset for dataset, _ in sets]
         self.weights = torch.tensor([float(weight) for _, weight in sets])
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
-        self.template_size, self.search_size = template_size, search_size
-        self.template_factor, self.search_factor = template_factor, search_factor
+        self.sizes = sizes or Sizes()
         self.config = config or VideoConfig()
-        self.faults = faults or Faults()
+        self.errors = errors or ErrorBudget()
         self.workers = workers
 
     @torch.no_grad()
     def batch(self, number: int) -> PairBatch:
-        """Batch `number`, from 0.
+        """Batch `number`, counted from 0.
 
         Raises:
-            RuntimeError: Too many files cannot be read.
+            RuntimeError: More unreadable files than `errors` allows, or too few videos with a visible target.
         """
         with ThreadPoolExecutor(self.workers) as threads:
             keys = ((self.seed, number, i + 1) for i in range(self.batch_size))
-            samples = list(threads.map(lambda key: self._sample(Draws(*key)), keys))
-        draws, n = Draws(self.seed, number), self.batch_size
-        noise = torch.Generator(self.device).manual_seed(draws.device_seed)
-        grey = draws.chance(self.config.photometric.grey, n)
-        pictures = []
-        for images in ([s.template for s in samples], [s.search for s in samples]):
-            stacked = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
-            pixels = stacked.to(torch.float32, memory_format=torch.contiguous_format)
-            pictures.append(normalize(alter(pixels, draws, noise, self.config.photometric, grey)))
+            samples = list(threads.map(lambda key: self._sample(KeyedRandom(*key)), keys))
+        rng, n = KeyedRandom(self.seed, number), self.batch_size
+        noise = torch.Generator(self.device).manual_seed(rng.device_seed)
+        gray = rng.bernoulli(self.config.photometric.gray, n)
+        template, search = (
+            normalize(photometric_augment(self._stack(images), rng, noise, self.config.photometric, gray))
+            for images in ([s.template for s in samples], [s.search for s in samples])
+        )
         boxes = torch.from_numpy(np.stack([s.box for s in samples])).float()
         positive = torch.tensor([s.positive for s in samples])
-        return PairBatch(pictures[0], pictures[1], boxes.to(self.device), positive.to(self.device))
+        return PairBatch(template, search, boxes.to(self.device), positive.to(self.device))
 
-    def _sample(self, draws: Draws) -> _Sample:
-        """One pair; another one in its place if a file cannot be read."""
+    def _stack(self, images: Sequence[Image]) -> torch.Tensor:
+        """(B, 3, H, W) float32 in 0..255, on the device."""
+        pixels = rearrange(torch.from_numpy(np.stack(images)).to(self.device), "b h w c -> b c h w")
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format)
+
+    def _sample(self, rng: KeyedRandom) -> _Sample:
+        """One pair; replaced by another one if a file cannot be read."""
         for _ in range(ATTEMPTS):
-            positive = not bool(draws.chance(self.config.negative, 1))
-            video = self._video(draws)
-            other = video if positive else self._video(draws)
+            positive = not bool(rng.bernoulli(self.config.negative, 1))
+            video = self._video(rng)
+            other = video if positive else self._video(rng)
             if video is None or other is None or (not positive and video.name == other.name):
                 continue
-            at = _one_of(draws, np.flatnonzero(video.visible))
+            at = _one_of(rng, np.flatnonzero(video.visible))
             template_at = (
-                self._partner(draws, video, at) if positive else _one_of(draws, np.flatnonzero(other.visible))
+                self._partner(rng, video, at) if positive else _one_of(rng, np.flatnonzero(other.visible))
             )
             template = self._frame(other, template_at)
             search = self._frame(video, at)
             if template is not None and search is not None:
-                return self._cut(draws, template, other.boxes[template_at], search, video.boxes[at], positive)
+                return self._crop(rng, template, other.boxes[template_at], search, video.boxes[at], positive)
         raise RuntimeError(
-            f"No pair could be made in {ATTEMPTS} attempts: too few videos have a visible target, or only "
-            "one has and negatives need two."
+            f"No pair was found in {ATTEMPTS} attempts: too few videos have a visible target (negative pairs "
+            "need two such videos)."
         )
 
-    def _video(self, draws: Draws) -> Video | None:
+    def _video(self, rng: KeyedRandom) -> Video | None:
         """A video with a visible target, None if its files cannot be read or it has none."""
-        number = int(draws.weighted(self.weights, 1))
-        index = int(draws.below(torch.tensor([len(self.sets[number])])))
+        number = int(rng.multinomial(self.weights, 1))
+        index = int(rng.integers(torch.tensor([len(self.sets[number])])))
         try:
             video = self.sets[number][index]
         except (OSError, ValueError) as error:
-            self.faults.add(f"video {index} of {type(self.sets[number]).__name__}", error)
+            self.errors.add(f"video {index} of {type(self.sets[number]).__name__}", error)
             return None
         return video if video.visible.any() else None
 
-    def _partner(self, draws: Draws, video: Video, at: int) -> int:
-        """Another visible frame within the gap, or the same one if there is none."""
+    def _partner(self, rng: KeyedRandom, video: Video, at: int) -> int:
+        """Index of another visible frame within the gap, or of the same one if there is none."""
         low, high = max(0, at - self.config.gap), at + self.config.gap + 1
         near = low + np.flatnonzero(video.visible[low:high])
-        return _one_of(draws, near[near != at] if len(near) > 1 else near)
+        return _one_of(rng, near[near != at] if len(near) > 1 else near)
 
     def _frame(self, video: Video, at: int) -> Image | None:
-        """A frame, None if it cannot be read or its box lies elsewhere."""
+        """A frame, None if it cannot be read or the center of its box is outside it."""
         path, (x, y, w, h) = video.frames[at], video.boxes[at]
         try:
-            picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
-            if picture is None:
-                raise ValueError("not a picture, or a damaged one")
-            if not (0 < x + w / 2 < picture.shape[1] and 0 < y + h / 2 < picture.shape[0]):
-                raise ValueError(f"the box {x:g}, {y:g}, {w:g}, {h:g} lies outside of the frame")
+            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+            if image is None:
+                raise ValueError("not an image, or a damaged one")
+            if not (0 < x + w / 2 < image.shape[1] and 0 < y + h / 2 < image.shape[0]):
+                raise ValueError(f"the center of the box {x:g}, {y:g}, {w:g}, {h:g} is outside the frame")
         except (OSError, ValueError, cv2.error) as error:
-            self.faults.add(str(path), error)
+            self.errors.add(str(path), error)
             return None
-        return np.asarray(picture, np.uint8)
+        return np.asarray(image, np.uint8)
 
-    def _cut(
+    def _crop(
         self,
-        draws: Draws,
+        rng: KeyedRandom,
         template: Image,
         template_box: NDArray[np.float64],
         search: Image,
         box: NDArray[np.float64],
         positive: bool,
     ) -> _Sample:
-        config = self.config
-        z = Crop.around(template_box, self.template_factor).cut(template, self.template_size)
+        """Crops both frames, with jitter and a random flip."""
+        config, sizes = self.config, self.sizes
+        z = Crop.around(template_box, sizes.template_factor).cut(template, sizes.template_size)
         size = float(np.sqrt(box[2] * box[3]))
-        side = size * float(draws.scale(config.scale_jitter, 1))
-        reach = min(config.centre_jitter * size, 0.5 * self.search_factor * side - 0.25 * size)
-        centre = box[:2] + box[2:] / 2 + draws.uniform(-1, 1, 2).double().numpy() * max(0.0, reach)
-        crop = Crop.around([*(centre - side / 2), side, side], self.search_factor)
-        x, where = crop.cut(search, self.search_size), crop.to_crop(box)
-        if draws.chance(0.5, 1):
+        side = size * float(rng.log_uniform(config.scale_jitter, 1))
+        offset = min(config.center_jitter * size, 0.5 * sizes.search_factor * side - 0.25 * size)
+        center = box[:2] + box[2:] / 2 + rng.uniform(-1, 1, 2).double().numpy() * max(0.0, offset)
+        crop = Crop.around([*(center - side / 2), side, side], sizes.search_factor)
+        x, box = crop.cut(search, sizes.search_size), crop.to_crop(box)
+        if rng.bernoulli(0.5, 1):
             z, x = z[:, ::-1], x[:, ::-1]
-            where[0] = 1 - where[0]
-        return _Sample(z, x, where, positive)
+            box[0] = 1 - box[0]
+        return _Sample(z, x, box, positive)
 
 
-def _one_of(draws: Draws, numbers: NDArray[np.intp]) -> int:
-    return int(numbers[draws.below(torch.tensor([len(numbers)]))])
+def _one_of(rng: KeyedRandom, indices: NDArray[np.intp]) -> int:
+    return int(indices[rng.integers(torch.tensor([len(indices)]))])

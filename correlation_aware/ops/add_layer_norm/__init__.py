@@ -11,17 +11,17 @@ __all__ = ["add_layer_norm"]
 def add_layer_norm(
     tokens: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Adds a branch to the residual stream and normalises the sum.
+    """Adds a branch to the residual stream and normalizes the sum.
 
     Args:
-        tokens: (T, C), the residual stream.
-        branch: (T, C), what the layer before computed.
-        weight: (C,) of the norm.
-        bias: (C,) of the norm.
-        eps: Of the norm.
+        tokens: (T, C), residual stream.
+        branch: (T, C), output of the previous layer.
+        weight: (C,), weight of the LayerNorm.
+        bias: (C,), bias of the LayerNorm.
+        eps: Epsilon of the LayerNorm.
 
     Returns:
-        The sum, and LayerNorm of the sum, both (T, C).
+        The sum and its LayerNorm, both (T, C).
 
     Raises:
         RuntimeError: See `use_triton`.

@@ -1,4 +1,4 @@
-"""Residual add and LayerNorm as one kernel; both results are written in one pass over the rows."""
+"""Residual add and LayerNorm as one kernel, with both outputs written in one pass over the rows."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["add_layer_norm"]
 
-TILE = 2048  # numbers a program holds
+TILE = 2048  # values per program
 PARTS = 256  # programs of the backward pass; each sums the gradients of weight and bias over its rows
 
 
@@ -22,15 +22,15 @@ def _forward(
     inside = (row < rows)[:, None] & (col < dim)[None, :]
     at = row.to(tl.int64)[:, None] * dim + col[None, :]
     x = tl.load(tokens + at, inside, 0.0).to(tl.float32) + tl.load(branch + at, inside, 0.0).to(tl.float32)
-    x = x.to(total.dtype.element_ty)  # the norm sees the sum as it is stored
+    x = x.to(total.dtype.element_ty)  # normalize the sum in the dtype in which it is stored
     tl.store(total + at, x, inside)
     x = x.to(tl.float32)
-    centred = tl.where(inside, x - (tl.sum(x, 1) / dim)[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / dim + eps)
+    centered = tl.where(inside, x - (tl.sum(x, 1) / dim)[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / dim + eps)
     w = tl.load(weight + col, col < dim, 0.0).to(tl.float32)
     b = tl.load(bias + col, col < dim, 0.0).to(tl.float32)
     tl.store(
-        normed + at, (centred * rstd[:, None] * w[None, :] + b[None, :]).to(normed.dtype.element_ty), inside
+        normed + at, (centered * rstd[:, None] * w[None, :] + b[None, :]).to(normed.dtype.element_ty), inside
     )
 
 
@@ -50,9 +50,9 @@ def _backward(
         at = row.to(tl.int64)[:, None] * dim + col[None, :]
         x = tl.load(total + at, inside, 0.0).to(tl.float32)
         dy = tl.load(grad_normed + at, inside, 0.0).to(tl.float32)
-        centred = tl.where(inside, x - (tl.sum(x, 1) / dim)[:, None], 0.0)
-        rstd = tl.rsqrt(tl.sum(centred * centred, 1) / dim + eps)[:, None]
-        unit = centred * rstd
+        centered = tl.where(inside, x - (tl.sum(x, 1) / dim)[:, None], 0.0)
+        rstd = tl.rsqrt(tl.sum(centered * centered, 1) / dim + eps)[:, None]
+        unit = centered * rstd
         sum_w += dy * unit
         sum_b += dy
         dy = dy * w[None, :]
@@ -121,8 +121,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _gradients(ctx: Any, grad_total: Tensor, grad_normed: Tensor) -> tuple[Tensor | None, ...]:
     total, weight = ctx.saved_tensors
     grad, grad_weight, grad_bias = _add_layer_norm_backward(grad_total, grad_normed, total, weight, ctx.eps)
-    of_tokens, of_branch, of_bias = ctx.dtypes
-    return grad.to(of_tokens), grad.to(of_branch), grad_weight, grad_bias.to(of_bias), None
+    tokens_dtype, branch_dtype, bias_dtype = ctx.dtypes
+    return grad.to(tokens_dtype), grad.to(branch_dtype), grad_weight, grad_bias.to(bias_dtype), None
 
 
 add_layer_norm.register_autograd(_gradients, setup_context=_setup)

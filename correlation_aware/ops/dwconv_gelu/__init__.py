@@ -12,12 +12,12 @@ __all__ = ["dwconv_gelu"]
 
 
 def dwconv_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[Shape]) -> Tensor:
-    """Convolves each channel of each stream's map with its 3x3 filter, zeros around, and applies GELU.
+    """Applies a 3x3 depth-wise convolution with zero padding, then GELU, to each stream.
 
     Args:
-        tokens: (T, C), packed.
-        weight: (C, 1, 3, 3).
-        bias: (C,).
+        tokens: (T, C), packed tokens.
+        weight: (C, 1, 3, 3), filters.
+        bias: (C,), bias of the convolution.
         shapes: (batch, height, width) of each stream.
 
     Returns:

@@ -19,4 +19,6 @@ def dwconv_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[S
     mixed, _ = pack(maps)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.gelu(mixed)
-    return torch.ops.aten.gelu_(mixed)  # fresh memory for the result would cost a CPU more than the GELU
+    return torch.ops.aten.gelu_(
+        mixed
+    )  # in place: on a CPU, new memory for the output would cost more time than the GELU

@@ -1,8 +1,7 @@
 """Depth-wise convolution and GELU on the token layout: one kernel for both streams, no transposes.
 
-The backward pass computes the convolution again instead of keeping it. A first kernel turns the gradient into
-that of the convolution's output and sums it up for the filters, a second one convolves it with the filters
-turned round.
+The backward pass recomputes the convolution. A first kernel computes the gradient of the convolution's output
+and sums the gradients of the filters, a second one convolves the former with the flipped filters.
 """
 
 from collections.abc import Sequence
@@ -17,14 +16,14 @@ from correlation_aware.ops.packed import streams
 
 __all__ = ["dwconv_gelu"]
 
-ROWS, COLS = 32, 64  # tokens and channels of a program
+ROWS, COLS = 32, 64  # tokens and channels per program
 BACKWARD_ROWS = 16
-PARTS = 64  # programs along the tokens that sum the filters' gradients
+PARTS = 64  # programs along the tokens, each with partial sums of the gradients of the filters
 
 
 @triton.jit
-def _place(row, first_tokens, h0, w0, h1, w1):
-    """Height, width, y and x of tokens."""
+def _position(row, first_tokens, h0, w0, h1, w1):
+    """Height and width of the maps of tokens (rows of the packed tensor), and the tokens' y and x."""
     second = row >= first_tokens
     local = row - tl.where(second, first_tokens, 0)
     h, w = tl.where(second, h1, h0), tl.where(second, w1, w0)
@@ -32,16 +31,16 @@ def _place(row, first_tokens, h0, w0, h1, w1):
 
 
 @triton.jit
-def _near(tokens, row, col, inside, dim, h, w, y, x, DY: tl.constexpr, DX: tl.constexpr):
-    """The tokens at (y + DY, x + DX), zero outside the map."""
-    there = (y + DY >= 0) & (y + DY < h) & (x + DX >= 0) & (x + DX < w)
+def _neighbor(tokens, row, col, inside, dim, h, w, y, x, DY: tl.constexpr, DX: tl.constexpr):
+    """Tokens at (y + DY, x + DX), zero outside the map."""
+    exists = (y + DY >= 0) & (y + DY < h) & (x + DX >= 0) & (x + DX < w)
     at = (row + DY * w + DX).to(tl.int64)[:, None] * dim + col[None, :]
-    return tl.load(tokens + at, inside & there[:, None], 0.0).to(tl.float32)
+    return tl.load(tokens + at, inside & exists[:, None], 0.0).to(tl.float32)
 
 
 @triton.jit
 def _tap(weight, col, dim, K: tl.constexpr):
-    """Number K of the nine of each channel's filter."""
+    """Filter weight K of 9 of each channel."""
     return tl.load(weight + col * 9 + K, col < dim, 0.0).to(tl.float32)[None, :]
 
 
@@ -55,27 +54,27 @@ def _convolve(
     tokens, weight, bias, out, rows, dim, first_tokens, h0, w0, h1, w1,
     BACKWARD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Convolution, bias and GELU; BACKWARD: with the filters turned round, and nothing else."""
+    """Convolution, bias and GELU. BACKWARD: convolution with the flipped filters only."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = (row < rows)[:, None] & (col < dim)[None, :]
-    h, w, y, x = _place(row, first_tokens, h0, w0, h1, w1)
+    h, w, y, x = _position(row, first_tokens, h0, w0, h1, w1)
     total = tl.zeros([ROWS, COLS], tl.float32)
     for dy in tl.static_range(3):
         for dx in tl.static_range(3):
-            near = _near(tokens, row, col, inside, dim, h, w, y, x, dy - 1, dx - 1)
-            total += near * _tap(weight, col, dim, 8 - 3 * dy - dx if BACKWARD else 3 * dy + dx)
+            value = _neighbor(tokens, row, col, inside, dim, h, w, y, x, dy - 1, dx - 1)
+            total += value * _tap(weight, col, dim, 8 - 3 * dy - dx if BACKWARD else 3 * dy + dx)
     if not BACKWARD:
         total = _gelu(total + tl.load(bias + col, col < dim, 0.0).to(tl.float32)[None, :])
     tl.store(out + row.to(tl.int64)[:, None] * dim + col[None, :], total.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
-def _through_gelu(
+def _gelu_backward(
     grad, tokens, weight, bias, grad_conv, sums, rows, dim, first_tokens, h0, w0, h1, w1,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the convolution's output (T, C); ten sums a part and channel: nine taps and the bias."""
+    """Gradient of the convolution's output (T, C), and 10 sums per part and channel: 9 taps and the bias."""
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     b = tl.load(bias + col, col < dim, 0.0).to(tl.float32)[None, :]
     s0 = tl.zeros([ROWS, COLS], tl.float32)
@@ -84,16 +83,16 @@ def _through_gelu(
         row = start + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (col < dim)[None, :]
         at = row.to(tl.int64)[:, None] * dim + col[None, :]
-        h, w, y, x = _place(row, first_tokens, h0, w0, h1, w1)
-        n0 = _near(tokens, row, col, inside, dim, h, w, y, x, -1, -1)
-        n1 = _near(tokens, row, col, inside, dim, h, w, y, x, -1, 0)
-        n2 = _near(tokens, row, col, inside, dim, h, w, y, x, -1, 1)
-        n3 = _near(tokens, row, col, inside, dim, h, w, y, x, 0, -1)
-        n4 = _near(tokens, row, col, inside, dim, h, w, y, x, 0, 0)
-        n5 = _near(tokens, row, col, inside, dim, h, w, y, x, 0, 1)
-        n6 = _near(tokens, row, col, inside, dim, h, w, y, x, 1, -1)
-        n7 = _near(tokens, row, col, inside, dim, h, w, y, x, 1, 0)
-        n8 = _near(tokens, row, col, inside, dim, h, w, y, x, 1, 1)
+        h, w, y, x = _position(row, first_tokens, h0, w0, h1, w1)
+        n0 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, -1, -1)
+        n1 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, -1, 0)
+        n2 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, -1, 1)
+        n3 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, 0, -1)
+        n4 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, 0, 0)
+        n5 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, 0, 1)
+        n6 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, 1, -1)
+        n7 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, 1, 0)
+        n8 = _neighbor(tokens, row, col, inside, dim, h, w, y, x, 1, 1)
         u = b + n0 * _tap(weight, col, dim, 0) + n1 * _tap(weight, col, dim, 1)
         u += n2 * _tap(weight, col, dim, 2) + n3 * _tap(weight, col, dim, 3) + n4 * _tap(weight, col, dim, 4)
         u += n5 * _tap(weight, col, dim, 5) + n6 * _tap(weight, col, dim, 6)
@@ -165,7 +164,7 @@ def _dwconv_gelu_backward(
     parts, blocks = min(PARTS, triton.cdiv(rows, BACKWARD_ROWS)), triton.cdiv(dim, COLS)
     grad_conv, grad_tokens = torch.empty_like(tokens), torch.empty_like(tokens)
     sums = torch.empty(parts, 10, dim, dtype=torch.float32, device=tokens.device)
-    _through_gelu[(parts, blocks)](
+    _gelu_backward[(parts, blocks)](
         grad, tokens, weight, bias, grad_conv, sums, *sizes, ROWS=BACKWARD_ROWS, COLS=COLS
     )
     _convolve[(triton.cdiv(rows, ROWS), blocks)](

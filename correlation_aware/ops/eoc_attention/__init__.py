@@ -1,4 +1,4 @@
-"""Extract-or-Correlation attention: a stream's queries, reduced keys and values of its own or the other's."""
+"""Extract-or-Correlation attention: queries of a stream, keys and values of the same or the other stream."""
 
 from collections.abc import Sequence
 
@@ -19,18 +19,20 @@ def eoc_attention(
     key_shapes: Sequence[Shape],
     cross: bool,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, for each picture and head.
+    """softmax(q k^T / sqrt(d)) v, for each image and head.
 
     Args:
         q: (T, C), packed queries.
-        kv: (T', 2 C), packed keys and values side by side.
-        heads: Divides C.
-        query_shapes: (batch, height, width) of each stream of queries.
-        key_shapes: The same of keys, as many streams; batches are equal where they meet.
-        cross: EoC-CA: a stream's keys are the other's. With one stream each, they meet in either case.
+        kv: (T', 2 C), packed keys and values, concatenated along the channels.
+        heads: Number of heads, a divisor of C.
+        query_shapes: (batch, height, width) of the queries of each stream.
+        key_shapes: (batch, height, width) of the keys of each stream, as many streams as of queries. The
+            batch of a stream equals that of the keys it attends to.
+        cross: Whether each stream attends to the keys of the other one (EoC-CA). Without effect if there is
+            only one stream.
 
     Returns:
-        (T, C), packed as the queries.
+        (T, C), packed like the queries.
 
     Raises:
         RuntimeError: See `use_triton`.

@@ -1,8 +1,9 @@
 """Extract-or-Correlation attention as one kernel for both streams, forward and backward.
 
-A program takes a block of one picture's queries and walks over that picture's keys with a running softmax, so
-that scores never leave the chip; after spatial reduction most pictures have one or two blocks of keys. The
-backward pass has no atomic adds: one kernel owns the queries' gradients, the other the keys' and values'.
+A program computes a block of queries of one image with a running softmax over the keys of that image, so the
+attention matrix is not written to memory; after spatial reduction most images have one or two blocks of keys.
+The backward pass has no atomic additions: one kernel computes the gradients of the queries, another those of
+keys and values.
 """
 
 from collections.abc import Sequence
@@ -21,12 +22,12 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _picture(
+def _locate(
     along0, along1, batch0, queries0, queries1, keys0, keys1, key_start0, key_start1, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """What a program works on: block, number of queries and keys, first row of each in the packs.
+    """The work of a program: index of its block, numbers of queries and keys, first row of queries and keys.
 
-    Blocks are of queries or of keys: `along0` and `along1` are how many of them a picture of each stream has.
+    Blocks are of queries or of keys; an image has `along0` of these in the first stream, else `along1`.
     """
     program = tl.program_id(0)
     blocks0 = tl.cdiv(along0, BLOCK)
@@ -34,15 +35,15 @@ def _picture(
     local = program - tl.where(second, batch0 * blocks0, 0)
     blocks = tl.where(second, tl.cdiv(along1, BLOCK), blocks0)
     queries, keys = tl.where(second, queries1, queries0), tl.where(second, keys1, keys0)
-    picture = local // blocks
-    query_row = tl.where(second, batch0 * queries0, 0) + picture * queries
-    key_row = tl.where(second, key_start1, key_start0) + picture * keys
+    image = local // blocks
+    query_row = tl.where(second, batch0 * queries0, 0) + image * queries
+    key_row = tl.where(second, key_start1, key_start0) + image * keys
     return local % blocks, queries, keys, query_row.to(tl.int64), key_row.to(tl.int64)
 
 
 @triton.jit
 def _tokens(first, index, count, WIDTH: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr):
-    """Where one head of a picture's tokens lies in a pack, and which of it is there."""
+    """Offsets of one head of an image's tokens in the packed tensor, and the mask of the valid ones."""
     d = tl.arange(0, D)
     at = (first + index)[:, None] * WIDTH + tl.program_id(1) * HEAD + d[None, :]
     return at, (index < count)[:, None] & (d < HEAD)[None, :]
@@ -55,7 +56,7 @@ def _forward(
     C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, queries, keys, query_row, key_row = _picture(
+    block, queries, keys, query_row, key_row = _locate(
         queries0, queries1, batch0, queries0, queries1, keys0, keys1, key_start0, key_start1, M
     )
     m = block * M + tl.arange(0, M)
@@ -88,12 +89,12 @@ def _backward_queries(
     C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, queries, keys, query_row, key_row = _picture(
+    block, queries, keys, query_row, key_row = _locate(
         queries0, queries1, batch0, queries0, queries1, keys0, keys1, key_start0, key_start1, M
     )
     m = block * M + tl.arange(0, M)
     at, rows = _tokens(query_row, m, queries, C, HEAD, D)
-    one = tl.program_id(1) * total + query_row + m  # a number per head and query
+    one = tl.program_id(1) * total + query_row + m  # one value per head and query
     qs = tl.load(q + at, rows, 0.0)
     g = tl.load(grad + at, rows, 0.0)
     norm = tl.load(lse + one, m < queries, 0.0)
@@ -119,7 +120,7 @@ def _backward_keys(
     C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, queries, keys, query_row, key_row = _picture(
+    block, queries, keys, query_row, key_row = _locate(
         keys0, keys1, batch0, queries0, queries1, keys0, keys1, key_start0, key_start1, N
     )
     n = block * N + tl.arange(0, N)
@@ -146,9 +147,13 @@ def _backward_keys(
 
 
 class _Pairs(NamedTuple):
-    """Which queries meet which keys: each stream's pictures, queries and keys of one, first row of its keys.
+    """Queries of each of two streams, and the keys they attend to; a missing second stream has batch 0.
 
-    Where there is one stream the second has no picture.
+    Attributes:
+        batch: Number of images.
+        queries: Number of queries per image.
+        keys: Number of keys per image.
+        key_start: First row of the keys in the packed tensor.
     """
 
     batch: tuple[int, int]
@@ -163,18 +168,18 @@ class _Pairs(NamedTuple):
         batch, keys, start = (c0, c1), (i0 * j0, i1 * j1), (0, c0 * i0 * j0)
         if cross and len(key_shapes) > 3:
             batch, keys, start = batch[::-1], keys[::-1], start[::-1]
-        assert (b0, b1) == batch, "batches of queries and keys that meet are equal"
+        assert (b0, b1) == batch, "queries and their keys need equal batches"
         return cls(batch, (h0 * w0, h1 * w1), keys, start)
 
     def programs(self, along: tuple[int, int], block: int) -> int:
-        """Blocks of queries or keys in all pictures."""
+        """Number of blocks of queries or keys in all images."""
         return sum(batch * triton.cdiv(count, block) for batch, count in zip(self.batch, along))
 
 
-def _numbers(q: Tensor, heads: int, pairs: _Pairs) -> dict[str, Any]:
-    """What all kernels take besides tensors and scales."""
+def _arguments(q: Tensor, heads: int, pairs: _Pairs) -> dict[str, Any]:
+    """Arguments that all kernels share, without tensors and scales."""
     dim = q.shape[1] // heads
-    # queries and keys a block, and warps; products of float32 need more registers
+    # block sizes of queries and keys, and warps; float32 products need more registers
     m, n, warps = (32, 32, 8) if q.dtype == torch.float32 else (64, 64, 4)
     return {
         "total": len(q),
@@ -191,11 +196,11 @@ def _numbers(q: Tensor, heads: int, pairs: _Pairs) -> dict[str, Any]:
         "M": m,
         "N": n,
         "num_warps": warps,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",  # of float32 alone; others have one way
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",  # affects float32 only
     }
 
 
-SHAPES = "int heads, SymInt[] query_shapes, SymInt[] key_shapes, bool cross"  # the end of both schemas
+SHAPES = "int heads, SymInt[] query_shapes, SymInt[] key_shapes, bool cross"  # last arguments of both schemas
 
 
 @torch.library.custom_op(
@@ -211,14 +216,14 @@ def eoc_attention(
     key_shapes: Sequence[int],
     cross: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Attention (T, C), and log2 of the softmax's norm (heads, T) for the backward pass."""
+    """Attention (T, C), and log2 of the softmax denominator (heads, T) for the backward pass."""
     q, kv = q.contiguous(), kv.contiguous()
     out = torch.empty_like(q)
     lse = torch.empty(heads, len(q), dtype=torch.float32, device=q.device)
     scale = (q.shape[1] // heads) ** -0.5 * LOG2_E
     pairs = _Pairs.of(query_shapes, key_shapes, cross)
-    numbers = _numbers(q, heads, pairs)
-    _forward[pairs.programs(pairs.queries, numbers["M"]), heads](q, kv, out, lse, scale, **numbers)
+    arguments = _arguments(q, heads, pairs)
+    _forward[pairs.programs(pairs.queries, arguments["M"]), heads](q, kv, out, lse, scale, **arguments)
     return out, lse
 
 
@@ -255,11 +260,11 @@ def _eoc_attention_backward(
     slope = (q.shape[1] // heads) ** -0.5
     scales = slope * LOG2_E, slope
     pairs = _Pairs.of(query_shapes, key_shapes, cross)
-    numbers = _numbers(q, heads, pairs)
-    by_queries = pairs.programs(pairs.queries, numbers["M"]), heads
-    _backward_queries[by_queries](grad, q, kv, out, lse, delta, grad_q, *scales, **numbers)
-    by_keys = pairs.programs(pairs.keys, numbers["N"]), heads
-    _backward_keys[by_keys](grad, q, kv, lse, delta, grad_kv, *scales, **numbers)
+    arguments = _arguments(q, heads, pairs)
+    by_queries = pairs.programs(pairs.queries, arguments["M"]), heads
+    _backward_queries[by_queries](grad, q, kv, out, lse, delta, grad_q, *scales, **arguments)
+    by_keys = pairs.programs(pairs.keys, arguments["N"]), heads
+    _backward_keys[by_keys](grad, q, kv, lse, delta, grad_kv, *scales, **arguments)
     return grad_q, grad_kv
 
 

@@ -1,4 +1,4 @@
-"""Squares of tokens side by side: the input of the linear layer that reduces keys and values."""
+"""Gathers square patches of tokens: the input of the linear layer that reduces keys and values."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ __all__ = ["gather_patches"]
 
 
 def gather_patches(tokens: Tensor, shapes: Sequence[Shape], ratio: int) -> tuple[Tensor, list[Shape]]:
-    """Puts the tokens of each ratio x ratio square beside each other, row by row.
+    """Concatenates the tokens of each ratio x ratio patch along the channels, row by row.
 
     Args:
-        tokens: (T, C), packed.
+        tokens: (T, C), packed tokens.
         shapes: (batch, height, width) of each stream, every side at least `ratio`.
-        ratio: Side of a square; rows and columns that are left over are dropped.
+        ratio: Side of a patch in tokens; remaining rows and columns are dropped.
 
     Returns:
         (T', ratio * ratio * C), packed, and the shapes (batch, height // ratio, width // ratio).

@@ -12,7 +12,7 @@ from correlation_aware.ops.packed import streams
 
 __all__ = ["gather_patches"]
 
-TILE = 4096  # numbers a program moves
+TILE = 4096  # values per program
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def _move(
     source, target, rows, dim, ratio, first_patch_rows, first_tokens,
     h0, w0, h1, w1, FORWARD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Row i of the target is a token's place in a patch (FORWARD) or a token (else); finds its source row."""
+    """Copies source row j to target row i, which is a token of a patch (FORWARD) or of a map."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
     second = i >= (first_patch_rows if FORWARD else first_tokens)
@@ -30,13 +30,13 @@ def _move(
     area = ratio * ratio
     if FORWARD:
         local = i - tl.where(second, first_patch_rows, 0)
-        patch, place = local // area, local % area
-        x = patch % columns * ratio + place % ratio
-        row = patch // columns  # of patches, over the whole batch
+        patch, offset = local // area, local % area
+        x = patch % columns * ratio + offset % ratio
+        row = patch // columns  # row of patches, over the whole batch
         per_map = h // ratio
-        y = row % per_map * ratio + place // ratio
+        y = row % per_map * ratio + offset // ratio
         j = (row // per_map * h + y) * w + x + tl.where(second, first_tokens, 0)
-        found = i < rows
+        valid = i < rows
     else:
         local = i - tl.where(second, first_tokens, 0)
         x = local % w
@@ -44,13 +44,15 @@ def _move(
         y = row % h
         patch = (row // h * (h // ratio) + y // ratio) * columns + x // ratio
         j = patch * area + y % ratio * ratio + x % ratio + tl.where(second, first_patch_rows, 0)
-        found = (i < rows) & (y < h // ratio * ratio) & (x < columns * ratio)  # the rest was dropped
-    wide = (col < dim)[None, :]
-    moved = tl.load(source + j.to(tl.int64)[:, None] * dim + col[None, :], found[:, None] & wide, 0.0)
-    tl.store(target + i.to(tl.int64)[:, None] * dim + col[None, :], moved, (i < rows)[:, None] & wide)
+        valid = (i < rows) & (y < h // ratio * ratio) & (x < columns * ratio)  # other tokens were dropped: 0
+    columns_mask = (col < dim)[None, :]
+    moved = tl.load(source + j.to(tl.int64)[:, None] * dim + col[None, :], valid[:, None] & columns_mask, 0.0)
+    tl.store(target + i.to(tl.int64)[:, None] * dim + col[None, :], moved, (i < rows)[:, None] & columns_mask)
 
 
-def _run(source: Tensor, target: Tensor, shapes: Sequence[int], ratio: int, dim: int, forward: bool) -> None:
+def _launch(
+    source: Tensor, target: Tensor, shapes: Sequence[int], ratio: int, dim: int, forward: bool
+) -> None:
     (b0, h0, w0), (b1, h1, w1) = streams(shapes)
     first, second = (b * (h // ratio) * (w // ratio) * ratio**2 for b, h, w in ((b0, h0, w0), (b1, h1, w1)))
     cols = triton.next_power_of_2(dim)
@@ -74,7 +76,7 @@ def _patches(shapes: Sequence[int], ratio: int) -> int:
 def gather_patches(tokens: Tensor, shapes: Sequence[int], ratio: int) -> Tensor:
     dim = tokens.shape[1]
     target = tokens.new_empty(_patches(shapes, ratio), ratio**2 * dim)
-    _run(tokens.contiguous(), target, shapes, ratio, dim, forward=True)
+    _launch(tokens.contiguous(), target, shapes, ratio, dim, forward=True)
     return target
 
 
@@ -91,7 +93,7 @@ def _(tokens: Tensor, shapes: Sequence[int], ratio: int) -> Tensor:
 def _gather_patches_backward(grad: Tensor, shapes: Sequence[int], ratio: int) -> Tensor:
     dim = grad.shape[1] // ratio**2
     target = grad.new_empty(sum(b * h * w for b, h, w in streams(shapes)), dim)
-    _run(grad.contiguous(), target, shapes, ratio, dim, forward=False)
+    _launch(grad.contiguous(), target, shapes, ratio, dim, forward=False)
     return target
 
 

@@ -8,7 +8,7 @@ import correlation_aware as ca
 
 @ca.register_head("acme")
 class AcmeHead(nn.Module):
-    """One linear layer for each location: two logits, the center of the box from there, and its size."""
+    """A linear layer for each location: two logits, the center of the box from there, and its size."""
 
     def __init__(self, dim: int, feature_size: tuple[int, int]) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import correlation_aware as ca
-from correlation_aware.models.contract import common_batch
+from correlation_aware.models.contract import common_batch, make_state
 
 ca.register_weights(Path(__file__).with_name("weights.json"))  # before the models that they belong to
 
@@ -32,7 +32,7 @@ class AcmeNet(ca.TwoInputModel):
     def encode_template(self, template: Tensor) -> ca.TemplateState:
         """Two tensors: the template's features (B, C, Hz / 8, Wz / 8) and their mean (B, C)."""
         features = self.cnn(template)
-        return ca.TemplateState([features, features.mean(dim=(2, 3))])
+        return make_state([features, features.mean(dim=(2, 3))])
 
     def forward_features(self, template: Tensor | ca.TemplateState, search: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state_of(template)
@@ -43,8 +43,8 @@ class AcmeNet(ca.TwoInputModel):
 
     def correlate(self, state: ca.TemplateState, features: Tensor) -> Tensor:
         """(B, C, H, W) of either image -> (B, 2 C, H, W)."""
-        batch = common_batch(state, features)
-        (template, mean), features = state.expand(batch), features.expand(batch, -1, -1, -1)
+        common_batch(state, features)  # raises where they do not fit; one of them may be 1 below
+        template, mean = state
         top, left = (template.shape[2] - SIDE) // 2, (template.shape[3] - SIDE) // 2
         kernel = template[:, :, top : top + SIDE, left : left + SIDE].flatten(2)  # B, C, 25
         maps = torch.einsum("bck,bchw->bkhw", kernel, features) / kernel.shape[1] ** 0.5

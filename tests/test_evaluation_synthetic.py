@@ -1,4 +1,4 @@
-"""Synthetic clips as a measure, the score's calibration, and the commands around both."""
+"""Evaluation on synthetic clips, calibration of scores, and their commands."""
 
 import json
 
@@ -21,11 +21,11 @@ from correlation_aware.evaluation.calibration import (
 )
 from correlation_aware.evaluation.one_pass import overlap
 from correlation_aware.evaluation.synthetic import ClipValidation, evaluate_clip
-from correlation_aware.tracking.tracker import TrackResult
+from correlation_aware.tracking.tracker import TrackerConfig, TrackResult
 
 
 class Scripted:
-    """Says what it was told to say."""
+    """A tracker with predefined results."""
 
     def __init__(self, *results):
         self.results = iter(results)
@@ -51,7 +51,7 @@ def test_overlap_by_hand():
     np.testing.assert_allclose(overlap(boxes, truth), [1, 1 / 3, 0, 0])
 
 
-def test_hidden_frames_do_not_count():
+def test_hidden_frames_are_not_evaluated():
     frames = np.zeros((4, 8, 8, 3), np.uint8)
     clip = Clip(frames, np.tile(np.float32([0, 0, 4, 4]), (4, 1)), np.float32([1, 1, 0.1, 0.6]))
     right, wrong = TrackResult((0, 0, 4, 4), 0.9, False), TrackResult((4, 4, 4, 4), 0.2, True)
@@ -61,28 +61,28 @@ def test_hidden_frames_do_not_count():
     scores, hits = scored_frames([result, result])
     np.testing.assert_allclose(scores, [0.9, 0.2] * 2)
     assert hits.tolist() == [True, False] * 2
-    with pytest.raises(ValueError, match="nothing to calibrate on"):
+    with pytest.raises(ValueError, match="no frames to calibrate on"):
         scored_frames([])
 
 
-def test_a_frame_counts_from_a_quarter_of_the_target_on():
+def test_frames_with_a_quarter_of_the_target_are_evaluated():
     frames = np.zeros((4, 8, 8, 3), np.uint8)
     clip = Clip(frames, np.tile(np.float32([0, 0, 4, 4]), (4, 1)), np.float32([1, 0.24, 0.25, 0.3]))
     result = evaluate_clip(Scripted(*[TrackResult((0, 0, 4, 4), 0.9, False)] * 3), clip)
-    assert result.counts.tolist() == [False, False, True, True]
+    assert result.evaluated.tolist() == [False, False, True, True]
 
 
 def test_reliability_by_hand():
-    found = reliability(np.array([0.1, 0.2, 0.9, 1.0]), np.array([False, True, True, True]), bins=2)
-    np.testing.assert_allclose(found.score, [0.15, 0.95])
-    np.testing.assert_allclose(found.right, [0.5, 1.0])
-    assert found.count.tolist() == [2, 2]
-    assert found.error == pytest.approx((0.35 * 2 + 0.05 * 2) / 4)
+    result = reliability(np.array([0.1, 0.2, 0.9, 1.0]), np.array([False, True, True, True]), bins=2)
+    np.testing.assert_allclose(result.score, [0.15, 0.95])
+    np.testing.assert_allclose(result.accuracy, [0.5, 1.0])
+    assert result.count.tolist() == [2, 2]
+    assert result.error == pytest.approx((0.35 * 2 + 0.05 * 2) / 4)
     empty = reliability(np.array([0.9]), np.array([True]), bins=2)
     assert np.isnan(empty.score[0]) and empty.error == pytest.approx(0.1)
 
 
-def test_a_fit_finds_the_truth():
+def test_a_fit_recovers_the_parameters():
     random = np.random.default_rng(0)
     logits = random.normal(1, 2, 20_000)
     right = random.random(20_000) < 1 / (1 + np.exp(-(0.5 * logits - 1)))
@@ -90,11 +90,11 @@ def test_a_fit_finds_the_truth():
     scale, shift = fit_calibration(scores, right)
     assert scale == pytest.approx(0.5, abs=0.03) and shift == pytest.approx(-1, abs=0.06)
     calibrated = 1 / (1 + np.exp(-(scale * logits + shift)))
-    # 20,000 frames in 10 bins: a share is known to about 0.01
+    # 20,000 frames in 10 bins: an accuracy is known to about 0.01
     assert reliability(calibrated, right).error < 0.02 < 0.2 < reliability(scores, right).error
-    scale, shift = fit_calibration(np.array([0.0, 1.0]), np.array([False, True]))  # divides them: no runaway
+    scale, shift = fit_calibration(np.array([0.0, 1.0]), np.array([False, True]))  # separable scores
     assert np.isfinite([scale, shift]).all()
-    with pytest.raises(ValueError, match="2 right and 0 wrong"):
+    with pytest.raises(ValueError, match="2 correct and 0 wrong"):
         fit_calibration(np.array([0.5, 0.6]), np.array([True, True]))
 
 
@@ -122,8 +122,8 @@ def test_a_head_takes_a_calibration(head):
 
 def test_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    found = reliability(np.array([0.1, 0.2, 0.9]), np.array([False, True, True]))
-    plot_reliability(found, tmp_path / "plot.png")
+    result = reliability(np.array([0.1, 0.2, 0.9]), np.array([False, True, True]))
+    plot_reliability(result, tmp_path / "plot.png")
     assert cv2.imread(str(tmp_path / "plot.png")).shape[0] > 300
 
 
@@ -137,20 +137,26 @@ def test_validation_in_training(photos):
 def test_eval_clips_and_a_sweep(run, photos, tmp_path):
     words = ["eval", "clips", photos, "--model", "sbt_test_track", "--weights", "random", "--device", "cpu"]
     words += ["--count", "1", "--json", tmp_path / "all.json"]
-    result = run(*words, "--sweep", "window=0,0.5", "--sweep", "damp_size=0,1")
+    result = run(*words, "--sweep", "window_weight=0,0.5", "--sweep", "damp_size=0,1")
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "all.json").read_text())["settings"]
-    assert list(settings) == [f"window={w} damp_size={d}" for w in ("0", "0.5") for d in (0, 1)]
-    assert {"ao", "sr50", "calibration_error"} <= set(settings["window=0 damp_size=1"])
+    assert list(settings) == [f"window_weight={w} damp_size={d}" for w in ("0", "0.5") for d in (0, 1)]
+    assert {"ao", "sr50", "calibration_error"} <= set(settings["window_weight=0 damp_size=1"])
     for sweep, message in (
-        ("windo=1", "Near: window"),
-        ("window=a", "is not NAME=V,V"),
-        ("window=2", "must lie in 0..1"),
+        ("windo_weight=1", "Near: window_weight"),
+        ("window_weight=a", "is not NAME=V,V"),
+        ("window_weight=2", "must be in 0..1"),
     ):
         result = run(*words, "--sweep", sweep)
         assert isinstance(result.exception, ValueError) and message in str(result.exception)
-    result = run(*words, "--sweep", "window=0,1", "--plot", tmp_path / "plot.png")
+    result = run(*words, "--sweep", "window_weight=0,1", "--plot", tmp_path / "plot.png")
     assert "--plot shows one combination" in str(result.exception)
+
+
+def test_a_sweep_takes_the_old_names_of_settings():
+    with pytest.warns(DeprecationWarning, match="window is now called window_weight"):
+        grid = cli_eval._grid(["window=0,0.5"], TrackerConfig())
+    assert list(grid) == ["window_weight=0", "window_weight=0.5"]
 
 
 def test_train_calibrate(run, photos, tmp_path, monkeypatch):

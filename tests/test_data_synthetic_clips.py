@@ -14,13 +14,13 @@ from correlation_aware.data.stills.pool import ImagePool
 from correlation_aware.data.stills.synthetic_clips import ClipConfig, synthetic_clip
 
 BARE = ClipConfig(
-    length=12, size=(96, 128), noise=0.0, grey=0.0, distractors=0, occluder=0.0, target=(0.2, 0.3)
+    length=12, size=(96, 128), noise=0.0, gray=0.0, distractors=0, occluder=0.0, target=(0.2, 0.3)
 )
 
 
 @pytest.fixture(scope="module")
 def pool():
-    """Four bright ellipses on dark ground, and a dark photograph, the only one that is drawn."""
+    """Four bright ellipses on a dark background, and a dark photograph, the only one that is sampled."""
     stills = []
     for number in range(4):
         image, mask = np.full((150, 200, 3), 15, np.uint8), np.zeros((150, 200), np.uint8)
@@ -33,12 +33,12 @@ def pool():
 @pytest.fixture
 def bright_target(monkeypatch):
     monkeypatch.setattr(
-        synthetic_clips, "_target", lambda draws, pool, *_: pool.cuts(draws, torch.tensor([2]), 1.0)
+        synthetic_clips, "_target", lambda rng, pool, *_: pool.sample_regions(rng, torch.tensor([2]), 1.0)
     )
 
 
 def bright_box(frame):
-    """xywh around what is bright."""
+    """Box, xywh, around the bright pixels."""
     ys, xs = np.nonzero(frame.mean(axis=2) > 105)
     return np.array([xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()], float)
 
@@ -57,9 +57,9 @@ def test_shapes_types_and_smooth_paths(pool):
     assert clip.frames.shape == (20, 90, 130, 3) and clip.frames.dtype == np.uint8
     assert clip.boxes.shape == (20, 4) and clip.boxes.dtype == np.float32
     assert clip.visible.shape == (20,) and (clip.visible >= 0).all() and (clip.visible <= 1).all()
-    centre = clip.boxes[:, :2] + clip.boxes[:, 2:] / 2
-    assert np.abs(np.diff(centre, axis=0)).max() < 15 and np.ptp(centre, axis=0).max() > 3
-    assert (centre > 0).all() and (centre < (130, 90)).all()
+    center = clip.boxes[:, :2] + clip.boxes[:, 2:] / 2
+    assert np.abs(np.diff(center, axis=0)).max() < 15 and np.ptp(center, axis=0).max() > 3
+    assert (center > 0).all() and (center < (130, 90)).all()
 
 
 def test_the_same_numbers_give_the_same_clip(pool):
@@ -72,11 +72,11 @@ def test_the_same_numbers_give_the_same_clip(pool):
 
 
 def test_an_occluder_lowers_visibility(pool, bright_target):
-    covered = [
+    clips = [
         synthetic_clip(pool, i, config=replace(BARE, occluder=1.0, natural=0.0, length=30)) for i in range(4)
     ]
-    assert min(clip.visible.min() for clip in covered) < 0.7
-    assert max(clip.visible.max() for clip in covered) == 1
+    assert min(clip.visible.min() for clip in clips) < 0.7
+    assert max(clip.visible.max() for clip in clips) == 1
 
 
 def test_a_seed_gives_the_clips_that_it_gave_before():
