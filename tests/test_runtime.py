@@ -329,4 +329,4 @@ def test_the_command(tmp_path):
     path = tmp_path / "sbt_test_track.template.pt2"
     assert open_graph(path)(np.zeros((1, 3, 64, 64), np.float32))[0].shape[0] == 1
     result = CliRunner().invoke(app, words)
-    assert isinstance(result.exception, ValueError) and "no weights yet" in str(result.exception)
+    assert isinstance(result.exception, ValueError) and "has no default weights" in str(result.exception)
