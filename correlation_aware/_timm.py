@@ -63,6 +63,9 @@ def derive_pretrained_cfg(
     else:
         cfg.setdefault("input_size", (channels, 224, 224))
         cfg["input_size"] = (channels, *tuple(cfg["input_size"])[1:])
+        if hasattr(network, "feature_info"):
+            reduction = network.feature_info.reduction()[-1]
+            cfg["pool_size"] = tuple(-(-side // reduction) for side in cfg["input_size"][1:])
     for key, value in described.items():
         if value is None or key in ("architecture", "source", "num_classes"):
             continue
