@@ -92,11 +92,12 @@ def can_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
         module: A layer with a `weight`.
         kind: The type whose `forward` the operation computes.
     """
-    if get_backend() != "triton" and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+    compiling = torch.compiler.is_compiling()
+    if get_backend() != "triton" and (compiling or torch.jit.is_tracing()):
         return False
     return (
         type(module) is kind
-        and type(module.weight) in (nn.Parameter, Tensor)
+        and (compiling or type(module.weight) in (nn.Parameter, Tensor))  # torch.export has a type of its own
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
         and "forward" not in module.__dict__  # as accelerate replaces it
