@@ -150,7 +150,7 @@ def test_eval_clips_and_a_sweep(run, photos, tmp_path):
         result = run(*words, "--sweep", sweep)
         assert isinstance(result.exception, ValueError) and message in str(result.exception)
     result = run(*words, "--sweep", "window_weight=0,1", "--plot", tmp_path / "plot.png")
-    assert "--plot shows one choice" in str(result.exception)
+    assert "--plot shows one combination" in str(result.exception)
 
 
 def test_a_sweep_takes_the_old_names_of_settings():

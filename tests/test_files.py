@@ -81,7 +81,7 @@ def test_a_folder_of_stills_keeps_its_subfolders_together(tmp_path: Path) -> Non
 
 def test_atomic_path_that_cannot_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(ValueError, match="taken exists and is not a file"):
+    with pytest.raises(ValueError, match="taken exists and is not a regular file"):
         write_text("text", tmp_path / "taken")
     with pytest.raises(FileNotFoundError, match=r"folder of .*absent.*new"):
         write_text("text", tmp_path / "absent" / "new")
