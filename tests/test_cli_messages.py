@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from correlation_aware.cli import app
 from correlation_aware.cli._messages import print_messages
 from correlation_aware.demo_clip import draw_clip
+from correlation_aware.tracking.tracker import TrackerConfig
 from correlation_aware.tracking.video import write_image
 from correlation_aware.zoo import has_weights
 
@@ -41,10 +42,12 @@ def test_warnings_are_yellow_and_printed_once_and_information_is_plain(capsys):
     with print_messages(console, logging.INFO):
         for _ in range(2):
             has_weights("sbt_light_track.half")
+            TrackerConfig(window=0.2)
         logging.getLogger("correlation_aware.part").warning("[a] 1")
         logging.getLogger("correlation_aware.part").info("[b] 2")
         logging.getLogger("correlation_aware.part").debug("not printed")
-    renamed, logged, information = capsys.readouterr().out.splitlines()
+    renamed, field, logged, information = capsys.readouterr().out.splitlines()
+    assert field.startswith("\x1b[33mTrackerConfig.window is now called window_weight")
     assert renamed.startswith(f"\x1b[33m{RENAMED}") and renamed.endswith("\x1b[0m")
     assert (logged, information) == ("\x1b[33m[a] 1\x1b[0m", "[b] 2")
     assert (logger.handlers, logger.level, logger.propagate) == before

@@ -12,7 +12,7 @@ from rich.console import Console
 __all__ = ["error_console", "print_messages"]
 
 PACKAGE = Path(__file__).parent.parent
-FORMER_NAME = "the old name goes"  # in every warning of a renamed name
+FORMER_NAME = "; the old name "  # in every warning about a renamed name or field
 
 error_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
