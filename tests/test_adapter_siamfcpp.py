@@ -231,7 +231,9 @@ def test_shapes(tracker, side, locations):
     z, x = backbone.correlate(backbone.encode_template(images["im_z"]), images["im_x"])
     assert z.shape == (1, 256, 5, 5) and x.shape == (1, 256, locations, locations)
     assert z.is_contiguous() and x.is_contiguous()
-    assert backbone(images["im_z"]).shape == (1, 256, 5, 5)
+    alone = backbone(images["im_z"])  # correlated with itself
+    expected, _ = backbone.correlate(backbone.encode_template(images["im_z"]), images["im_z"])
+    torch.testing.assert_close(alone, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(backbone(images["im_x"]), x, rtol=0, atol=1e-5)
 
 

@@ -264,7 +264,8 @@ def test_a_layer_whose_code_changed_is_exported_again(tmp_path, monkeypatch):
     file = tmp_path / "changing_layer.py"
     file.write_text(code.format(2))
     monkeypatch.syspath_prepend(tmp_path)
-    model = nn.Sequential(importlib.import_module("changing_layer").Scale(), nn.Linear(2, 2))
+    model = ca.create_model("sbt_test_track")
+    model.head.scale = importlib.import_module("changing_layer").Scale()
     before = session_module._cache_key(model, {"model": "scale"})
     assert session_module._cache_key(model, {"model": "scale"}) == before
     assert session_module._cache_key(model, {"model": "other"}) != before

@@ -130,7 +130,7 @@ def _fit(
 
 
 def _strides(tracker: str, name: str, options: Mapping[str, Any]) -> list[int]:
-    net: Any = create_model(name, device="meta", **options)
+    net: Any = create_model(name, **{**options, "device": "meta"})
     if not isinstance(net, TwoInputModel):
         raise ValueError(
             f"{tracker} needs a feature network, and {name!r} is a {type(net).__name__}: take a name without "

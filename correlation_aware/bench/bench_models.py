@@ -23,7 +23,7 @@ from correlation_aware.bench.timing import Call, Times, time_interleaved
 from correlation_aware.models.profile import Profile, profile
 from correlation_aware.ops import get_backend, set_backend
 from correlation_aware.runtime.graphs import SessionModel
-from correlation_aware.weights.sources import default_entry
+from correlation_aware.weights.sources import resolve_weights, tags_of
 
 __all__ = ["Case", "Row", "bench_model", "load"]
 
@@ -97,16 +97,16 @@ def load(name: str, weights: str | None = None, search_size: int | None = None) 
 
     Args:
         name: Name of a two-input model, with or without a tag, or its folder.
-        weights: Tag or file of weights, or `random`. By default those of the tag or folder, else bundled
-            ones, else random ones; nothing is downloaded for a name without a tag.
+        weights: Tag or file of weights, or `random`. By default those of the tag or folder, else
+            installed ones, else random ones; nothing is downloaded for a name without a tag.
         search_size: Size of the search image in pixels; by default the model's.
 
     Raises:
         ValueError: A classifier, or an unknown name.
     """
     if weights is None and name in zoo.list_models():
-        entry = default_entry(name)
-        weights = None if entry is not None and entry.source == "bundled" else "random"
+        local = bool(tags_of(name)) and resolve_weights(True, name).is_local
+        weights = None if local else "random"
     sizes: dict[str, Any] = {} if search_size is None else {"search_size": search_size}
     torch.manual_seed(0)
     if weights == "random":

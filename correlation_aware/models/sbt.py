@@ -312,6 +312,12 @@ class SBT(StagedNetwork, TwoInputModel):
         >>> x = net(template, search)  # (B, 3, 128, 128), (B, 3, 256, 256) -> (B, C, 32, 32)
         >>> state = net.encode_template(template)  # once per target
         >>> x = net(state, search)  # once per frame, same numbers
+
+    Note:
+        A forward hook on `stages.i` gets (B, C, H, W) of the stage, from the first EoC-CA block on a tuple of
+        template and search. It is called for the template, whose pass ends before that block, then for the
+        search image. torch.compile, torch.export and torch.jit.trace work; torch.jit.script and torch.fx are
+        refused.
     """
 
     def __init__(self, cfg: SBTConfig, in_chans: int = 3, sizes: Sizes | None = None) -> None:
@@ -441,6 +447,9 @@ class SBT(StagedNetwork, TwoInputModel):
 
 class SBTClassifier(StagedNetwork):
     """One-stream classifier for ImageNet pretraining: a fourth stage, mean pooling, a linear layer.
+
+    It follows timm's contract. torch.fx takes its stages as leaves (`timm.models.create_feature_extractor`);
+    torch.jit.script is refused.
 
     Args:
         cfg: The variant; `cross_blocks` must be empty.

@@ -77,6 +77,13 @@ class WeightsSource:
         """Whether the weights fill only a part of the model by design."""
         return self.entry is not None and self.entry.role == "starting_point"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing has to be downloaded."""
+        if self.entry is not None:
+            return self.entry.source == "bundled"
+        return self.path is not None or self.state_dict is not None
+
     def fetch(self, cache_dir: str | Path | None = None) -> Path:
         """Downloads and verifies the file if it is not a local one, and returns its path.
 
