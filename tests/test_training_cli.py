@@ -120,7 +120,7 @@ def test_two_processes_on_a_cpu_are_one_run(photos, tmp_path, mixer_weights):
         ("model.name=sbt_test", "has no prediction head; use sbt_test_track"),
         ("model.name=sbt_test_track", "data.sources and data.videos are empty"),
         ("data.videos={GOT-10k: 1}", "is not LAYOUT:ROOT"),
-        ("data.videos={otb:videos: 1}", "is not a known layout"),
+        ("data.videos={otb:videos: 1}", "Unknown layout 'otb'; known layouts"),
         ("model.nam=sbt_test", "Near: model.name"),
     ],
 )
