@@ -1,4 +1,4 @@
-"""The rule that fills the golden cases: weights from a parameter's name, pictures from a seed."""
+"""The rule that fills the golden cases: weights from a parameter's name, images from a seed."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def state_dict(case: dict) -> dict[str, Tensor]:
     return {name: parameter(name, shape) for name, shape in case["parameters"].items()}
 
 
-def picture(seed: int, size: list[int]) -> Tensor:
+def image(seed: int, size: list[int]) -> Tensor:
     """(2, 3, H, W)."""
     u = np.random.Generator(np.random.PCG64(seed)).standard_normal((2, 3, *size))
     return torch.from_numpy(u.astype(np.float32))

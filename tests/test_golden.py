@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden import CASES, OUTPUTS, picture, state_dict
+from golden import CASES, OUTPUTS, image, state_dict
 
 import correlation_aware as ca
 from correlation_aware.weights import convert_state_dict
@@ -18,8 +18,8 @@ def test_features_and_head_equal_the_authors(name):
     model = ca.create_model(f"{name}_track").eval()
     model.load_state_dict(convert_state_dict(state_dict(case), source="sbt"), strict=True)
     for i, run in enumerate(case["runs"]):
-        template = picture(run["template_seed"], run["template_hw"])
-        search = picture(run["search_seed"], run["search_hw"])
+        template = image(run["template_seed"], run["template_hw"])
+        search = image(run["search_seed"], run["search_hw"])
         features = model.backbone(template, search)
         tokens = features.flatten(2).mT[1:, ::32, ::5]
         torch.testing.assert_close(tokens, OUTPUTS[f"{name}.run{i}.search_tokens"], **TOLERANCE)

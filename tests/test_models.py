@@ -13,20 +13,20 @@ NAMES = ca.list_models()
 FEATURE_NETS = [n for n in NAMES if not n.endswith(("_track", "_cls"))]
 
 
-def pictures(template=(1, 3, 64, 64), search=(1, 3, 128, 128), seed=0):
+def images(template=(1, 3, 64, 64), search=(1, 3, 128, 128), seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(template, generator=generator), torch.randn(search, generator=generator)
 
 
 def small(name, **overrides):
-    """The named model, for pictures small enough to be quick."""
+    """The named model, for images small enough to be quick."""
     torch.manual_seed(0)
     sizes = {} if name.endswith("_cls") else {"template_size": 32, "search_size": 64}
     return ca.create_model(name, **sizes, **overrides)
 
 
 def inputs(name, batch=1):
-    pair = pictures((batch, 3, 32, 32), (batch, 3, 64, 64))
+    pair = images((batch, 3, 32, 32), (batch, 3, 64, 64))
     return pair[1:] if name.endswith("_cls") else pair
 
 
@@ -137,7 +137,7 @@ def test_a_template_correlated_with_itself(overrides):
 def test_every_choice_of_the_study_runs_and_trains(attention, position, patch_embed):
     torch.manual_seed(0)
     net = ca.create_model("sbt_test", attention=attention, position=position, patch_embed=patch_embed)
-    x = net(*pictures())
+    x = net(*images())
     assert x.shape == (1, 32, 16, 16)
     x.square().mean().backward()
     assert all(p.grad is not None for p in net.parameters())
@@ -158,7 +158,7 @@ def test_every_choice_of_the_study_runs_and_trains(attention, position, patch_em
 @torch.inference_mode()
 def test_any_size(template, search, expected):
     net = ca.create_model("sbt_test").eval()
-    pair = pictures((1, 3, *template), (1, 3, *search))
+    pair = images((1, 3, *template), (1, 3, *search))
     x = net(*pair)
     assert x.shape[2:] == expected
     assert torch.equal(net(net.encode_template(pair[0]), pair[1]), x)
@@ -168,7 +168,7 @@ def test_any_size(template, search, expected):
 @torch.inference_mode()
 def test_one_template_many_searches_and_the_other_way_round(templates, searches):
     net = ca.create_model("sbt_test").eval()
-    template, search = pictures((templates, 3, 64, 64), (searches, 3, 128, 128))
+    template, search = images((templates, 3, 64, 64), (searches, 3, 128, 128))
     pairs = [(template[i % templates, None], search[i % searches, None]) for i in range(3)]
     expected = torch.cat([net(z, x) for z, x in pairs])
     for first in (template, net.encode_template(template)):
@@ -182,7 +182,7 @@ def test_one_template_many_searches_and_the_other_way_round(templates, searches)
 def test_half_precision(dtype, tolerance):
     """Features have unit variance; 8 and 11 bits of mantissa through six blocks leave this error."""
     net = ca.create_model("sbt_test").eval()
-    template, search = pictures()
+    template, search = images()
     expected = net(template, search)
     x = net.to(dtype)(template.to(dtype), search.to(dtype))
     assert x.dtype == dtype
@@ -194,7 +194,7 @@ def test_half_precision(dtype, tolerance):
 @torch.inference_mode()
 def test_channels_last_pictures_and_weights():
     net = ca.create_model("sbt_test").eval()
-    template, search = pictures()
+    template, search = images()
     expected = net(template, search)
     to = {"memory_format": torch.channels_last}
     x = net.to(**to)(template.to(**to), search.to(**to))
@@ -204,13 +204,13 @@ def test_channels_last_pictures_and_weights():
 
 def test_meta_device_and_dtype():
     net = ca.create_model("sbt_large", device="meta", dtype=torch.float16)
-    x = net(*(p.to("meta", torch.float16) for p in pictures()))
+    x = net(*(p.to("meta", torch.float16) for p in images()))
     assert x.shape == (1, 320, 16, 16) and x.is_meta and x.dtype == torch.float16
 
 
 def test_features_only():
     net = ca.create_model("sbt_test", features_only=True, out_indices=(0, 1, 2)).eval()
-    template, search = pictures()
+    template, search = images()
     features = net(template, search)
     assert [f.shape[1:] for f in features] == [(16, 32, 32), (32, 16, 16), (32, 16, 16)]
     assert net.feature_info.channels() == [16, 32, 32] and net.feature_info.reduction() == [4, 8, 8]
@@ -224,12 +224,12 @@ def test_features_only():
 def test_features_only_prunes_later_stages():
     crosses = ((), (0,), (1, 3))
     net = ca.create_model("sbt_test", cross_blocks=crosses, features_only=True, out_indices=(1,))
-    features = net(*pictures())
+    features = net(*images())
     features[0].square().mean().backward()
     assert all(p.grad is not None for p in net.parameters())
     outputs = []
     net.model.stages[-1].register_forward_hook(lambda m, i, output: outputs.append(output))
-    net(*pictures())
+    net(*images())
     assert isinstance(outputs[-1], torch.Tensor)  # the template's stream ends with the last EoC-CA block kept
     with pytest.raises(ValueError, match="before the first EoC-CA block"):
         ca.create_model("sbt_test", features_only=True, out_indices=(0,))
@@ -239,15 +239,15 @@ def test_features_only_prunes_later_stages():
 
 def test_strides_for_trackers_that_want_stride_16():
     net = ca.create_model("sbt_test", strides=(4, 2, 2))
-    assert net(*pictures()).shape == (1, 32, 8, 8)
+    assert net(*images()).shape == (1, 32, 8, 8)
     assert net.feature_info.reduction() == [4, 8, 16]
     track = ca.create_model("sbt_test_track", strides=[4, 2, 2])
-    assert track(*pictures()).scores.shape == (1, 8, 8)
+    assert track(*images()).scores.shape == (1, 8, 8)
 
 
 def test_classifier_surface():
     model = ca.create_model("sbt_test_cls", num_classes=7, drop_rate=0.1).eval()
-    image = pictures()[1]
+    image = images()[1]
     assert model(image).shape == (1, 7) and model.get_classifier().out_features == 7
     assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (1, 32)
     assert model.head_hidden_size == model.num_features == 32
@@ -271,7 +271,7 @@ def test_a_new_classifier_is_like_its_network():
 
 
 def test_pooling_of_the_classifier():
-    image = pictures()[1]
+    image = images()[1]
     model = ca.create_model("sbt_test_cls", num_classes=0, global_pool="").eval()
     features = model.forward_features(image)
     assert torch.equal(model(image), features) and features.shape == (1, 32, 4, 4)
@@ -291,7 +291,7 @@ def test_pooling_of_the_classifier():
 
 @torch.inference_mode()
 def test_intermediate_features_of_the_classifier():
-    model, image = ca.create_model("sbt_test_cls").eval(), pictures()[1]
+    model, image = ca.create_model("sbt_test_cls").eval(), images()[1]
     output, maps = model.forward_intermediates(image)
     assert torch.equal(output, model.forward_features(image)) and torch.equal(output, maps[-1])
     assert [m.shape[1:] for m in maps] == [(16, 32, 32), (32, 16, 16), (32, 8, 8), (32, 4, 4)]
@@ -312,7 +312,7 @@ def test_intermediate_features_of_the_classifier():
 
 @torch.inference_mode()
 def test_a_pruned_classifier_ends_at_the_last_level():
-    image = pictures()[1]
+    image = images()[1]
     for indices, last, kept in (([0, -2], 2, [0, 2]), (1, 3, [3])):
         model = ca.create_model("sbt_test_cls").eval()
         expected = model.forward_intermediates(image, intermediates_only=True)[last]
@@ -407,7 +407,7 @@ def test_compiles_without_graph_breaks():
 
 def test_bad_input_says_what_is_wrong():
     net = ca.create_model("sbt_test")
-    template, search = pictures()
+    template, search = images()
     with pytest.raises(ValueError, match="search is 31 x 128 px; each side must be at least 32"):
         net(template, search[:, :, :31])
     with pytest.raises(ValueError, match=r"template has shape \(3, 64, 64\)"):
@@ -490,7 +490,7 @@ def test_a_trackers_checkpoint_fills_a_backbone_and_other_channels(tmp_path):
 @torch.inference_mode()
 def test_the_cell_head_works_at_any_size_and_boxes_hold_their_cell():
     model = small("sbt_test_track", head="cell").eval()
-    template, search = pictures()
+    template, search = images()
     for size in ((128, 128), (64, 96)):
         out = model(template, search[:, :, : size[0], : size[1]])
         h, w = size[0] // 8, size[1] // 8
