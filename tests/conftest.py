@@ -41,7 +41,7 @@ def peer(request):
     def find(name: str) -> Path:
         root = request.config.getoption("--peers")
         if root is None:
-            pytest.skip(f"needs a checkout of {name}: pytest -m peers --peers DIR")
+            pytest.skip(f"needs a checkout of {name}: pytest tests -m peers --peers DIR")
         folder = Path(root).resolve() / name
         assert folder.is_dir(), f"There is no folder {folder}: --peers must contain one folder per tracker."
         return folder
