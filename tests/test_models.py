@@ -1,11 +1,13 @@
 """Every model of the registry forwards, trains, exports, survives saving, and names bad input."""
 
+import math
+
 import pytest
 import timm
 import torch
 
 import correlation_aware as ca
-from correlation_aware.models.heads import CellHead
+from correlation_aware.models.heads import CellHead, CenterHead
 from correlation_aware.models.registry import register_model
 from correlation_aware.models.sbt import SBTConfig
 
@@ -501,6 +503,20 @@ def test_the_cell_head_works_at_any_size_and_boxes_hold_their_cell():
         assert bw.mean().item() == pytest.approx(0.25, abs=0.1)  # what an untrained head expects
     with pytest.raises(ValueError, match="not one of mixer, cell"):
         ca.create_model("sbt_test_track", head="corner")
+
+
+@torch.no_grad()
+def test_the_center_head_adds_its_offset_to_the_corner_of_a_location():
+    head = CenterHead(4, hidden=8).eval()
+    for branch, bias in ((head.score, [1.5]), (head.offset, [0.25, 0.5]), (head.size, [-1.0, 20.0])):
+        branch[-1].weight.zero_()
+        branch[-1].bias.copy_(torch.tensor(bias))
+    output = head(torch.randn(1, 4, 2, 5))
+    assert output.logits.shape == (1, 2, 2, 5) and not output.logits[:, 1].any()
+    torch.testing.assert_close(output.scores, torch.full((1, 2, 5), 1.5).sigmoid())
+    cx, cy, w, h = output.boxes[0, :, 1, 3]
+    assert [cx.item(), cy.item()] == pytest.approx([3.25 / 5, 1.5 / 2])
+    assert [w.item(), h.item()] == pytest.approx([1 / (1 + math.e), 1 - 1e-4])  # the sigmoid is clamped
 
 
 @torch.no_grad()

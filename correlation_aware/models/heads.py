@@ -1,17 +1,22 @@
 """Prediction heads: search features to scores and boxes. A new one is a class under `@register_head`.
 
-`MixerHead` is the paper's. `CellHead` is ours: an anchor-free head that predicts, from the features of each
-location alone, the distances to the four sides of the box, so it works at any size.
+`MixerHead` is SBT's. `CellHead` is ours: an anchor-free head that predicts, from the features of each
+location alone, the distances to the four sides of the box, so it works at any size. `CenterHead` is that of
+OSTrack and SuperSBT: a score map, the size of the box, and the offset of its center from the location.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Eq. 7 - https://arxiv.org/abs/2203.01666
 Checked against the outputs of the authors' released code
 (https://github.com/phiphiphi31/SBT). Licensed under Apache-2.0.
 
-Two deviations of the released code from the paper are kept, since released weights depend on them: a block
+`CenterHead` is from `Joint Feature Learning and Relation Modeling for Tracking` (Ye et al., ECCV 2022) -
+https://arxiv.org/abs/2203.11991, checked against https://github.com/botaoye/OSTrack (MIT).
+
+Two deviations of SBT's released code from the paper are kept, since released weights depend on them: a block
 mixes positions first and channels second (Eq. 7 has it the other way round), and the last channel layer has
 no ReLU.
 """
 
+import itertools
 import math
 from typing import NamedTuple, cast
 
@@ -21,7 +26,9 @@ from torch import Tensor, nn
 
 from correlation_aware.models.registry import register_head
 
-__all__ = ["CellHead", "MixerHead", "TrackOutput"]
+__all__ = ["CellHead", "CenterHead", "MixerHead", "TrackOutput"]
+
+SCORE_MARGIN = 1e-4  # scores and sizes of CenterHead are kept this far from 0 and 1
 
 
 class TrackOutput(NamedTuple):
@@ -138,8 +145,54 @@ class CellHead(nn.Module):
         return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 
 
+@register_head("center")
+class CenterHead(nn.Module):
+    """Three stacks of 3x3 convolutions: score, offset of the center from the location, size of the box.
+
+    Args:
+        dim: Channels of the search features.
+        feature_size: Of no effect: the head works at any size.
+        hidden: Channels of the first convolution; each of the next three has half of those before it.
+    """
+
+    def __init__(self, dim: int, feature_size: tuple[int, int] | None = None, hidden: int = 256) -> None:
+        super().__init__()
+        self.score, self.offset, self.size = (_conv_stack(dim, hidden, outputs) for outputs in (1, 2, 2))
+
+    def calibrate(self, scale: float, shift: float) -> None:
+        """See `CellHead.calibrate`."""
+        _calibrate(cast(nn.Conv2d, self.score[-1]), scale, shift)
+
+    def forward(self, features: Tensor) -> TrackOutput:
+        """(B, C, H, W) -> predictions per location, for any H and W.
+
+        The background's logit is 0. A predicted center may be slightly outside of 0..1.
+        """
+        score = self.score(features)  # B, 1, H, W
+        offset = self.offset(features).float()
+        size = self.size(features).float().sigmoid().clamp(SCORE_MARGIN, 1 - SCORE_MARGIN)
+        height, width = score.shape[2:]
+        column = torch.arange(width, device=score.device)[None, :]
+        row = torch.arange(height, device=score.device)[:, None]
+        cx, cy = (column + offset[:, 0]) / width, (row + offset[:, 1]) / height
+        boxes = torch.stack([cx, cy, size[:, 0], size[:, 1]], dim=1)
+        scores = score[:, 0].float().sigmoid().clamp(SCORE_MARGIN, 1 - SCORE_MARGIN)
+        return TrackOutput(torch.cat([score, torch.zeros_like(score)], dim=1), scores, boxes)
+
+
+def _conv_stack(dim: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Four times convolution, BatchNorm, ReLU, with half the channels each time, then a 1x1 convolution."""
+    widths = [dim, hidden, hidden // 2, hidden // 4, hidden // 8]
+    layers = [
+        nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+        for i, o in itertools.pairwise(widths)
+    ]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], outputs, 1))
+
+
 @torch.no_grad()
-def _calibrate(last: nn.Linear, scale: float, shift: float) -> None:
+def _calibrate(last: nn.Linear | nn.Conv2d, scale: float, shift: float) -> None:
+    assert last.bias is not None
     last.weight.mul_(scale)
     last.bias.mul_(scale)
     last.bias[0] += shift
