@@ -59,6 +59,18 @@ def make_clip(request):
 
 
 @pytest.fixture
+def needs():
+    """A function that skips the test if the packages of an export format or runtime are missing."""
+    packages = {"onnx": ("onnxscript", "onnxruntime"), "openvino": ("onnxscript", "openvino")}
+
+    def skip_without(name: str) -> None:
+        for package in packages.get(name, ()):
+            pytest.importorskip(package)
+
+    return skip_without
+
+
+@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of four smooth color images of 160 x 120 px."""
     random = np.random.default_rng(0)

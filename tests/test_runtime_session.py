@@ -1,34 +1,19 @@
-"""Exported files and sessions give the numbers of the model they were made from."""
+"""Sessions give the numbers of the model they were made from, on every runtime."""
 
 import importlib
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-import typer
-from torch import nn
-from typer.testing import CliRunner
 
 import correlation_aware as ca
-from correlation_aware.cli import export as cli_export
 from correlation_aware.demo_clip import draw_clip
-from correlation_aware.runtime import export as export_module
 from correlation_aware.runtime import session as session_module
-from correlation_aware.runtime.export import OPSET, export, metadata, open_graph
-from correlation_aware.runtime.graphs import split_graphs
 from correlation_aware.runtime.session import InferenceSession
 
 RUNTIMES = ("eager", "onnx", "openvino")
-
-
-def needs(format):
-    for name in {"onnx": ("onnxscript", "onnxruntime"), "openvino": ("onnxscript", "openvino")}.get(
-        format, ()
-    ):
-        pytest.importorskip(name)
 
 
 @pytest.fixture(scope="module")
@@ -49,115 +34,8 @@ def cached(cache, monkeypatch):
     return cache
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "format"),
-    [
-        ("sbt_test", {}, "onnx"),
-        ("sbt_test", {"features_only": True, "out_indices": (1, 2)}, "torch"),
-        ("sbt_test_track", {"attention": "pooled"}, "onnx"),
-        ("sbt_test_cls", {"num_classes": 5}, "onnx"),
-        ("sbt_test_cls", {"num_classes": 5}, "openvino"),
-    ],
-)
-def test_exports_are_compared(name, arguments, format, tmp_path):
-    needs(format)
-    torch.manual_seed(0)
-    model = ca.create_model(name, **arguments)
-    made = export(model, tmp_path, format)
-    assert [m.graph for m in made] == list(split_graphs(model)) and model.training  # it is put back as it was
-    for m in made:
-        assert m.path.is_file() and 0 <= m.difference < 1e-5  # float32 in another order
-        if format == "onnx":
-            check_onnx(m.path, masks="attention" in arguments)
-    assert not list(tmp_path.glob(".export-*"))
-
-
-KINDS = {
-    "global": ("sbt_test_track", {"attention": "global"}),
-    "absolute": ("sbt_test_track", {"position": "absolute", "head": "cell"}),
-    "patchify": (
-        "sbt_test",
-        {"patch_embed": "patchify", "position": "none", "stage_norms": True, "in_chans": 1},
-    ),
-    "strides": ("sbt_test", {"strides": (4, 2, 2), "template_size": 128, "search_size": 192}),
-    "features": (
-        "sbt_test",
-        {"features_only": True, "out_indices": (0, 2), "cross_blocks": ((0,), (0,), (1, 3))},
-    ),
-    "classifier": ("sbt_test_cls", {"num_classes": 5, "attention": "pooled", "position": "absolute"}),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "format"),
-    [*((kind, "onnx") for kind in KINDS), ("global", "openvino"), ("absolute", "openvino")]
-    + [("absolute", "torch"), ("strides", "torch")],
-)
-def test_every_kind_of_model_exports(kind, format, tmp_path):
-    """The pair's graph, which has all operations of the two others; pooled attention is in the test above."""
-    needs(format)
-    torch.manual_seed(0)
-    name, arguments = KINDS[kind]
-    model = ca.create_model(name, **arguments)
-    (made,) = export(model, tmp_path, format, [list(split_graphs(model))[-1]])
-    assert made.difference < 1e-5  # float32 in another order
-    if format == "onnx":
-        check_onnx(made.path, masks=arguments.get("attention") == "pooled")
-
-
-def check_onnx(path, masks):
-    """Valid, of plain operators of the opset, and without booleans, but for PyTorch's pooling to 7 x 7."""
-    import onnx
-
-    onnx.checker.check_model(str(path), full_check=True)
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)), strict_mode=True)
-    graph = model.graph
-    assert {i.domain: i.version for i in model.opset_import} == {"": OPSET}
-    assert {node.domain for node in graph.node} == {""} and not model.functions
-    values = [v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)]
-    constants = [t.data_type for t in graph.initializer]
-    conditional = {"If", "Loop", "Scan", "Where"} & {node.op_type for node in graph.node}
-    if masks:
-        assert conditional <= {"Where"}
-    else:
-        assert onnx.TensorProto.BOOL not in values + constants and not conditional
-    assert {v.type.tensor_type.shape.dim[0].dim_param for v in graph.output} == {"batch"}
-
-
-def test_a_file_that_differs_is_not_written(tmp_path, tracker_model, monkeypatch):
-    monkeypatch.setattr(export_module, "open_graph", lambda path: lambda *arrays: [np.float32([[[[9]]]])])
-    with pytest.raises(RuntimeError, match=r"pair\.pt2|template\.pt2 differs from the model"):
-        export(tracker_model, tmp_path, "torch", ["template"])
-    assert not list(tmp_path.iterdir())
-
-
-def test_metadata_lie_in_the_files(tmp_path, tracker_model):
-    needs("onnx")
-    import onnxruntime
-
-    (made,) = export(tracker_model, tmp_path, "onnx", ["template"])
-    actual = onnxruntime.InferenceSession(str(made.path)).get_modelmeta().custom_metadata_map
-    expected = {**metadata(tracker_model), "graph": "template"}
-    assert {key: actual[key] for key in expected} == expected
-    assert json.loads(actual["input_size"]) == [3, 128, 128] and actual["model"] == "sbt_test_track"
-    (program,) = export(tracker_model, tmp_path, "torch", ["template"])
-    extra = {"metadata.json": ""}
-    torch.export.load(program.path, extra_files=extra)
-    assert json.loads(extra["metadata.json"])["weights_sha256"] == expected["weights_sha256"]
-
-
-def test_the_hash_is_of_the_weights(tracker_model):
-    before = metadata(tracker_model)["weights_sha256"]
-    assert metadata(tracker_model)["weights_sha256"] == before
-    with torch.no_grad():
-        tracker_model.head.cls[2].bias += 1e-3
-        assert metadata(tracker_model)["weights_sha256"] != before
-        tracker_model.head.cls[2].bias -= 1e-3
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_sessions_equal_the_model(runtime, tracker_model, cached):
+def test_sessions_equal_the_model(needs, runtime, tracker_model, cached):
     needs(runtime)
     session = InferenceSession(tracker_model, runtime=runtime)
     assert session.outputs == ("scores", "boxes")
@@ -183,7 +61,7 @@ def test_sessions_equal_the_model(runtime, tracker_model, cached):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_sessions_of_one_model_are_apart(runtime, tracker_model, cached):
+def test_sessions_of_one_model_are_apart(needs, runtime, tracker_model, cached):
     needs(runtime)
     first, second = (InferenceSession(tracker_model, runtime=runtime) for _ in range(2))
     generator = torch.Generator().manual_seed(2)
@@ -196,7 +74,7 @@ def test_sessions_of_one_model_are_apart(runtime, tracker_model, cached):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES[1:])
-def test_a_tracker_follows_alike_on_every_runtime(runtime, tracker_model, cached):
+def test_a_tracker_follows_alike_on_every_runtime(needs, runtime, tracker_model, cached):
     needs(runtime)
     frames = list(draw_clip(5, (120, 160)))
     trackers = [ca.create_tracker(tracker_model, device="cpu", runtime=r) for r in ("eager", runtime)]
@@ -210,7 +88,7 @@ def test_a_tracker_follows_alike_on_every_runtime(runtime, tracker_model, cached
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (3, 3), (3, 1), (1, 3)])
-def test_a_second_init_forgets_the_first_target(runtime, first, second, tracker_model, cached):
+def test_a_second_init_forgets_the_first_target(needs, runtime, first, second, tracker_model, cached):
     """Templates and boxes of the targets before are not used: the numbers are those of a fresh tracker."""
     needs(runtime)
     random = np.random.default_rng(0)
@@ -236,7 +114,7 @@ def test_a_session_computes_as_its_model():
     assert session(torch.zeros(1, 3, 128, 128))[0].dtype == torch.bfloat16
 
 
-def test_exports_are_kept(cached, tracker_model, monkeypatch):
+def test_exports_are_kept(needs, cached, tracker_model, monkeypatch):
     needs("onnx")
     InferenceSession(tracker_model, runtime="onnx")
     monkeypatch.setattr(session_module, "export", lambda *_: pytest.fail("exported again"))
@@ -284,7 +162,7 @@ signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals with a stack of their own")
-def test_signals_are_handled_after_openvino_sessions(cached, tracker_model):
+def test_signals_are_handled_after_openvino_sessions(needs, cached, tracker_model):
     """Two cores that go in the order they came leave a thread without a stack for signal handlers."""
     needs("openvino")
     InferenceSession(tracker_model, runtime="openvino")  # writes the files
@@ -294,7 +172,7 @@ def test_signals_are_handled_after_openvino_sessions(cached, tracker_model):
     assert result.returncode == 0 and result.stdout == "handled\n", result.stderr
 
 
-def test_what_cannot_run_says_so(tracker_model, monkeypatch):
+def test_what_cannot_run_says_so(needs, tracker_model, monkeypatch):
     with pytest.raises(ValueError, match=r"runtime='tensorrt' is not one of auto, eager"):
         InferenceSession(tracker_model, runtime="tensorrt")
     needs("openvino")
@@ -308,25 +186,3 @@ def test_what_cannot_run_says_so(tracker_model, monkeypatch):
         patch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(RuntimeError, match="needs a CUDA GPU, and PyTorch finds none"):
             ca.create_tracker(tracker_model, runtime="cudagraph")
-    with pytest.raises(ValueError, match="is not one of onnx, openvino, torch"):
-        export(tracker_model, "nowhere", "tflite")
-    with pytest.raises(ValueError, match=r"\['image'\] are not among template, search, pair"):
-        export(tracker_model, "nowhere", "torch", ["image"])
-    with pytest.raises(ValueError, match="Linear is not a model of create_model"):
-        split_graphs(nn.Linear(2, 2))
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install correlation_aware\[export\]"):
-        export(tracker_model, "nowhere", "onnx")
-
-
-def test_the_command(tmp_path):
-    app = typer.Typer()
-    app.command()(cli_export.export)
-    words = ["sbt_test_track", "--output", str(tmp_path), "--format", "torch", "--graph", "template"]
-    result = CliRunner().invoke(app, [*words, "--weights", "random"])
-    assert result.exit_code == 0, result.output
-    assert "largest difference" in result.output
-    path = tmp_path / "sbt_test_track.template.pt2"
-    assert open_graph(path)(np.zeros((1, 3, 64, 64), np.float32))[0].shape[0] == 1
-    result = CliRunner().invoke(app, words)
-    assert isinstance(result.exception, ValueError) and "has no default weights" in str(result.exception)

@@ -1,0 +1,158 @@
+"""Exported files give the numbers of the model they were made from."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import typer
+from torch import nn
+from typer.testing import CliRunner
+
+import correlation_aware as ca
+from correlation_aware.cli import export as cli_export
+from correlation_aware.runtime import export as export_module
+from correlation_aware.runtime.export import OPSET, export, metadata, open_graph
+from correlation_aware.runtime.graphs import split_graphs
+
+
+@pytest.fixture(scope="module")
+def tracker_model():
+    torch.manual_seed(0)
+    return ca.create_model("sbt_test_track", head="cell").eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "format"),
+    [
+        ("sbt_test_track", {"attention": "pooled"}, "onnx"),
+        ("sbt_test_cls", {"num_classes": 5}, "openvino"),
+        ("sbt_test", {"features_only": True, "out_indices": (1, 2)}, "torch"),
+    ],
+)
+def test_exports_are_compared(needs, name, arguments, format, tmp_path):
+    needs(format)
+    torch.manual_seed(0)
+    model = ca.create_model(name, **arguments)
+    made = export(model, tmp_path, format)
+    assert [m.graph for m in made] == list(split_graphs(model)) and model.training  # it is put back as it was
+    for m in made:
+        assert m.path.is_file() and 0 <= m.difference < 1e-5  # float32 in another order
+        if format == "onnx":
+            check_onnx(m.path, masks="attention" in arguments)
+    assert not list(tmp_path.glob(".export-*"))
+
+
+KINDS = {
+    "tracker": ("sbt_test_track", {"attention": "global", "position": "absolute", "head": "cell"}),
+    "strides": (
+        "sbt_test",
+        {
+            **{"strides": (4, 2, 2), "template_size": 128, "search_size": 192},
+            **{"patch_embed": "patchify", "position": "none", "stage_norms": True, "in_chans": 1},
+        },
+    ),
+    "features": (
+        "sbt_test",
+        {"features_only": True, "out_indices": (0, 2), "cross_blocks": ((0,), (0,), (1, 3))},
+    ),
+    "classifier": ("sbt_test_cls", {"num_classes": 5, "attention": "pooled", "position": "absolute"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [
+        *((kind, "onnx") for kind in KINDS),
+        ("tracker", "openvino"),
+        ("tracker", "torch"),
+        ("strides", "torch"),
+    ],
+)
+def test_every_kind_of_model_exports(needs, kind, format, tmp_path):
+    """The pair's graph, which has all operations of the two others; pooled attention is in the test above."""
+    needs(format)
+    torch.manual_seed(0)
+    name, arguments = KINDS[kind]
+    model = ca.create_model(name, **arguments)
+    (made,) = export(model, tmp_path, format, [list(split_graphs(model))[-1]])
+    assert made.difference < 1e-5  # float32 in another order
+    if format == "onnx":
+        check_onnx(made.path, masks=arguments.get("attention") == "pooled")
+
+
+def check_onnx(path, masks):
+    """Valid, of plain operators of the opset, and without booleans, but for PyTorch's pooling to 7 x 7."""
+    import onnx
+
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)), strict_mode=True)
+    graph = model.graph
+    assert {i.domain: i.version for i in model.opset_import} == {"": OPSET}
+    assert {node.domain for node in graph.node} == {""} and not model.functions
+    values = [v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)]
+    constants = [t.data_type for t in graph.initializer]
+    conditional = {"If", "Loop", "Scan", "Where"} & {node.op_type for node in graph.node}
+    if masks:
+        assert conditional <= {"Where"}
+    else:
+        assert onnx.TensorProto.BOOL not in values + constants and not conditional
+    assert {v.type.tensor_type.shape.dim[0].dim_param for v in graph.output} == {"batch"}
+
+
+def test_a_file_that_differs_is_not_written(tmp_path, tracker_model, monkeypatch):
+    monkeypatch.setattr(export_module, "open_graph", lambda path: lambda *arrays: [np.float32([[[[9]]]])])
+    with pytest.raises(RuntimeError, match=r"pair\.pt2|template\.pt2 differs from the model"):
+        export(tracker_model, tmp_path, "torch", ["template"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_lie_in_the_files(needs, tmp_path, tracker_model):
+    needs("onnx")
+    import onnxruntime
+
+    (made,) = export(tracker_model, tmp_path, "onnx", ["template"])
+    actual = onnxruntime.InferenceSession(str(made.path)).get_modelmeta().custom_metadata_map
+    expected = {**metadata(tracker_model), "graph": "template"}
+    assert {key: actual[key] for key in expected} == expected
+    assert json.loads(actual["input_size"]) == [3, 128, 128] and actual["model"] == "sbt_test_track"
+    (program,) = export(tracker_model, tmp_path, "torch", ["template"])
+    extra = {"metadata.json": ""}
+    torch.export.load(program.path, extra_files=extra)
+    assert json.loads(extra["metadata.json"])["weights_sha256"] == expected["weights_sha256"]
+
+
+def test_the_hash_is_of_the_weights(tracker_model):
+    before = metadata(tracker_model)["weights_sha256"]
+    assert metadata(tracker_model)["weights_sha256"] == before
+    with torch.no_grad():
+        tracker_model.head.cls[2].bias += 1e-3
+        assert metadata(tracker_model)["weights_sha256"] != before
+        tracker_model.head.cls[2].bias -= 1e-3
+
+
+def test_what_cannot_be_exported_says_so(tracker_model, monkeypatch):
+    with pytest.raises(ValueError, match="is not one of onnx, openvino, torch"):
+        export(tracker_model, "nowhere", "tflite")
+    with pytest.raises(ValueError, match=r"\['image'\] are not among template, search, pair"):
+        export(tracker_model, "nowhere", "torch", ["image"])
+    with pytest.raises(ValueError, match="Linear is not a model of create_model"):
+        split_graphs(nn.Linear(2, 2))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install correlation_aware\[export\]"):
+        export(tracker_model, "nowhere", "onnx")
+
+
+def test_the_command(tmp_path):
+    app = typer.Typer()
+    app.command()(cli_export.export)
+    words = ["sbt_test_track", "--output", str(tmp_path), "--format", "torch", "--graph", "template"]
+    result = CliRunner().invoke(app, [*words, "--weights", "random"])
+    assert result.exit_code == 0, result.output
+    assert "largest difference" in result.output
+    path = tmp_path / "sbt_test_track.template.pt2"
+    assert open_graph(path)(np.zeros((1, 3, 64, 64), np.float32))[0].shape[0] == 1
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, ValueError) and "has no default weights" in str(result.exception)
