@@ -1,8 +1,10 @@
 """The bridge to timm: descriptions of models in timm's terms, and our names in timm's registry."""
 
+import difflib
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 import timm.models
@@ -16,38 +18,43 @@ from correlation_aware.models.registry import EntryPoint
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.weights import WeightsEntry
 
-__all__ = ["check_overlay", "derive_pretrained_cfg", "register_with_timm"]
+__all__ = ["check_described", "derive_pretrained_cfg", "register_with_timm"]
 
 # fields that follow from the model itself
+DATA = ("input_size", "mean", "std", "crop_pct", "interpolation")
 DERIVED = ("input_size", "template_size", "template_factor", "search_factor", "first_conv", "classifier")
 
 
 def derive_pretrained_cfg(
-    architecture: str, network: Any, model: Any, entry: WeightsEntry | None, described: Mapping[str, Any]
+    architecture: str, network: Any, model: Any, described: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """timm's description of a model: sizes and modules from the model itself, the rest from its weights.
+    """timm's description of a model: sizes and modules from the model itself, the rest as described.
 
     Args:
         architecture: Registered name.
         network: What that name builds.
         model: The same, or its wrapper with `features_only`.
-        entry: The weights' entry of the manifest, if they have one.
-        described: Fields that somebody set or saved.
+        described: Fields that somebody set or saved. They precede the network's own: its `default_data_cfg`,
+            or the `pretrained_cfg` of a network that timm built.
+
+    Raises:
+        ValueError: `mean` or `std` is not a number for each channel.
     """
-    channels = getattr(network, "in_chans", 3)
-    mean = entry.mean if entry else IMAGENET_DEFAULT_MEAN
-    std = entry.std if entry else IMAGENET_DEFAULT_STD
+    built_by_timm = getattr(network, "pretrained_cfg", None) or {}
+    own = dict(getattr(network, "default_data_cfg", None) or {k: built_by_timm.get(k) for k in DATA})
+    own = {key: value for key, value in own.items() if value is not None}
+    channels = getattr(network, "in_chans", None) or (built_by_timm.get("input_size") or (3,))[0]
     cfg: dict[str, Any] = {
         "architecture": architecture,
-        "tag": entry.tag if entry else None,
-        "hf_hub_id": entry.repository if entry else None,
-        "mean": tuple(mean) if channels == 3 else (sum(mean) / len(mean),) * channels,
-        "std": tuple(std) if channels == 3 else (sum(std) / len(std),) * channels,
+        "tag": None,
+        "hf_hub_id": None,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "num_classes": getattr(model, "num_classes", 0),
-        "license": entry.license if entry else None,
-        **getattr(network, "default_data_cfg", {}),
+        "license": None,
+        **own,
     }
     derived: dict[str, Any] = {"first_conv": find_first_conv(model), "classifier": _classifier_name(model)}
     sizes = getattr(model, "sizes", None)
@@ -63,8 +70,8 @@ def derive_pretrained_cfg(
     else:
         cfg.setdefault("input_size", (channels, 224, 224))
         cfg["input_size"] = (channels, *tuple(cfg["input_size"])[1:])
-        if hasattr(network, "feature_info"):
-            reduction = network.feature_info.reduction()[-1]
+        if info := getattr(network, "feature_info", None):
+            reduction = (info if isinstance(info, list) else info.info)[-1]["reduction"]  # timm has both
             cfg["pool_size"] = tuple(-(-side // reduction) for side in cfg["input_size"][1:])
     for key, value in described.items():
         if value is None or key in ("architecture", "source", "num_classes"):
@@ -73,6 +80,8 @@ def derive_pretrained_cfg(
         if key in DERIVED and key in derived:
             continue  # what the model itself says
         cfg[key] = value
+    for key in ("mean", "std"):
+        cfg[key] = weights.normalization(key, cfg[key], channels)
     return {**cfg, **derived}
 
 
@@ -81,19 +90,28 @@ def _classifier_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if name and module is classifier), None)
 
 
-def check_overlay(model: Any, overlay: Mapping[str, Any]) -> None:
-    """Refuses an overlay of what the model itself determines; arguments of `create_model` change that.
+def check_described(model: Any, described: Mapping[str, Any], where: str) -> None:
+    """Refuses fields that do not exist, and values of what the model itself determines.
+
+    Args:
+        model: A model with its `pretrained_cfg`.
+        described: Fields by name.
+        where: Name of the description for messages.
 
     Raises:
-        ValueError: A value that contradicts the model.
+        ValueError: An unknown field, or a value that contradicts the model.
     """
-    for key in DERIVED:
-        value = overlay.get(key)
+    known = {"tag", *DERIVED, *(field.name for field in fields(PretrainedCfg))}
+    for key, value in described.items():
+        if key not in known:
+            near = ", ".join(difflib.get_close_matches(key, known, n=3)) or "mean, std, file, url, hf_hub_id"
+            raise ValueError(f"{where}: unknown field {key!r}. Near: {near}.")
         actual = model.pretrained_cfg.get(key)
-        if value is not None and (tuple(value) if isinstance(value, list) else value) != actual:
+        value = tuple(value) if isinstance(value, list) else value
+        if key in (*DERIVED, "num_classes") and value is not None and value != actual:
             raise ValueError(
-                f"pretrained_cfg_overlay: {key}={value!r}, but the model has {actual!r}. Sizes are arguments "
-                "of create_model, such as search_size=192."
+                f"{where}: {key}={value!r}, but the model has {actual!r}. Use the arguments of create_model, "
+                "such as search_size=192 or num_classes=10."
             )
 
 

@@ -96,8 +96,12 @@ def push(
         raise FileNotFoundError(f"There is no {source}.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"{repository!r} is not the name of a repository: 'organisation/name'.")
-    if not tag:
-        raise ValueError(f"{model!r} has no tag: publish it as 'model.tag', such as '{model}.v1'.")
+    if not re.fullmatch(r"[\w-]+", tag):
+        problem = f"{tag!r} is not a tag of letters, digits, - and _" if tag else f"{model!r} has no tag"
+        raise ValueError(f"{problem}: publish it as 'model.tag', such as '{model}.v1'.")
+    known = weights.load_manifest().get(f"{model}.{tag}")
+    if known is not None and known.repository != repository:
+        raise ValueError(f"{known.name} is in the manifest already: {known.source} weights. Use another tag.")
     path = source / "model.safetensors" if source.is_dir() else source
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file. `correlation-aware weights convert` makes one.")

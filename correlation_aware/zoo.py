@@ -17,21 +17,18 @@ from torch import nn
 
 from correlation_aware import models, weights
 from correlation_aware._files import natural_order, read_json
-from correlation_aware._timm import check_overlay, derive_pretrained_cfg, register_with_timm
+from correlation_aware._timm import check_described, derive_pretrained_cfg, register_with_timm
 from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.models.registry import near_names, on_register, registered_models, timm_models
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.weights import WeightsSource
-from correlation_aware.weights.sources import (
-    LOCATIONS,
-    RENAMED,
-    current_name,
-    former_default,
-    located_weights,
-    tags_of,
-)
+from correlation_aware.weights.manifest import RENAMED
+from correlation_aware.weights.sources import LOCATIONS, current_name, located_weights, tags_of
 
-__all__ = ["create_model", "from_pretrained", "has_weights", "list_models"]
+__all__ = ["create_model", "from_pretrained", "has_weights", "is_location", "list_models"]
+
+# arguments of create_model that a saved model cannot have set
+_RESERVED = {"features_only", "out_indices", "cache_dir", "device", "dtype", "source", "architecture"}
 
 
 def create_model(
@@ -53,7 +50,7 @@ def create_model(
     Args:
         name: `sbt_base`, `sbt_base_track` (with prediction head), `sbt_base_cls` (classifier), with or
             without a weights tag (`sbt_large_pvtv2.in1k`); `hf-hub:organisation/name[@revision]`; or a folder
-            written by `save_pretrained`.
+            written by `save_pretrained`: a `Path`, `local-dir:FOLDER`, or text that is not a name of the zoo.
         pretrained: True for the weights that the tag names, or the default ones of the name. Or a tag,
             `model.tag`, an `hf-hub:` name, a local file or folder.
         features_only: Return the features of the levels `out_indices` as a list.
@@ -77,57 +74,65 @@ def create_model(
     saved = asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg
     cfg = {} if saved is None or isinstance(saved, str) else dict(saved)
     cfg.update(pretrained_cfg_overlay or {})
-    name = str(name)
     if isinstance(pretrained_cfg, str):
-        name = f"{name.partition('.')[0]}.{pretrained_cfg}"
+        name = f"{str(name).partition('.')[0]}.{pretrained_cfg}"
     located = bool(pretrained) and any(cfg.get(key) is not None for key in LOCATIONS)
     target = _resolve(name, False if located else pretrained, cache_dir)
-    source = located_weights(cfg) if located else target.source
-    described = {**target.described, **{k: v for k, v in cfg.items() if k not in LOCATIONS}}
     model = _build(
         target.architecture,
-        source,
-        described,
+        located_weights(cfg) if located else target.source,
+        target.described,
+        {key: value for key, value in cfg.items() if key not in LOCATIONS},
         features_only=features_only,
         out_indices=out_indices,
         cache_dir=cache_dir,
         **{**target.model_args, **kwargs},
     )
-    check_overlay(model, pretrained_cfg_overlay or {})
+    if not kwargs and not features_only and out_indices is None:
+        check_described(model, target.described, f"config.json of {name}")
+    set_by_hand = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
+    check_described(model, {**set_by_hand, **(pretrained_cfg_overlay or {})}, "pretrained_cfg")
     if checkpoint_path is not None:
         weights.load_pretrained(model, weights.local_file(checkpoint_path))
     return model
 
 
-def list_models(filter: str = "", pretrained: bool = False, module: str = "") -> list[str]:
+def list_models(
+    filter: str | Sequence[str] = "",
+    pretrained: bool = False,
+    module: str = "",
+    exclude_filters: str | Sequence[str] = (),
+) -> list[str]:
     """Names of the zoo, those of plug-ins included, in natural order.
 
     Args:
-        filter: Wildcards, for example `sbt_*_track`.
+        filter: Wildcards, for example `sbt_*_track`; of several, one has to match.
         pretrained: Only names with weights, with their tags.
         module: Only names of this file of `models/`, or module of a plug-in, for example `sbt`.
+        exclude_filters: Wildcards of names to leave out.
     """
     names = _modules()
     chosen = [n for n, where in names.items() if not module or module in (where, where.rpartition(".")[2])]
     if pretrained:
         chosen = [f"{n}.{tag}" for n in chosen for tag in tags_of(n)]
-    matching = [n for n in chosen if not filter or fnmatch.fnmatch(n, filter) or _matches_model(n, filter)]
-    return sorted(matching, key=natural_order)
+    wanted, unwanted = ([f] if isinstance(f, str) else f for f in (filter, exclude_filters))
+    chosen = [n for n in chosen if not any(map(bool, wanted)) or _matches(n, wanted)]
+    return sorted((n for n in chosen if not _matches(n, unwanted)), key=natural_order)
 
 
-def has_weights(name: str) -> bool:
+def has_weights(name: str | Path) -> bool:
     """Whether `create_model(name, pretrained=True)` has weights to load: a folder has, a name may.
 
     Raises:
         ValueError: An unknown model or tag.
     """
-    if _is_location(name):
+    if is_location(name):
         return True
-    architecture, _, tag = current_name(name).partition(".")
+    architecture, _, tag = current_name(str(name)).partition(".")
     _check_name(architecture)
     if tag:
         _check_tag(architecture, tag)
-    return bool(tags_of(architecture) or former_default(architecture))
+    return bool(tags_of(architecture))
 
 
 def from_pretrained(source: str | Path, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
@@ -158,10 +163,10 @@ class _Target:
     described: dict[str, Any] = field(default_factory=dict)
 
 
-def _resolve(name: str, pretrained: bool | str | Path, cache_dir: str | Path | None) -> _Target:
-    if _is_location(name):
+def _resolve(name: str | Path, pretrained: bool | str | Path, cache_dir: str | Path | None) -> _Target:
+    if is_location(name):
         return _resolve_location(name, pretrained, cache_dir)
-    architecture, _, tag = current_name(name).partition(".")
+    architecture, _, tag = current_name(str(name)).partition(".")
     _check_name(architecture)
     if tag:
         _check_tag(architecture, tag)
@@ -174,29 +179,53 @@ def _resolve(name: str, pretrained: bool | str | Path, cache_dir: str | Path | N
         return _Target(architecture, weights.resolve_weights(pretrained, architecture))
     if tag in tags_of(architecture):
         return _Target(architecture, weights.resolve_weights(f"{architecture}.{tag}"))
-    if former := former_default(architecture):
-        return _resolve(former, True, cache_dir)
     return _Target(architecture, weights.resolve_weights(True, architecture))
 
 
-def _is_location(name: str) -> bool:
-    return name.startswith(("hf-hub:", "local-dir:")) or Path(name).is_dir()
+def is_location(name: str | Path) -> bool:
+    """Whether `name` says where a saved model is, and not what it is called. Names of the zoo come first."""
+    if isinstance(name, Path):
+        return name.is_dir()
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return True
+    return name.partition(".")[0] not in _modules() and Path(name).is_dir()
 
 
-def _resolve_location(name: str, pretrained: bool | str | Path, cache_dir: str | Path | None) -> _Target:
-    if name.startswith("hf-hub:"):
-        config, _ = weights.fetch_repository(name, cache_dir=cache_dir)
+def _resolve_location(
+    name: str | Path, pretrained: bool | str | Path, cache_dir: str | Path | None
+) -> _Target:
+    folder = None if str(name).startswith("hf-hub:") else Path(str(name).removeprefix("local-dir:"))
+    if folder is None:
+        config, _ = weights.fetch_repository(str(name), cache_dir=cache_dir)
+    elif not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json; save_pretrained writes such folders.")
     else:
-        folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} has no config.json; save_pretrained writes such folders.")
         config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or "architecture" not in config:
-        raise ValueError(f"config.json of {name} names no architecture: not a model of save_pretrained.")
+    where = f"config.json of {name}"
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise ValueError(f"{where} names no architecture: not a model of save_pretrained.")
     architecture = config["architecture"]
     _check_name(architecture)
-    source = weights.resolve_weights(name if pretrained is True else pretrained) if pretrained else None
-    return _Target(architecture, source, config.get("model_args") or {}, config.get("pretrained_cfg") or {})
+    parts = [config.get(key) or {} for key in ("model_args", "pretrained_cfg")]
+    model_args, described = parts
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{where}: model_args and pretrained_cfg must be objects, not {parts!r}.")
+    reserved = sorted(set(model_args) & _RESERVED)
+    if reserved:
+        raise ValueError(f"{where}: model_args must not have {', '.join(reserved)}.")
+    source = None
+    if pretrained is True:
+        source = weights.resolve_weights(str(name)) if folder is None else weights.local_file(folder)
+    elif pretrained:
+        source = weights.resolve_weights(pretrained, architecture)
+    return _Target(architecture, source, _tuples(model_args), described)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists alone: those of a saved model were tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_name(architecture: str) -> None:
@@ -205,14 +234,17 @@ def _check_name(architecture: str) -> None:
         near = near_names(architecture, names)
         raise ValueError(
             f"There is no model {architecture!r}. Near: {', '.join(near[:8])}. "
-            "See correlation_aware.list_models()."
+            "See correlation_aware.list_models(), or `correlation-aware models`."
         )
 
 
 def _check_tag(architecture: str, tag: str) -> None:
     tags = tags_of(architecture)
     if tag not in tags:
-        known = f"There are {', '.join(tags)}." if tags else "It has no weights in the manifest."
+        known = f"Its tags: {', '.join(tags)}." if tags else "It has no weights in the manifest."
+        others = [name for name in weights.load_manifest() if name.partition(".")[2] == tag]
+        if others:
+            known += f" Those of another model: create_model({architecture!r}, pretrained={others[0]!r})."
         raise ValueError(f"{architecture} has no weights with the tag {tag!r}. {known}")
 
 
@@ -221,14 +253,16 @@ def _modules() -> dict[str, str]:
     return {name: function.__module__ for name, function in registered_models().items()} | timm_models()
 
 
-def _matches_model(name: str, pattern: str) -> bool:
-    return "." in name and fnmatch.fnmatch(name.partition(".")[0], pattern)
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the name, or its part before the tag, matches one of the patterns."""
+    return any(fnmatch.fnmatch(part, p) for p in patterns for part in {name, name.partition(".")[0]})
 
 
 def _build(
     architecture: str,
     source: WeightsSource | None,
-    described: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    set_by_hand: Mapping[str, Any],
     *,
     features_only: bool,
     out_indices: Sequence[int] | None,
@@ -238,6 +272,8 @@ def _build(
     **arguments: Any,
 ) -> nn.Module:
     function = registered_models().get(architecture)
+    if arguments.get("num_classes") == 0 and not architecture.endswith("_cls"):
+        del arguments["num_classes"]  # timm's tools pass it to every model
     with torch.device(device or torch.get_default_device()):
         if function is not None:
             model: Any = function(**arguments)
@@ -248,7 +284,7 @@ def _build(
                 architecture, own is not None, pretrained_cfg=tag, cache_dir=cache_dir, **arguments
             )
             cfg = getattr(model, "pretrained_cfg", {})
-            described = {**{k: cfg[k] for k in cfg if k not in LOCATIONS}, "tag": tag, **described}
+            saved = {**{k: cfg[k] for k in cfg if k not in LOCATIONS}, "tag": tag, **saved}
             if own:
                 model.weights_name, source = own.name, None
         network = model
@@ -256,11 +292,12 @@ def _build(
             model = _features_only(network, architecture, out_indices)
     model = model.to(dtype=dtype)
     model.model_args = arguments
-    entry = source.entry if source else None
-    model.pretrained_cfg = derive_pretrained_cfg(architecture, network, model, entry, described)
-    model.default_cfg = model.pretrained_cfg  # timm's older name
+    model.pretrained_cfg = derive_pretrained_cfg(architecture, network, model, saved)
     if source is not None:
         weights.load_pretrained(model, source, cache_dir=cache_dir)
+    described = {**model.pretrained_cfg, **set_by_hand}
+    model.pretrained_cfg = derive_pretrained_cfg(architecture, network, model, described)
+    model.default_cfg = model.pretrained_cfg  # timm's older name
     return model
 
 

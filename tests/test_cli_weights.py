@@ -16,7 +16,7 @@ from correlation_aware._files import sha256_file
 from correlation_aware.cli import main
 from correlation_aware.cli.weights import _verified_by, app
 from correlation_aware.publish import push
-from correlation_aware.weights.sources import RENAMED
+from correlation_aware.weights.manifest import RENAMED
 
 
 def run(*args: str) -> str:
@@ -131,19 +131,18 @@ def test_convert_a_checkpoint_of_a_model(tmp_path: Path) -> None:
         run("convert", str(source), str(target), "--model", "sbt_test_cls", "--force")
 
 
-@pytest.mark.parametrize("name", [*RENAMED, "sbt_light_track"])
+@pytest.mark.parametrize("name", RENAMED)
 @pytest.mark.parametrize("command", ["verify", "download"])
 def test_former_names_are_said_in_a_line_of_their_own(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str, name: str
 ) -> None:
-    new = RENAMED[name if "." in name else f"{name}.stills"]
+    new = RENAMED[name]
     monkeypatch.setattr("sys.argv", ["correlation-aware", "weights", command, name])
     with pytest.raises(SystemExit) as caught:
         main()
     captured = capfd.readouterr()
     assert not caught.value.code and f"{new}.safetensors" in captured.out
-    old = name if "." in name else f"{name}.stills"
-    expected = f"'{old}' is called '{new}' now; the old name goes after the next release.\n"
+    expected = f"'{name}' is called '{new}' now; the old name will be removed after the next release.\n"
     assert captured.err == expected
 
 

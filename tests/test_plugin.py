@@ -171,7 +171,7 @@ ca.load_pretrained(ca.create_model(name), "demo")
 try:
     ca.create_model(f"{name}.nonsense", pretrained=True)
 except ValueError as error:
-    assert "There are demo." in str(error), error
+    assert "Its tags: demo." in str(error), error
 assert type(ca.create_model("sbt_test_track", head="acme").head).__name__ == "AcmeHead"
 assert type(ca.create_model(name, head="cell").head).__name__ == "CellHead"
 assert ca.create_model(name, search_size=96, in_chans=1).pretrained_cfg["input_size"] == (1, 96, 96)

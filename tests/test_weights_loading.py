@@ -120,6 +120,35 @@ def test_own_names_are_own_whatever_format_they_resemble() -> None:
     assert list(convert_state_dict(own)) != list(own)
 
 
+def test_a_checkpoint_is_converted_only_if_more_of_its_names_fit_then() -> None:
+    """A vision transformer has `patch_embed.proj` as PVTv2 has, and perhaps a name more than the model."""
+    own = {"patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0, "blocks.0.norm1.weight": 0}
+    checkpoint = {name: torch.zeros(2) for name in [*own, "cls_token"]}
+    assert weights.convert_state_dict(checkpoint, own_names=own).keys() == checkpoint.keys()
+    tracker = [f"backbone.{name}" for name in own]
+    assert weights.convert_state_dict(checkpoint, own_names=tracker).keys() == checkpoint.keys()
+
+
+def test_a_network_with_a_part_called_backbone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.neck = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    class Tracker(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = Net(), nn.Linear(2, 2)
+
+    net, tracker = Net(), Tracker()
+    converted = weights.convert_state_dict(net.state_dict(), own_names=tracker.state_dict())
+    report = weights.load_state_dict(tracker, converted, partial=True)
+    assert len(report.loaded) == 4 and report.missing == ("head.weight", "head.bias")
+    assert torch.equal(tracker.backbone.backbone.weight, net.backbone.weight)
+    converted = weights.convert_state_dict(Tracker().state_dict(), own_names=net.state_dict())
+    assert len(weights.load_state_dict(net, converted).loaded) == 4
+
+
 def test_unknown_names_list_the_formats() -> None:
     with pytest.raises(
         ValueError, match=r"\(a, b, c, \.\.\.\) belong to no known format: sbt, pvt_v2"

@@ -179,7 +179,7 @@ def test_an_entry_needs_the_network_of_its_name(
     ca.save_pretrained(ca.create_model(name, **arguments), tmp_path)
     plan = push(tmp_path, "me/it", name, "v1", training="-")
     assert (plan.entry is not None) == offered == (not plan.no_entry)
-    assert plan.config["model_args"] == json.loads(json.dumps(arguments))
+    assert plan.config["model_args"] == arguments
     if not offered:
         assert "register an architecture name" in plan.no_entry
 
@@ -202,9 +202,23 @@ def test_a_network_of_another_family(
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("name", "tag", "message"),
+    [
+        ("sbt_test", "", "'sbt_test' has no tag: publish it as 'model.tag', such as 'sbt_test.v1'"),
+        ("sbt_test", "a b", "'a b' is not a tag of letters, digits, - and _"),
+        ("sbt_test", "a.b", r"'a\.b' is not a tag"),
+        ("sbt_base", "in1k", r"sbt_base\.in1k is in the manifest already: hub weights\. Use another tag"),
+    ],
+)
+def test_a_tag_is_checked(tmp_path: Path, name: str, tag: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        push(tmp_path, "me/it", name, tag, training="-")
+
+
 def test_a_folder_without_an_entry_is_published_all_the_same(client: Client, tmp_path: Path) -> None:
     save(tmp_path, "sbt_test_track", head="cell", template_size=32)
-    arguments = ["me/cell", "sbt_test_track.v1", "--training", "On noise.", "--upload"]
+    arguments = ["me/cell", "sbt_test_track.v9", "--training", "On noise.", "--upload"]
     code, output = client.call("cli", "push", str(tmp_path), *arguments)["ok"]
     assert code == 0 and "Entry for weights_manifest.json:" not in output
     assert (

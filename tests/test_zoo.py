@@ -1,7 +1,9 @@
 """One name, one network: what names, tags and sources of weights mean, for us and for timm."""
 
+import json
 import logging
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,7 +12,7 @@ from safetensors.torch import save_file
 
 import correlation_aware as ca
 from correlation_aware.models.heads import CellHead, MixerHead
-from correlation_aware.weights.sources import RENAMED
+from correlation_aware.weights.manifest import RENAMED
 
 BUNDLED = ("sbt_light_cell_track.stills", "sbt_light_half_track.stills")
 
@@ -64,7 +66,7 @@ def test_an_unknown_tag_raises_everywhere(name, pretrained):
 
 
 def test_an_unknown_tag_lists_the_known():
-    with pytest.raises(ValueError, match=r"There are in1k\."):
+    with pytest.raises(ValueError, match=r"Its tags: in1k\."):
         ca.create_model("sbt_base.nonsense")
     with pytest.raises(ValueError, match="Tags of sbt_light_half_track: stills"):
         ca.create_model("sbt_light_half_track", pretrained="half")
@@ -82,10 +84,14 @@ def test_old_names_say_the_new_one(old, new):
         assert shapes(ca.create_model(architecture, pretrained=tag)) == shapes(expected)
 
 
-def test_the_old_default_tracker_still_tracks():
-    with pytest.warns(DeprecationWarning, match="sbt_light_cell_track"):
-        model = ca.create_model("sbt_light_track", pretrained=True)
-    assert model.weights_name == BUNDLED[0]
+def test_a_name_without_a_tag_is_one_network_whatever_weights_it_had():
+    """`sbt_light_track` had the bundled weights of what is `sbt_light_cell_track` now, another network."""
+    with pytest.raises(
+        ValueError, match=r"former weights are sbt_light_cell_track\.stills and sbt_light_half"
+    ):
+        ca.create_model("sbt_light_track", pretrained=True)
+    with pytest.warns(RuntimeWarning, match="sbt_light_track has random weights"):
+        assert isinstance(ca.create_tracker("sbt_light_track").model.head, MixerHead)
     with pytest.warns(DeprecationWarning, match="sbt_light_half_track"):
         assert ca.create_tracker(pretrained="half").weights_name == BUNDLED[1]
 
@@ -212,6 +218,161 @@ def test_a_model_of_ones_own_is_not_announced_as_the_bundled_one(tmp_path):
     assert ca.create_tracker(ca.create_model("sbt_test_track")).weights_name == "random"
 
 
+def test_names_of_the_zoo_come_before_folders(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in ("sbt_test", "sbt_light_half_track", "mine"):
+        ca.save_pretrained(ca.create_model("sbt_test", strides=(4, 2, 2)), folder)
+    Path("sbt_base").mkdir()  # empty
+    for create in (ca.create_model, timm.create_model):
+        assert create("sbt_test").feature_info.reduction() == [4, 8, 8]
+        assert create("sbt_base").num_features == 320
+    assert ca.from_pretrained("sbt_light_half_track").weights_name == BUNDLED[1]
+    for place in (
+        tmp_path / "here" / "sbt_test",
+        "../here/sbt_test",
+        "local-dir:sbt_test",
+        "mine",
+        Path("sbt_test"),
+    ):
+        assert ca.create_model(place).feature_info.reduction() == [4, 8, 16]
+        assert ca.from_pretrained(place).weights_name.endswith(str(place).removeprefix("local-dir:"))
+
+
+def test_weights_of_a_folder_named_like_weights_of_ours_are_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ca.create_model(BUNDLED[1], pretrained=True)
+    with torch.no_grad():
+        model.head.cls[2].bias += 1
+    ca.save_pretrained(model, BUNDLED[1])
+    again = ca.from_pretrained(f"local-dir:{BUNDLED[1]}")
+    assert torch.equal(again.head.cls[2].bias, model.head.cls[2].bias)
+
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A folder with a tracker whose images are normalized by 0.5 and 0.5."""
+    cfg = {"mean": HALF, "std": HALF, "license": "mit"}
+    model = ca.create_model("sbt_test_track", pretrained_cfg_overlay=cfg)
+    return ca.save_pretrained(model, tmp_path / "half")
+
+
+def test_the_normalization_comes_with_the_weights_by_every_way(half):
+    loaded, features = ca.create_model("sbt_test_track"), ca.create_model("sbt_test")
+    ca.load_pretrained(loaded, half)
+    ca.load_pretrained(features, half)
+    for model in (
+        loaded,
+        features,
+        ca.create_model("sbt_test_track", half),
+        ca.create_model("sbt_test_track", half / "model.safetensors"),
+        ca.create_model("sbt_test_track", checkpoint_path=half),
+        ca.create_model("sbt_test", half, features_only=True),
+        ca.create_model("sbt_light_cell_track", pretrained_cfg_overlay={"mean": HALF, "std": HALF}),
+    ):
+        assert model.pretrained_cfg["mean"] == model.pretrained_cfg["std"] == HALF
+    assert loaded.pretrained_cfg["license"] == "mit"
+    gray = ca.create_model("sbt_test_track", half, in_chans=1)
+    assert gray.pretrained_cfg["mean"] == (0.5,)
+    other = ca.create_model(half, pretrained=True, pretrained_cfg_overlay={"std": (0.2, 0.3, 0.4)})
+    assert (other.pretrained_cfg["mean"], other.pretrained_cfg["std"]) == (HALF, (0.2, 0.3, 0.4))
+
+
+def test_other_weights_bring_their_own_description(half, tmp_path):
+    model = ca.create_model(BUNDLED[0], pretrained=True)
+    assert (model.pretrained_cfg["tag"], model.pretrained_cfg["license"]) == ("stills", "apache-2.0")
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "mine.safetensors")
+    ca.load_pretrained(model, tmp_path / "mine.safetensors")
+    assert model.pretrained_cfg["tag"] is model.pretrained_cfg["license"] is None
+    saved = ca.save_pretrained(ca.create_model("sbt_light_cell_track"), tmp_path / "saved")
+    config = json.loads((saved / "config.json").read_text())
+    config["pretrained_cfg"] |= {"mean": HALF, "std": HALF}
+    (saved / "config.json").write_text(json.dumps(config))
+    assert ca.create_model(saved, pretrained=True).pretrained_cfg["mean"] == HALF
+    again = ca.create_model(saved, pretrained="stills")  # a tag of the model in the folder
+    assert again.pretrained_cfg["mean"] == (0.485, 0.456, 0.406) and again.weights_name == BUNDLED[0]
+
+
+def test_weights_for_another_size_are_a_warning(caplog):
+    with caplog.at_level(logging.WARNING, "correlation_aware"):
+        ca.create_model("sbt_light_cell_track", pretrained=BUNDLED[1])
+    assert "trained with search images of 128 px; this model is made for 256 px" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": None}, "names no architecture"),
+        ({"architecture": ["sbt_test"]}, "names no architecture"),
+        ({"model_args": [1]}, "model_args and pretrained_cfg must be objects"),
+        ({"model_args": {"features_only": True}}, "model_args must not have features_only"),
+        ({"pretrained_cfg": {"search_factor": 5.0}}, r"search_factor=5\.0, but the model has 4\.0"),
+        ({"pretrained_cfg": {"input_size": [3, 192, 192]}}, r"input_size=\(3, 192, 192\), but the model has"),
+        ({"pretrained_cfg": {"mean": [0.5, 0.5]}}, r"mean=\(0\.5, 0\.5\) must be one number for each of 3"),
+        ({"pretrained_cfg": {"std": "abc"}}, "std='abc' must be one positive number for each of 3"),
+        ({"pretrained_cfg": {"std": [0, 0, 0]}}, r"std=\(0, 0, 0\) must be one positive number"),
+    ],
+)
+def test_a_configuration_edited_by_hand_is_checked(half, change, message):
+    config = json.loads((half / "config.json").read_text()) | change
+    (half / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        ca.create_model(half)
+
+
+@pytest.mark.parametrize("argument", ["pretrained_cfg", "pretrained_cfg_overlay"])
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"meen": HALF}, "unknown field 'meen'. Near: mean"),
+        ({"num_classes": 7}, "num_classes=7, but the model has 1000"),
+        ({"std": (0.5, "x", 0.5)}, "must be one positive number for each of 3 channels"),
+    ],
+)
+def test_a_wrong_description_raises(argument, cfg, message):
+    with pytest.raises(ValueError, match=message):
+        ca.create_model("sbt_test_cls", **{argument: cfg})
+
+
+@pytest.mark.parametrize("source", ["pretrained", "checkpoint_path"])
+def test_features_need_all_of_their_tensors(source, tmp_path):
+    path = ca.save_pretrained(ca.create_model("sbt_test"), tmp_path) / "model.safetensors"
+    net = ca.create_model("sbt_test", features_only=True, out_indices=(1, 2), **{source: path})
+    assert net.weights_name == str(path)
+    with pytest.raises(ValueError, match=r"does not fit SBT, tensors: .* missing"):
+        ca.create_model("sbt_test", depths=(1, 1, 5), features_only=True, **{source: path})
+
+
+def test_a_classifier_gives_its_features_with_weights(tmp_path):
+    model = ca.create_model("sbt_test_cls").eval()
+    ca.save_pretrained(model, tmp_path)
+    image = torch.randn(1, 3, 64, 64)
+    overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "model.safetensors")}}
+    for net in (
+        ca.create_model(tmp_path, pretrained=True, features_only=True),
+        timm.create_model("sbt_test_cls", pretrained=True, features_only=True, **overlay),
+    ):
+        with torch.inference_mode():
+            assert torch.equal(net.eval()(image)[-1], model.forward_features(image))
+        with pytest.raises(ValueError, match="FeatureGetterNet is not a complete model"):
+            ca.save_pretrained(net, tmp_path / "features")
+
+
+def test_pooling_survives_saving(tmp_path):
+    model = ca.create_model("sbt_test_cls")
+    model.reset_classifier(0, "")
+    again = ca.from_pretrained(ca.save_pretrained(model, tmp_path))
+    assert again(torch.randn(1, 3, 64, 64)).shape == (1, 32, 2, 2)
+
+
+def test_weights_need_a_device_with_numbers(half):
+    with pytest.raises(ValueError, match="cannot be loaded on device='meta'"):
+        ca.create_model(half, pretrained=True, device="meta")
+
+
 def test_a_trackers_sizes_come_from_the_model_alone():
     model = ca.create_model("sbt_test_track")
     model.pretrained_cfg["search_factor"] = 9.0
@@ -226,6 +387,9 @@ def test_lists():
     assert ca.list_models("sbt_light_*_track", pretrained=True) == list(BUNDLED)
     assert ca.list_models(module="sbt") == timm.list_models(module="sbt") == ca.list_models()
     assert ca.list_models(module="resnet") == []
+    assert ca.list_models(["*_test", "*_light"]) == ["sbt_light", "sbt_test"]
+    assert ca.list_models("sbt_test*", exclude_filters="*_cls") == ["sbt_test", "sbt_test_track"]
+    assert timm.create_model("sbt_test", num_classes=0).num_classes == 0  # timm's tools pass it
     assert set(ca.list_models(pretrained=True)) == set(timm.list_models("sbt*", pretrained=True))
 
 

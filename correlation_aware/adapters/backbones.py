@@ -8,7 +8,7 @@ from typing import Any
 from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.zoo import create_model, list_models
 
-__all__ = ["create_backbone", "create_features", "current_name", "in_zoo", "is_location", "renamed"]
+__all__ = ["create_backbone", "create_features", "current_name", "in_zoo", "renamed"]
 
 
 def create_backbone(
@@ -69,11 +69,6 @@ def create_features(
 def in_zoo(name: str) -> bool:
     """Whether a name, with or without a tag, is a model of the zoo."""
     return name.partition(".")[0] in list_models()
-
-
-def is_location(name: str) -> bool:
-    """Whether a name is a folder or a repository, which have weights of their own."""
-    return name.startswith(("hf-hub:", "local-dir:")) or Path(name).is_dir()
 
 
 def renamed(module: dict[str, Any], names: Mapping[str, str]) -> Callable[[str], Any]:

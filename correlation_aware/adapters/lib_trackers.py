@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from correlation_aware import weights
-from correlation_aware.adapters.backbones import is_location
+from correlation_aware.zoo import is_location
 
 __all__ = ["import_lib", "load_stock", "name_and_weights"]
 

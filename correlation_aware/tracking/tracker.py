@@ -337,7 +337,7 @@ def create_tracker(
             )
         network = model
     else:
-        name = DEFAULT_MODEL if model is None else str(model)
+        name = DEFAULT_MODEL if model is None else model
         if pretrained is None:
             pretrained = zoo.has_weights(name)
         if not pretrained:

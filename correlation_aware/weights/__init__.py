@@ -12,7 +12,7 @@ from correlation_aware.weights.manifest import (
     parse_results,
     register_weights,
 )
-from correlation_aware.weights.pretrained import load_pretrained, model_config, save_pretrained
+from correlation_aware.weights.pretrained import load_pretrained, model_config, normalization, save_pretrained
 from correlation_aware.weights.sources import WeightsSource, local_file, resolve_weights
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "load_state_dict",
     "local_file",
     "model_config",
+    "normalization",
     "parse_results",
     "read_state_dict",
     "register_weights",

@@ -34,8 +34,8 @@ def convert_state_dict(
         source: Format of the checkpoint: `sbt` for the authors' trackers (`backbone.*`, `box_head.*`),
             `pvt_v2` for PVTv2 classifiers in the original naming or timm's, other names of `format_names()`,
             `correlation_aware` for our own, `auto` to tell by the names.
-        own_names: Names of the model that is to be filled. With `auto`, a checkpoint with no other names than
-            these is our own, whatever format it may resemble.
+        own_names: Names of the model that is to be filled. With `auto`, a checkpoint is converted unless more
+            of its names fit as they are.
 
     Returns:
         Tensors by our names.
@@ -47,18 +47,17 @@ def convert_state_dict(
         raise ValueError(f"source={source!r} is not one of {', '.join(format_names())}.")
     formats = checkpoint_formats()
     candidates = _without_prefixes(state_dict)
-    own = {_bare(name) for name in own_names or ()}
+    own = set(own_names or ())
     if source == OWN:
         return max(candidates, key=lambda names: _hits(names, own))
-    if source == AUTO:
-        for candidate in candidates:
-            if candidate and _hits(candidate, own) == len(candidate):
-                return candidate
     chosen = list(formats.values()) if source == AUTO else [formats[source]]
     for candidate in candidates:
         matching = [known for known in chosen if known.matches(candidate)]
         if matching:
-            return _convert(matching, candidate, own)
+            converted = _convert(matching, candidate, own)
+            unconverted = max(candidates, key=lambda names: _hits(names, own))
+            as_it_is = source == AUTO and _hits(unconverted, own) > _hits(converted, own)
+            return unconverted if as_it_is else converted
     if source != AUTO:
         return formats[source].convert(candidates[0])
     if not own:
@@ -93,8 +92,8 @@ def _convert(
 
 def _hits(names: Mapping[str, object], own: set[str]) -> int:
     """Number of names that the model has too, with or without the `backbone.` of a tracker."""
-    return sum(_bare(name) in own for name in names)
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("backbone.")
+    return max(
+        sum(name in own for name in names),
+        sum(f"backbone.{name}" in own for name in names),
+        sum(name.removeprefix("backbone.") in own for name in names),
+    )

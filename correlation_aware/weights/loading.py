@@ -51,7 +51,11 @@ class LoadReport:
 
 
 def load_state_dict(
-    model: nn.Module, state_dict: Mapping[str, Tensor], partial: bool = False, source: str = "The checkpoint"
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    partial: bool = False,
+    source: str = "The checkpoint",
+    pruned: bool = False,
 ) -> LoadReport:
     """Loads tensors by name.
 
@@ -64,6 +68,7 @@ def load_state_dict(
         partial: Load what fits by name and shape. Otherwise every name must fit; only the head of a tracker's
             checkpoint may be unexpected, to a network without one.
         source: Name of the checkpoint for messages.
+        pruned: The model is a part of the checkpoint's by design: names may be unexpected, none missing.
 
     Raises:
         ValueError: Not `partial` and the names or shapes differ, nothing fits, or a tensor has another kind
@@ -77,7 +82,8 @@ def load_state_dict(
     missing = [k for k in own if k not in set(loaded)]
     report = LoadReport(tuple(loaded), tuple(unexpected), tuple(missing))
     headless = not any(name.startswith("head.") for name in own)  # of a tracker it takes the backbone alone
-    misfit = missing or any(not headless or not name.startswith("head.") for name in unexpected)
+    surplus = [name for name in unexpected if not (headless and name.startswith("head."))]
+    misfit = missing or (surplus and not pruned)
     if not loaded or (not partial and misfit):
         wrong = [f"{k} {tuple(incoming[k].shape)} for {tuple(own[k].shape)}" for k in unexpected if k in own]
         raise ValueError(
@@ -113,12 +119,12 @@ def _kind(tensor: Tensor) -> str:
 
 def _align(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Adds or removes `backbone.`, the difference between a tracker's names and a bare network's."""
-    is_tracker, fills_tracker = (any(k.startswith("backbone.") for k in keys) for keys in (state_dict, own))
-    if is_tracker and not fills_tracker:
-        return {k.removeprefix("backbone."): v for k, v in state_dict.items()}
-    if fills_tracker and not is_tracker:
-        return {f"backbone.{k}": v for k, v in state_dict.items()}
-    return dict(state_dict)
+    candidates = [
+        dict(state_dict),
+        {name.removeprefix("backbone."): tensor for name, tensor in state_dict.items()},
+        {f"backbone.{name}": tensor for name, tensor in state_dict.items()},
+    ]
+    return max(candidates, key=lambda names: sum(name in own for name in names))
 
 
 def _groups(keys: tuple[str, ...]) -> str:

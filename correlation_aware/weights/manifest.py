@@ -14,6 +14,7 @@ from correlation_aware._plugins import load_plugins
 
 __all__ = [
     "MANIFEST_PATH",
+    "RENAMED",
     "Measurement",
     "WeightsEntry",
     "known_entries",
@@ -32,6 +33,14 @@ _SOURCE_RULES = {
     "hub": (("repository", "revision"), ("url",)),
     "url": (("url", "sha256", "bytes"), ("repository", "revision")),
     "bundled": (("sha256", "bytes"), ("repository", "revision", "url")),
+}
+
+
+# names of 0.1 that will be removed after the next release, and what they are called now
+RENAMED = {
+    "sbt_light_track.stills": "sbt_light_cell_track.stills",
+    "sbt_light_track.half": "sbt_light_half_track.stills",
+    "sbt_light_cell_track.half": "sbt_light_half_track.stills",  # `--weights half` for the default model
 }
 
 
@@ -218,10 +227,14 @@ def register_weights(path: str | Path) -> list[str]:
         raise FileNotFoundError(f"There is no weights manifest {path}.")
     entries = _read(path)
     known = known_entries()
-    clashes = [name for name in entries if name in known and known[name].root != path.parent]
+    clashes = [name for name in entries if name in known and _registered_from.get(name) != path]
     if clashes:
         raise ValueError(f"{path}: {', '.join(clashes)} is in another manifest already. Use another tag.")
+    taken = [name for name in entries if name in RENAMED]
+    if taken:
+        raise ValueError(f"{path}: {', '.join(taken)} is a former name of our weights. Use another tag.")
     _registered.update(entries)
+    _registered_from.update(dict.fromkeys(entries, path))
     return list(entries)
 
 
@@ -246,6 +259,7 @@ def parse_results(raw: Any, where: str) -> tuple[Measurement, ...]:
 
 
 _registered: dict[str, WeightsEntry] = {}
+_registered_from: dict[str, Path] = {}
 
 
 @lru_cache(maxsize=1)

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from timm.models import PretrainedCfg, adapt_input_conv
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from correlation_aware._files import write_text
@@ -19,7 +22,7 @@ from correlation_aware.weights.files import write_state_dict
 from correlation_aware.weights.loading import LoadReport, load_state_dict
 from correlation_aware.weights.sources import WeightsSource, resolve_weights
 
-__all__ = ["load_pretrained", "model_config", "save_pretrained"]
+__all__ = ["load_pretrained", "model_config", "normalization", "save_pretrained"]
 
 _logger = logging.getLogger(__name__)
 
@@ -42,23 +45,29 @@ def load_pretrained(
     Returns:
         Names of the tensors that were loaded, unexpected in the checkpoint, or missing from it. If the
         checkpoint has a head that does not fit, a warning with the missing tensors of the head is logged.
+        The model's `pretrained_cfg` takes mean, std, tag and license of the weights, where they are known.
 
     Raises:
-        ValueError: An unknown name, or tensors that do not fit.
+        ValueError: An unknown name, tensors that do not fit, or a model on the device `meta`.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read, or that
             are not finite.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if not isinstance(source, WeightsSource):
         source = resolve_weights(source, cfg.get("architecture"))
-    target, prefix = (model.model, "model.") if isinstance(model, FeatureNet) else (model, "")
+    # a network with `features_only` is a part of the one that the checkpoint is of
+    pruned = isinstance(model, (FeatureNet, FeatureGetterNet))
+    target: nn.Module = model.model if pruned else model  # type: ignore[assignment]
+    prefix = "model." if pruned else ""
     own = target.state_dict()
+    if any(tensor.is_meta for tensor in own.values()):
+        raise ValueError(f"{source.name} cannot be loaded on device='meta', which keeps no numbers.")
     state_dict = convert_state_dict(source.read(cache_dir), source.key_format, own)
     if cfg.get("first_conv"):
         _adapt_first_conv(f"{cfg['first_conv'].removeprefix(prefix)}.weight", state_dict, own)
-    partial = partial or source.is_starting_point or isinstance(model, FeatureNet)
+    in_part = partial or source.is_starting_point
     kept = _keep_classifier(cfg["classifier"], state_dict, own) if cfg.get("classifier") else set()
-    report = load_state_dict(target, state_dict, partial, source.name)
+    report = load_state_dict(target, state_dict, in_part, source.name, pruned)
     if kept:
         loaded = tuple(name for name in report.loaded if name not in kept)
         report = replace(report, loaded=loaded, missing=(*report.missing, *sorted(kept)))
@@ -72,7 +81,48 @@ def load_pretrained(
         )
     _logger.info("%s: %s", source.name, report)
     model.weights_name = source.name  # type: ignore[assignment]
+    if cfg:
+        _describe(model, source.described(cache_dir), source.name)
     return report
+
+
+def _describe(model: nn.Module, known: Mapping[str, Any], name: str) -> None:
+    """Writes what is known of the weights into the model's `pretrained_cfg`."""
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    channels = cfg["input_size"][0]
+    cfg |= {key: known.get(key) for key in ("tag", "hf_hub_id", "license")}
+    for key in ("mean", "std"):
+        if known.get(key) is not None:
+            cfg[key] = normalization(key, known[key], channels)
+    size = known.get("input_size")
+    if size is not None and hasattr(model, "sizes") and size[-1] != cfg["input_size"][-1]:
+        _logger.warning(
+            "%s was trained with search images of %s px; this model is made for %s px.",
+            name,
+            size[-1],
+            cfg["input_size"][-1],
+        )
+
+
+def normalization(key: str, values: Any, channels: int) -> tuple[float, ...]:
+    """Mean or standard deviation of pixels in 0..1 for a number of channels.
+
+    Args:
+        key: `mean` or `std`, for messages.
+        values: A number per channel. One or three are averaged for another number of channels.
+        channels: Channels of the images.
+
+    Raises:
+        ValueError: Anything but that many finite numbers; for `std`, numbers that are not positive.
+    """
+    numbers = tuple(values) if isinstance(values, (list, tuple)) else ()
+    valid = all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
+    if valid and len(numbers) in (1, 3) and len(numbers) != channels:
+        numbers = (sum(numbers) / len(numbers),) * channels
+    if not valid or len(numbers) != channels or (key == "std" and min(numbers) <= 0):
+        kind = "positive number" if key == "std" else "number"
+        raise ValueError(f"{key}={values!r} must be one {kind} for each of {channels} channels.")
+    return numbers
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:
@@ -84,13 +134,16 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: A model that `create_model` did not make, or one with `features_only`.
     """
-    if isinstance(model, FeatureNet) or not hasattr(model, "model_args"):
+    if isinstance(model, (FeatureNet, FeatureGetterNet)) or not hasattr(model, "model_args"):
         raise ValueError(
             f"{type(model).__name__} is not a complete model of create_model: its configuration is not known."
         )
     cfg, arguments = dict(model.pretrained_cfg), dict(model.model_args)  # type: ignore[arg-type]
     if cfg["num_classes"] != getattr(model, "num_classes", 0):  # reset_classifier was called
         arguments["num_classes"] = cfg["num_classes"] = model.num_classes
+    pool = getattr(model, "global_pool", None)
+    if isinstance(pool, str) and pool != arguments.get("global_pool", "avg"):
+        arguments["global_pool"] = pool
     unsaved = ["architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source"]
     if cfg["architecture"] not in registered_models():  # timm gives the rest to the plug-in's function
         unsaved += set(cfg) - {field.name for field in fields(PretrainedCfg)}

@@ -12,19 +12,18 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
+from correlation_aware._files import read_json
 from correlation_aware.models.registry import near_names, timm_tags
 from correlation_aware.weights.convert import AUTO
 from correlation_aware.weights.files import SUFFIXES, read_state_dict
 from correlation_aware.weights.hub import fetch, fetch_file, fetch_repository
-from correlation_aware.weights.manifest import WeightsEntry, load_manifest
+from correlation_aware.weights.manifest import RENAMED, WeightsEntry, load_manifest
 
 __all__ = [
     "LOCATIONS",
-    "RENAMED",
     "WeightsSource",
     "current_name",
     "default_entry",
-    "former_default",
     "local_file",
     "located_weights",
     "resolve_weights",
@@ -34,13 +33,6 @@ __all__ = [
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 # fields of timm's PretrainedCfg that say where weights are
 LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
-
-# names of 0.1 that will go after the next release, and what they are called now
-RENAMED = {
-    "sbt_light_track.stills": "sbt_light_cell_track.stills",
-    "sbt_light_track.half": "sbt_light_half_track.stills",
-    "sbt_light_cell_track.half": "sbt_light_half_track.stills",  # `--weights half` for the default model
-}
 
 
 @dataclass(frozen=True)
@@ -99,6 +91,31 @@ class WeightsSource:
         assert self.path is not None
         return self.path
 
+    def described(self, cache_dir: str | Path | None = None) -> dict[str, Any]:
+        """What is known of the weights, in timm's terms: `mean`, `std`, `tag`, `license`, `input_size`.
+
+        It comes from the entry, or from the `config.json` that `save_pretrained` writes beside the file. Of a
+        single file nothing is known.
+        """
+        if self.entry is not None:
+            size = self.entry.search_size
+            return {
+                "tag": self.entry.tag,
+                "hf_hub_id": self.entry.repository,
+                "mean": self.entry.mean,
+                "std": self.entry.std,
+                "license": self.entry.license,
+                **({"input_size": (3, size, size)} if size else {}),
+            }
+        config: Any = {}
+        if self.repository is not None:
+            config = fetch_repository(self.repository, cache_dir=cache_dir)[0]
+        elif self.path is not None and (self.path.parent / "config.json").is_file():
+            config = read_json(self.path.parent / "config.json")
+        saved = config.get("pretrained_cfg") if isinstance(config, dict) else None
+        keys = ("mean", "std", "license", "input_size")
+        return {key: saved[key] for key in keys if key in saved} if isinstance(saved, dict) else {}
+
     def read(self, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
         """The tensors, by the names in the file.
 
@@ -144,8 +161,7 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
             return WeightsSource(name, entry=manifest[name])
         if (listed := _in_timm(name)) is not None:
             return listed
-    former = former_default(text)
-    entry = manifest[current_name(former)] if former else default_entry(text)
+    entry = default_entry(text)
     if entry is not None:
         return WeightsSource(entry.name, entry=entry)
     if text.startswith("hf-hub:"):
@@ -213,11 +229,6 @@ def default_entry(model: str) -> WeightsEntry | None:
     return next((entry for entry in load_manifest().values() if entry.model == model), None)
 
 
-def former_default(model: str) -> str | None:
-    """Former name of the default weights of a model that has none by its own name now; None for others."""
-    return next((old for old in RENAMED if old.partition(".")[0] == model and not tags_of(model)), None)
-
-
 def tags_of(model: str) -> list[str]:
     """Tags of a model's weights, the default first: in the manifest, then in timm for a plug-in's model."""
     return [entry.tag for entry in load_manifest().values() if entry.model == model] + timm_tags(model)
@@ -231,7 +242,7 @@ def current_name(name: str) -> str:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(
-        f"{name!r} is called {RENAMED[name]!r} now; the old name goes after the next release.",
+        f"{name!r} is called {RENAMED[name]!r} now; the old name will be removed after the next release.",
         DeprecationWarning,
         stacklevel=level,  # the line of the user's code
     )
@@ -242,6 +253,9 @@ def _hint(text: str, model: str) -> str:
     tags = tags_of(model.partition(".")[0])
     if tags:
         return f"Tags of {model.partition('.')[0]}: {', '.join(tags)}."
+    former = [new for old, new in RENAMED.items() if old.partition(".")[0] == model]
+    if former:
+        return f"Its former weights are {' and '.join(former)} now: names of their own."
     near = near_names(text, load_manifest())
     hint = f"Near: {', '.join(near[:4])}. " if len(near) <= 4 else ""
     return f"{hint}`correlation-aware weights list` shows them all."
