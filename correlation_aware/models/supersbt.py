@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch, make_state
-from correlation_aware.models.eoc import add_norm, apply_linear
+from correlation_aware.models.eoc import add_norm, apply_linear, can_bypass
 from correlation_aware.models.registry import near_names, register_checkpoint_format, register_model
 from correlation_aware.models.tracker import TrackModel
 
@@ -73,7 +73,11 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return apply_linear(self.fc2, F.gelu(apply_linear(self.fc1, tokens)))
+        hidden = apply_linear(self.fc1, tokens)
+        if can_bypass(self.fc1, nn.Linear) and not torch.is_grad_enabled():
+            # in place, since nobody else sees it: on a CPU, new memory would cost more time than the GELU
+            return apply_linear(self.fc2, torch.ops.aten.gelu_(hidden))
+        return apply_linear(self.fc2, F.gelu(hidden))
 
 
 class LocalBlock(nn.Module):
@@ -186,7 +190,8 @@ class JointStage(nn.Module):
             (B, N, C) or (B, queries, C).
         """
         batch, _, dim = tokens.shape
-        tokens, residual = tokens.reshape(-1, dim), None
+        residual: Any = None
+        tokens = tokens.reshape(-1, dim)
         for i, block in enumerate(self.blocks):
             kept = queries if i == len(self.blocks) - 1 else None
             if self.grad_checkpointing and self.training:
@@ -248,7 +253,9 @@ class SuperSBT(TwoInputModel):
         if dim % 4 or dim % heads:
             raise ValueError(f"dim={dim} must be divisible by 4 and by heads={heads}.")
         if min(template_grid, search_grid) < 1:
-            raise ValueError(f"template_grid={template_grid} and search_grid={search_grid} must be at least 1.")
+            raise ValueError(
+                f"template_grid={template_grid} and search_grid={search_grid} must be at least 1."
+            )
         for name in ("template_size", "search_size"):
             if getattr(self.sizes, name) % PATCH:
                 raise ValueError(f"{name}={getattr(self.sizes, name)} must be a multiple of {PATCH} px.")
@@ -344,7 +351,7 @@ class SuperSBT(TwoInputModel):
         """
         if max(indices) < 2:
             raise ValueError(
-                f"out_indices={tuple(indices)}: only features of stage 2, the last one, depend on the template."
+                f"out_indices={tuple(indices)}: only features of level 2, the last, depend on the template."
             )
 
     def positions(self, templates: int, template_grid: Grid, search_grid: Grid) -> Tensor:
@@ -358,7 +365,8 @@ class SuperSBT(TwoInputModel):
         Returns:
             (1, N, C): the rows of the templates, then those of the search image.
         """
-        table, grids = self.pos_embed, (template_grid, search_grid)
+        table: Tensor = self.pos_embed
+        grids = template_grid, search_grid
         if grids != self.grids:
             parts = table.split([h * w for h, w in self.grids], dim=1)
             table = torch.cat([_resize(*part) for part in zip(parts, self.grids, grids)], dim=1)
@@ -404,8 +412,8 @@ class SuperSBT(TwoInputModel):
         height, width = image.shape[2:]
         if height % PATCH or width % PATCH or not height or not width:
             raise ValueError(
-                f"{name} is {height} x {width} px; each side must be a multiple of {PATCH}. Resize the image, "
-                "or crop a region of another size."
+                f"{name} is {height} x {width} px; each side must be a multiple of {PATCH}. Resize the "
+                "image, or crop a region of another size."
             )
         maps, features = [], self.patch_embed(image)
         for stage, merge in zip(self.stages, self.merges):
@@ -420,8 +428,8 @@ class SuperSBT(TwoInputModel):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in state)
             raise ValueError(
                 f"The template state has tensors of shape {shapes}; this network needs (B, H, W, "
-                f"{self.num_features}) of every template: it comes from another network. Call encode_template "
-                "of this one."
+                f"{self.num_features}) of every template: it comes from another network. Call "
+                "encode_template of this one."
             )
         return state
 
@@ -521,8 +529,8 @@ def _pair_table(table: Tensor) -> Tensor:
     side = round(table.shape[1] ** 0.5)
     if side * side != table.shape[1]:
         raise ValueError(
-            f"absolute_pos_embed has {table.shape[1]} positions, which is no square; a pretrained network has "
-            "one square table. Of a tracker, convert the complete file (backbone.*, box_head.*)."
+            f"absolute_pos_embed has {table.shape[1]} positions, which is no square; a pretrained network "
+            "has one square table. Of a tracker, convert the complete file (backbone.*, box_head.*)."
         )
     return torch.cat([_resize(table, (side, side), (new, new)) for new in (8, 16)], dim=1)
 
