@@ -19,7 +19,7 @@ from correlation_aware.models.tracker import TrackModel
 
 
 class AuthorsSuperSBT(nn.Module):
-    """Their network behind the signature of a contender.
+    """Their network with the signature of a contender.
 
     Args:
         network: Their `supersbt`.

@@ -12,7 +12,7 @@ each. Stage 3, at stride 16, is a plain transformer over the tokens of the templ
 together. So the template's part of stages 1 and 2 and both merges is its cached state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
@@ -458,9 +458,9 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _is_supersbt(names: Any) -> bool:
-    names = {name.removeprefix("backbone.") for name in names}
-    return "absolute_pos_embed" in names and any(name.endswith(".reduction.weight") for name in names)
+def _is_supersbt(names: Iterable[str]) -> bool:
+    known = {name.removeprefix("backbone.") for name in names}
+    return "absolute_pos_embed" in known and any(name.endswith(".reduction.weight") for name in known)
 
 
 @register_checkpoint_format("supersbt", matches=_is_supersbt)
