@@ -336,13 +336,13 @@ def test_the_last_block_computes_search_tokens_alone():
 @torch.inference_mode()
 def test_hooks_see_what_a_layer_returns():
     """The GELU is in place only where nobody has the layer's output."""
-    net = ca.create_model("supersbt_test").eval()
+    net = randomized(ca.create_model("supersbt_test")).eval()
     template, search = pair()
     expected, outputs = net(template, search), []
     net.stages[0].blocks[0].mlp.fc1.register_forward_hook(lambda m, i, output: outputs.append(output))
     x = net(template, search)
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
-    assert outputs[0].min() < -0.2  # a GELU's minimum is -0.17
+    assert outputs[0].min() < -1  # a GELU's minimum is -0.17
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
