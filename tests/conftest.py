@@ -25,12 +25,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--peers",
         metavar="DIR",
         help="Folder with checkouts of other trackers' repositories (video_analyst, pytracking, Stark, STM, "
-        "OSTrack), for the tests marked `peers`.",
+        "OSTrack, SuperSBT), for the tests marked `peers`.",
     )
     parser.addoption(
         "--peers-data",
         metavar="DIR",
         help="A sequence in GOT-10k's layout for the tests marked `peers`; they draw a clip without it.",
+    )
+    parser.addoption(
+        "--golden",
+        metavar="DIR",
+        help="Folder with the complete outputs of other people's code, of which tests/data has a part.",
     )
 
 
@@ -47,6 +52,15 @@ def peer(request):
         return folder
 
     return find
+
+
+@pytest.fixture
+def golden_folder(request) -> Path:
+    """The folder of --golden; skips without it."""
+    folder = request.config.getoption("--golden")
+    if folder is None:
+        pytest.skip("needs the complete golden outputs (tests/data has a part of them): pytest --golden DIR")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,27 @@ def parameter(name: str, shape: list[int]) -> Tensor:
     """A parameter of the authors' code, filled by its name."""
     seed = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
     u = np.random.Generator(np.random.PCG64(seed)).standard_normal(prod(shape)).reshape(shape)
-    if name.endswith("bias"):
+    if name.endswith("running_mean"):
+        u = 0.1 * u
+    elif name.endswith("running_var"):
+        u = np.exp(0.2 * u)
+    elif name.endswith("bias"):
         u = 0.05 * u
     elif len(shape) == 1:
         u = 1 + 0.1 * u
+    elif "pos_embed" in name:
+        u = 0.5 * u
     else:
-        u = u * np.sqrt(1 / prod(shape[1:]))
+        u = u * np.sqrt(gain(name) / prod(shape[1:]))
     return torch.from_numpy(u.astype(np.float32))
+
+
+def gain(name: str) -> float:
+    """Variance of a layer's output for an input of variance 1; that of the center head spreads its scores."""
+    if not name.startswith("box_head.conv"):
+        return 1
+    layer = name.split(".")[1]
+    return {"conv5_ctr": 4, "conv5_size": 4, "conv5_offset": 0.25}.get(layer, 2)
 
 
 def state_dict(case: dict) -> dict[str, Tensor]:
