@@ -644,7 +644,9 @@ def _is_sbt(names: Iterable[str]) -> bool:
 
 
 def _is_pvt_v2(names: Iterable[str]) -> bool:
-    return any(name.startswith(("patch_embed1.", "patch_embed.proj.")) for name in names)
+    known = list(names)
+    original = any(name.startswith("patch_embed1.") for name in known)
+    return original or ("patch_embed.proj.weight" in known and any(n.startswith("stages.0.") for n in known))
 
 
 @register_checkpoint_format("pvt_v2", matches=_is_pvt_v2)

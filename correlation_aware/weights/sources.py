@@ -5,10 +5,11 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
@@ -28,6 +29,7 @@ __all__ = [
     "located_weights",
     "resolve_weights",
     "tags_of",
+    "timm_weights",
 ]
 
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
@@ -48,6 +50,8 @@ class WeightsSource:
         url: Address of a file, of a timm configuration.
         state_dict: The tensors themselves.
         timm_tag: Tag of weights that a plug-in registered with timm alone.
+        described: What is known of the images that the weights need, in timm's terms: `mean` and `std`.
+        from_backbone: Whether they are those of an image backbone of timm, see `timm_weights`.
     """
 
     name: str
@@ -58,6 +62,8 @@ class WeightsSource:
     url: str | None = None
     state_dict: Mapping[str, Tensor] | None = None
     timm_tag: str | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
+    from_backbone: bool = False
 
     @property
     def key_format(self) -> str:
@@ -67,7 +73,7 @@ class WeightsSource:
     @property
     def is_starting_point(self) -> bool:
         """Whether the weights fill only a part of the model by design."""
-        return self.entry is not None and self.entry.role == "starting_point"
+        return self.from_backbone or (self.entry is not None and self.entry.role == "starting_point")
 
     @property
     def is_local(self) -> bool:
@@ -132,7 +138,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
     """Tells what `pretrained=`, `--weights` and `model.pretrained` mean.
 
     In this order: True for the default weights of the model; a tag of the model; `model.tag`, or a model for
-    its default; `hf-hub:organisation/name[@revision]`; a file, or a folder of `save_pretrained`.
+    its default; `hf-hub:organisation/name[@revision]`; `timm:name[.tag]`, weights of a model of timm that a
+    family can start from; a file, or a folder of `save_pretrained`.
 
     Args:
         source: What a user wrote.
@@ -166,6 +173,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
         return WeightsSource(entry.name, entry=entry)
     if text.startswith("hf-hub:"):
         return WeightsSource(text, repository=text.removeprefix("hf-hub:"))
+    if text.startswith("timm:"):
+        return timm_weights(text.removeprefix("timm:"))
     path = Path(text.removeprefix("local-dir:"))
     if path.exists():
         return local_file(path)
@@ -186,6 +195,29 @@ def local_file(path: str | Path) -> WeightsSource:
     if not file.is_file():
         raise FileNotFoundError(f"There is no weights file {str(file)!r}.")
     return WeightsSource(str(path), path=file)
+
+
+def timm_weights(name: str) -> WeightsSource:
+    """Weights that timm knows for one of its own models: a starting point for the networks of a family.
+
+    Args:
+        name: Model of timm, with a tag (`vit_base_patch16_224.mae`) or without one for the default weights.
+
+    Raises:
+        ValueError: timm has no such model, no such tag, or no weights for it.
+    """
+    model, _, tag = name.partition(".")
+    if not timm.models.is_model(model):
+        near = ", ".join(near_names(model, timm.list_models()))
+        raise ValueError(f"timm has no model {model!r}. Near: {near}.")
+    tags = [full.partition(".")[2] for full in timm.models.list_pretrained(f"{model}.*")]
+    if not tags or (tag and tag not in tags):
+        known = f"Its tags: {', '.join(tags)}." if tags else "It has none at all."
+        raise ValueError(f"timm has no weights 'timm:{name}'. {known}")
+    cfg: Any = get_pretrained_cfg(name)
+    described = {"mean": tuple(cfg.mean), "std": tuple(cfg.std), "license": cfg.license}
+    source = located_weights(cfg.to_dict())
+    return replace(source, name=f"timm:{name}", described=described, from_backbone=True)
 
 
 def located_weights(cfg: Mapping[str, Any]) -> WeightsSource:
