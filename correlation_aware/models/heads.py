@@ -215,24 +215,24 @@ class CornerHead(nn.Module):
         leave it without a gradient.
         """
         score = self.score(features)  # B, 1, H, W
-        left, top = _expected_position(self.top_left(features))
-        right, bottom = _expected_position(self.bottom_right(features))
-        size = torch.stack([right - left, bottom - top], dim=1)  # B, 2
+        top_left = _expected_position(self.top_left(features))  # B, 2
+        bottom_right = _expected_position(self.bottom_right(features))
+        size = bottom_right - top_left
         if not self.training:
             size = size.clamp(min=SCORE_MARGIN)
-        center = torch.stack([left + right, top + bottom], dim=1) / 2
-        boxes = torch.cat([center, size], dim=1)[:, :, None, None].expand(-1, -1, *score.shape[2:])
+        box = torch.cat([(top_left + bottom_right) / 2, size], dim=1)  # B, 4
+        boxes = box[:, :, None, None].expand(-1, -1, *score.shape[2:])
         scores = score[:, 0].float().sigmoid()
         return TrackOutput(torch.cat([score, torch.zeros_like(score)], dim=1), scores, boxes.contiguous())
 
 
-def _expected_position(heat: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean x and y of a softmax over (B, 1, H, W), (B,) each; location i of n is at i / n of the image."""
-    probability = heat[:, 0].float().flatten(1).softmax(dim=1).unflatten(1, heat.shape[2:])  # B, H, W
+def _expected_position(heat: Tensor) -> Tensor:
+    """Mean x and y of a softmax over (B, 1, H, W): (B, 2); location i of n is at i / n of the image."""
     height, width = heat.shape[2:]
-    column = torch.arange(width, device=heat.device) / width
-    row = torch.arange(height, device=heat.device) / height
-    return (probability.sum(dim=1) * column).sum(dim=1), (probability.sum(dim=2) * row).sum(dim=1)
+    row = torch.arange(height, dtype=torch.float32, device=heat.device) / height
+    column = torch.arange(width, dtype=torch.float32, device=heat.device) / width
+    positions = torch.stack([column.repeat(height), row.repeat_interleave(width)], dim=1)  # H * W, 2
+    return (heat.flatten(1).float().softmax(dim=1)[:, :, None] * positions).sum(dim=1)
 
 
 def _conv_stack(dim: int, hidden: int, outputs: int) -> nn.Sequential:
