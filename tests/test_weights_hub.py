@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hub_server import COMMIT, Client, HubServer
 from safetensors.torch import save
