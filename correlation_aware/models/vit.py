@@ -339,6 +339,9 @@ class OneStreamViT(TwoInputModel):
         """Trades time for memory in training: blocks are computed again in the backward pass."""
         self.grad_checkpointing = enable
 
+    def extra_repr(self) -> str:
+        return f"keep_ratio={self.keep_ratio}, {self.config}"  # what exported files are cached by
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides biases and norms."""
         return {"template_pos_embed", "search_pos_embed"}
