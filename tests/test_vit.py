@@ -317,7 +317,7 @@ def test_features_of_inner_blocks(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_compiles_and_exports(kind):
-    net, pair = make(kind), images(2, 2)
+    net, pair = make(kind, depth=3), images(2, 2)
     expected = net(*pair)
     close(torch.compile(net, fullgraph=True, backend="eager")(*pair), expected)
     batch = torch.export.Dim("batch", min=1, max=8)
@@ -328,17 +328,19 @@ def test_compiles_and_exports(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "format"), [("joint", "openvino"), ("elimination", "onnx"), ("self", "openvino")]
+    ("name", "format", "arguments"),
+    [
+        ("onestream_vit_test_ce_track", "onnx", {"elimination_blocks": (0,)}),
+        ("onestream_vit_test_track", "openvino", {"head": "corner", "template_attends": "self"}),
+    ],
 )
-def test_files_give_the_same_numbers(kind, format, tmp_path):
+def test_files_give_the_same_numbers(name, format, arguments, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip({"onnx": "onnxruntime"}.get(format, format))
-    name, arguments = KINDS[kind]
     torch.manual_seed(0)
-    head = "corner" if kind == "self" else "center"
-    model = ca.create_model(f"{name}_track", head=head, **arguments)
-    graphs = ["pair"] if kind == "joint" else ["template", "search"]
-    assert all(graph.difference < 1e-5 for graph in export(model, tmp_path, format, graphs))
+    model = ca.create_model(name, depth=2, **arguments)
+    (search,) = export(model, tmp_path, format, ["search"])
+    assert search.difference < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
