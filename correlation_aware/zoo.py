@@ -177,8 +177,7 @@ def _resolve(name: str | Path, pretrained: bool | str | Path, cache_dir: str | P
         renamed = RENAMED.get(f"{architecture}.{pretrained}")
         if renamed is not None:
             return _resolve(f"{architecture}.{pretrained}", True, cache_dir)
-        source = weights.resolve_weights(pretrained, architecture)
-        return _Target(architecture, source, described=dict(source.described))
+        return _Target(architecture, weights.resolve_weights(pretrained, architecture))
     if tag in tags_of(architecture):
         return _Target(architecture, weights.resolve_weights(f"{architecture}.{tag}"))
     return _Target(architecture, weights.resolve_weights(True, architecture))

@@ -26,7 +26,7 @@ def small(name, **overrides):
     smaller = {} if name.endswith("_cls") else {"template_size": 32, "search_size": 64}
     if name.startswith("onestream_vit"):
         smaller |= {"dim": 48, "heads": 3, "depth": 2}
-        smaller |= {"elimination_blocks": [1]} if "_ce" in name else {}
+        smaller |= {"elimination_blocks": (1,)} if "_ce" in name else {}
     return ca.create_model(name, **smaller, **overrides)
 
 

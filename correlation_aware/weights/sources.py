@@ -5,7 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ class WeightsSource:
         url: Address of a file, of a timm configuration.
         state_dict: The tensors themselves.
         timm_tag: Tag of weights that a plug-in registered with timm alone.
-        described: What is known of the images that the weights need, in timm's terms: `mean` and `std`.
-        from_backbone: Whether they are those of an image backbone of timm, see `timm_weights`.
+        backbone: What timm says of one of its own models, see `timm_weights`.
     """
 
     name: str
@@ -62,8 +61,7 @@ class WeightsSource:
     url: str | None = None
     state_dict: Mapping[str, Tensor] | None = None
     timm_tag: str | None = None
-    described: Mapping[str, Any] = field(default_factory=dict)
-    from_backbone: bool = False
+    backbone: Mapping[str, Any] | None = None
 
     @property
     def key_format(self) -> str:
@@ -73,7 +71,7 @@ class WeightsSource:
     @property
     def is_starting_point(self) -> bool:
         """Whether the weights fill only a part of the model by design."""
-        return self.from_backbone or (self.entry is not None and self.entry.role == "starting_point")
+        return self.backbone is not None or (self.entry is not None and self.entry.role == "starting_point")
 
     @property
     def is_local(self) -> bool:
@@ -100,9 +98,11 @@ class WeightsSource:
     def described(self, cache_dir: str | Path | None = None) -> dict[str, Any]:
         """What is known of the weights, in timm's terms: `mean`, `std`, `tag`, `license`, `input_size`.
 
-        It comes from the entry, or from the `config.json` that `save_pretrained` writes beside the file. Of a
-        single file nothing is known.
+        It comes from the entry, from timm, or from the `config.json` that `save_pretrained` writes beside the
+        file. Of a single file nothing is known.
         """
+        if self.backbone is not None:
+            return {key: self.backbone[key] for key in ("mean", "std", "license")}
         if self.entry is not None:
             size = self.entry.search_size
             return {
@@ -215,9 +215,7 @@ def timm_weights(name: str) -> WeightsSource:
         known = f"Its tags: {', '.join(tags)}." if tags else "It has none at all."
         raise ValueError(f"timm has no weights 'timm:{name}'. {known}")
     cfg: Any = get_pretrained_cfg(name)
-    described = {"mean": tuple(cfg.mean), "std": tuple(cfg.std), "license": cfg.license}
-    source = located_weights(cfg.to_dict())
-    return replace(source, name=f"timm:{name}", described=described, from_backbone=True)
+    return replace(located_weights(cfg.to_dict()), name=f"timm:{name}", backbone=cfg.to_dict())
 
 
 def located_weights(cfg: Mapping[str, Any]) -> WeightsSource:
