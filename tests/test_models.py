@@ -7,7 +7,7 @@ import timm
 import torch
 
 import correlation_aware as ca
-from correlation_aware.models.heads import CellHead, CenterHead
+from correlation_aware.models.heads import CellHead, CenterHead, CornerHead
 from correlation_aware.models.registry import register_model
 from correlation_aware.models.sbt import SBTConfig
 
@@ -21,11 +21,14 @@ def images(template=(1, 3, 64, 64), search=(1, 3, 128, 128), seed=0):
 
 
 def small(name, **overrides):
-    """The named model, for images small enough to be quick; of SuperSBT with few and thin blocks."""
+    """The named model, for images small enough to be quick; of large families with few and thin blocks."""
     torch.manual_seed(0)
     smaller = {} if name.endswith("_cls") else {"template_size": 32, "search_size": 64}
     if name.startswith("supersbt"):
         smaller |= {"dim": 64, "heads": 2, "depths": [1, 1, 2]}
+    if name.startswith("onestream_vit"):
+        smaller |= {"dim": 48, "heads": 3, "depth": 2}
+        smaller |= {"elimination_blocks": (1,)} if "_ce" in name else {}
     return ca.create_model(name, **smaller, **overrides)
 
 
@@ -46,6 +49,9 @@ def test_the_zoo_has_the_published_names():
     names += [*adapted, "sbt_light_cell_track", "sbt_light_half_track"]
     successors = [f"supersbt_{size}" for size in ("light", "small", "base", "test")]
     names += [f"{successor}{kind}" for successor in successors for kind in ("", "_track")]
+    vits = [f"onestream_vit_{s}_{v}" for s in ("tiny", "small", "base") for v in ("256", "256_ce", "384_ce")]
+    vits += ["onestream_vit_test", "onestream_vit_test_ce"]
+    names += [f"{vit}{kind}" for vit in vits for kind in ("", "_track")]
     assert sorted(NAMES) == sorted(names)
 
 
@@ -104,7 +110,8 @@ def test_a_cached_template_gives_the_same_numbers(name):
     )  # the last block runs on both streams here, on the search alone there
     torch.testing.assert_close(x, net(template, search), rtol=0, atol=2e-6)  # LayerNorm's, so up to about 4
     stride = net.feature_info.reduction()[-1]
-    assert stride == (16 if name in ("sbt_small_stark", "sbt_small_stm") or "supersbt" in name else 8)
+    coarse = name in ("sbt_small_stark", "sbt_small_stm") or name.startswith(("supersbt", "onestream_vit"))
+    assert stride == (16 if coarse else 8)
     assert z.shape[1:] == (net.num_features, 32 // stride, 32 // stride)
     assert x.shape[1:] == (net.num_features, 64 // stride, 64 // stride)
 
@@ -507,7 +514,7 @@ def test_the_cell_head_works_at_any_size_and_boxes_hold_their_cell():
         assert ((cx - bw / 2 < x) & (x < cx + bw / 2) & (cy - bh / 2 < y) & (y < cy + bh / 2)).all()
         assert bw.mean().item() == pytest.approx(0.25, abs=0.1)  # what an untrained head expects
     with pytest.raises(ValueError, match="not one of mixer, cell"):
-        ca.create_model("sbt_test_track", head="corner")
+        ca.create_model("sbt_test_track", head="anchor")
 
 
 @torch.no_grad()
@@ -522,6 +529,29 @@ def test_the_center_head_adds_its_offset_to_the_corner_of_a_location():
     cx, cy, w, h = output.boxes[0, :, 1, 3]
     assert [cx.item(), cy.item()] == pytest.approx([3.25 / 5, 1.5 / 2])
     assert [w.item(), h.item()] == pytest.approx([1 / (1 + math.e), 1 - 1e-4])  # the sigmoid is clamped
+
+
+@torch.no_grad()
+def test_the_corner_head_expects_one_box():
+    head = CornerHead(4, hidden=32).eval()
+    heat = {"top_left": torch.zeros(1, 1, 2, 4), "bottom_right": torch.full((1, 1, 2, 4), -1e9)}
+    heat["top_left"][..., 0, 1], heat["top_left"][..., 1, 2] = math.log(7), math.log(3)  # of 7 + 3 + 6 * 1
+    heat["bottom_right"][..., 1, 2], heat["bottom_right"][..., 1, 3] = 0.0, math.log(3)  # 1/4 and 3/4
+    for name, values in heat.items():
+        setattr(head, name, torch.nn.Identity())
+        getattr(head, name).forward = lambda _, values=values: values
+    output = head(torch.randn(1, 4, 2, 4))
+    assert output.logits.shape == (1, 2, 2, 4) and not output.logits[:, 1].any()
+    torch.testing.assert_close(output.scores, output.logits[:, 0].sigmoid())
+    assert torch.equal(output.boxes, output.boxes[:, :, :1, :1].expand(-1, -1, 2, 4))
+    x1, y1 = (2 * 0 + 8 * 1 + 4 * 2 + 2 * 3) / 16 / 4, 6 / 16 / 2  # location i of n is at i / n
+    x2, y2 = (2 + 9) / 4 / 4, 1 / 2
+    expected = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+    assert output.boxes[0, :, 1, 3].tolist() == pytest.approx(expected)
+    head.top_left, head.bottom_right = head.bottom_right, head.top_left  # swapped corners
+    assert head(torch.randn(1, 4, 2, 4)).boxes[0, 2:, 0, 0].tolist() == pytest.approx([1e-4, 1e-4])
+    sizes = head.train()(torch.randn(2, 4, 2, 4)).boxes[0, 2:, 0, 0].tolist()
+    assert sizes == pytest.approx([x1 - x2, y1 - y2])  # so that they have a gradient
 
 
 @torch.no_grad()

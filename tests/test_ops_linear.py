@@ -1,14 +1,18 @@
 """The linear layer, whichever library multiplies."""
 
+import gc
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import correlation_aware as ca
 from correlation_aware import ops
 from correlation_aware.models.eoc import apply_linear
-from correlation_aware.ops.linear import X86
+from correlation_aware.ops.linear import X86, packed_weights
 
 needs_onednn = pytest.mark.skipif(
     not (X86 and torch.backends.mkldnn.is_available()), reason="oneDNN is for x86 CPUs"
@@ -127,3 +131,61 @@ def test_a_layer_goes_the_way_of_the_operation():
     with Called() as called:
         layer(tokens)
     assert "convolution" not in called.names
+
+
+@needs_onednn
+def test_packed_weights_follow_the_weights():
+    packed = importlib.import_module("correlation_aware.ops.linear")._packed
+    before = len(packed)
+    tokens, weight, bias = (t.detach() for t in operands(640, 48, 96))
+    layer = nn.Linear(48, 96)
+    layer.weight.data.copy_(weight)
+    layer.bias.data.copy_(bias)
+
+    def run(tokens, layer=layer):
+        with Called() as called, torch.inference_mode(), packed_weights():
+            output = apply_linear(layer, tokens)
+        assert "_linear_pointwise" in called.names
+        return output, "_reorder_linear_weight" in called.names
+
+    for _ in range(2):
+        output, new = run(tokens)
+        torch.testing.assert_close(output, F.linear(tokens, layer.weight, layer.bias))
+    assert not new and len(packed) == before + 1
+    longer = torch.randn(3, 500, 48)
+    torch.testing.assert_close(run(longer)[0], F.linear(longer, layer.weight, layer.bias))
+    spaced = torch.randn(640, 96)[:, ::2]
+    torch.testing.assert_close(run(spaced)[0], F.linear(spaced, layer.weight, layer.bias))
+    with torch.no_grad():
+        layer.weight.add_(1)
+    output, new = run(tokens)
+    assert new
+    torch.testing.assert_close(output, F.linear(tokens, layer.weight, layer.bias), rtol=1e-4, atol=1e-4)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    assert run(tokens)[1]
+    del layer, run
+    gc.collect()
+    assert len(packed) == before
+
+
+@needs_onednn
+def test_weights_are_packed_in_sessions_alone():
+    from correlation_aware.runtime.session import InferenceSession
+
+    layer, tokens = nn.Linear(48, 96), torch.randn(640, 48)
+    with Called() as called:
+        with torch.inference_mode():
+            apply_linear(layer, tokens)
+        with packed_weights():
+            apply_linear(layer, tokens)  # for a gradient
+            with torch.inference_mode():
+                ops.linear(tokens, layer.weight.detach(), None)  # not the weight of a layer
+    assert "_linear_pointwise" not in called.names
+    model = ca.create_model("sbt_test").eval()
+    session = InferenceSession(model)
+    template, search = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)
+    with Called() as called:
+        session.set_template(template)
+        (features,) = session(search)
+    assert "_linear_pointwise" in called.names
+    torch.testing.assert_close(features, model(template, search).detach(), rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_model_table():
-    rows = re.findall(r"^\| ((?:super)?sbt_\w+) \| (.*?) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| (.*?) \|$", README, re.MULTILINE)
     table = {name: cells.split(" | ") for name, cells in rows if len(cells.split("|")) == 7}
     bases = {n for n in ca.list_models() if not n.endswith(("_track", "_cls"))}
     adapted = {f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")}  # feature networks alone

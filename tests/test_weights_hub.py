@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hub_server import COMMIT, Client, HubServer
 from safetensors.torch import save
@@ -392,6 +393,33 @@ def test_addresses_with_one_name_are_two_files(server: HubServer, online: Client
     server.requests.clear()
     assert online.call("python", fetch, url=urls[0], cache_dir=tmp_path)["ok"][0] == paths[0]
     assert server.requests == []
+
+
+def test_a_tracker_starts_from_a_vit_of_timm(server: HubServer, online: Client, tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    torch.manual_seed(0)
+    tensors = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    content = save(tensors)
+    server.files[f"timm/{name}/model.safetensors"] = content
+    code = (
+        "model = ca.create_model('onestream_vit_tiny_256_ce_track', f'timm:{name}', cache_dir=cache_dir)\n"
+        "net, cfg = model.backbone, model.pretrained_cfg\n"
+        "weight = net.blocks[11].mlp.fc2.weight.detach().numpy()\n"
+        "table = net.search_pos_embed.detach().numpy()\n"
+        "answer = model.weights_name, cfg['mean'], cfg['std'], weight, table"
+    )
+    answer = online.call("python", code, name=name, cache_dir=tmp_path)
+    weights_name, mean, std, weight, table = answer["ok"][0]
+    assert weights_name == f"timm:{name}" and mean == std == (0.5, 0.5, 0.5)  # as timm describes them
+    assert torch.equal(torch.from_numpy(weight), tensors["blocks.11.mlp.fc2.weight"])
+    square = tensors["pos_embed"][:, 1:].mT.unflatten(2, (14, 14))
+    expected = torch.nn.functional.interpolate(square, (16, 16), mode="bicubic")
+    torch.testing.assert_close(torch.from_numpy(table), expected)
+    _, text = online.call("cli", "verify", f"timm:{name}")["ok"]
+    assert hashlib.sha256(content).hexdigest() in text
+    server.mode = "wrong"
+    answer = online.call("python", code, name=name, cache_dir=tmp_path / "again")
+    assert "RuntimeError" in answer["error"] and "has another hash than expected" in answer["message"]
 
 
 def test_unreachable(server: HubServer, clients: dict[str, Client], tmp_path: Path) -> None:

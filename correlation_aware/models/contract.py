@@ -4,7 +4,7 @@ A family derives from `TwoInputModel` and implements `encode_template` and `forw
 has a default that a family may replace by something faster.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,6 +269,20 @@ class TwoInputModel(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides biases and norms."""
         return set()
+
+    def fit_checkpoint(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Fits tensors that depend on image sizes, such as position tables, before they are loaded.
+
+        Args:
+            state_dict: Tensors of a checkpoint by the names of this network, perhaps not all of them.
+
+        Returns:
+            The tensors to load; by default the same.
+
+        Raises:
+            ValueError: A checkpoint of another kind of network, where its names and shapes do not tell.
+        """
+        return dict(state_dict)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning-rate decay, in timm's format: by default a group a level."""

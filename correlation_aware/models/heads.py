@@ -3,13 +3,16 @@
 `MixerHead` is SBT's. `CellHead` is ours: an anchor-free head that predicts, from the features of each
 location alone, the distances to the four sides of the box, so it works at any size. `CenterHead` is that of
 OSTrack and SuperSBT: a score map, the size of the box, and the offset of its center from the location.
+`CornerHead` is that of STARK: heat maps of two corners, whose expectations are the one box of the image.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Eq. 7 - https://arxiv.org/abs/2203.01666
 Checked against the outputs of the authors' released code
 (https://github.com/phiphiphi31/SBT). Licensed under Apache-2.0.
 
 `CenterHead` is from `Joint Feature Learning and Relation Modeling for Tracking` (Ye et al., ECCV 2022) -
-https://arxiv.org/abs/2203.11991, checked against https://github.com/botaoye/OSTrack (MIT).
+https://arxiv.org/abs/2203.11991, `CornerHead` from `Learning Spatio-Temporal Transformer for Visual Tracking`
+(Yan et al., ICCV 2021) - https://arxiv.org/abs/2103.17154; both are checked against
+https://github.com/botaoye/OSTrack (MIT).
 
 Two deviations of SBT's released code from the paper are kept, since released weights depend on them: a block
 mixes positions first and channels second (Eq. 7 has it the other way round), and the last channel layer has
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 
 from correlation_aware.models.registry import register_head
 
-__all__ = ["CellHead", "CenterHead", "MixerHead", "TrackOutput"]
+__all__ = ["CellHead", "CenterHead", "CornerHead", "MixerHead", "TrackOutput"]
 
 SCORE_MARGIN = 1e-4  # scores and sizes of CenterHead are kept this far from 0 and 1
 
@@ -178,6 +181,58 @@ class CenterHead(nn.Module):
         boxes = torch.stack([cx, cy, size[:, 0], size[:, 1]], dim=1)
         scores = score[:, 0].float().sigmoid().clamp(SCORE_MARGIN, 1 - SCORE_MARGIN)
         return TrackOutput(torch.cat([score, torch.zeros_like(score)], dim=1), scores, boxes)
+
+
+@register_head("corner")
+class CornerHead(nn.Module):
+    """Two stacks of 3x3 convolutions: a heat map of each corner, whose expected positions make the box.
+
+    There is one box for an image: it is the same at every location. The score of a location is that of a
+    third, small stack, which STARK and OSTrack do not have: it tells how much the location is the target's,
+    as in the other heads, so that the same losses and trackers work. Of a checkpoint of theirs it stays
+    untrained.
+
+    Args:
+        dim: Channels of the search features.
+        feature_size: Of no effect: the head works at any size.
+        hidden: Channels of the first convolution; each of the next three has half of those before it. The
+            stack of the score has a quarter of them.
+    """
+
+    def __init__(self, dim: int, feature_size: tuple[int, int] | None = None, hidden: int = 256) -> None:
+        super().__init__()
+        self.top_left, self.bottom_right = (_conv_stack(dim, hidden, 1) for _ in range(2))
+        self.score = _conv_stack(dim, hidden // 4, 1)
+
+    def calibrate(self, scale: float, shift: float) -> None:
+        """See `CellHead.calibrate`."""
+        _calibrate(cast(nn.Conv2d, self.score[-1]), scale, shift)
+
+    def forward(self, features: Tensor) -> TrackOutput:
+        """(B, C, H, W) -> predictions per location, for any H and W.
+
+        The background's logit is 0. In training a size may be negative, as in STARK: a lower bound would
+        leave it without a gradient.
+        """
+        score = self.score(features)  # B, 1, H, W
+        top_left = _expected_position(self.top_left(features))  # B, 2
+        bottom_right = _expected_position(self.bottom_right(features))
+        size = bottom_right - top_left
+        if not self.training:
+            size = size.clamp(min=SCORE_MARGIN)
+        box = torch.cat([(top_left + bottom_right) / 2, size], dim=1)  # B, 4
+        boxes = box[:, :, None, None].expand(-1, -1, *score.shape[2:])
+        scores = score[:, 0].float().sigmoid()
+        return TrackOutput(torch.cat([score, torch.zeros_like(score)], dim=1), scores, boxes.contiguous())
+
+
+def _expected_position(heat: Tensor) -> Tensor:
+    """Mean x and y of a softmax over (B, 1, H, W): (B, 2); location i of n is at i / n of the image."""
+    height, width = heat.shape[2:]
+    row = torch.arange(height, dtype=torch.float32, device=heat.device) / height
+    column = torch.arange(width, dtype=torch.float32, device=heat.device) / width
+    positions = torch.stack([column.repeat(height), row.repeat_interleave(width)], dim=1)  # H * W, 2
+    return (heat.flatten(1).float().softmax(dim=1)[:, :, None] * positions).sum(dim=1)
 
 
 def _conv_stack(dim: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from correlation_aware._extras import require
 from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import TemplateState, common_batch
+from correlation_aware.ops.linear import packed_weights
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
 from correlation_aware.runtime.graphs import SessionModel, split_graphs
@@ -47,7 +49,8 @@ class InferenceSession:
         runtime: Runtime of the model. `eager` is plain PyTorch; `compile` is `torch.compile`; `cudagraph`
             captures a CUDA graph at the first call per shape and replays it with one launch; `onnx` and
             `openvino` run exported graphs on a CPU, which are exported once per weights and cached in
-            `export_cache()`. `auto` is `eager`.
+            `export_cache()`. `auto` is `eager`, which on an x86 CPU in float32 keeps a second copy of the
+            weights of linear layers, see `ops.linear.packed_weights`.
 
     Attributes:
         model: Model in evaluation mode.
@@ -164,7 +167,7 @@ class InferenceSession:
         size = EAGER_CPU_MICROBATCH_BYTES // self.dtype.itemsize
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            with torch.inference_mode():
+            with torch.inference_mode(), packed_weights() if split else nullcontext():
                 inputs = tuple(t.to(self.device, self.dtype) for t in inputs)
                 if not split or len(inputs[0]) <= size:
                     return step(*inputs)

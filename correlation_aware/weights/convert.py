@@ -50,6 +50,10 @@ def convert_state_dict(
     own = set(own_names or ())
     if source == OWN:
         return max(candidates, key=lambda names: _hits(names, own))
+    if source == AUTO and own:
+        for candidate in candidates:
+            if _hits(candidate, own) == len(own):  # it fills the model as it is, whatever format it resembles
+                return candidate
     chosen = list(formats.values()) if source == AUTO else [formats[source]]
     for candidate in candidates:
         matching = [known for known in chosen if known.matches(candidate)]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from correlation_aware.models.contract import TwoInputModel
+
 __all__ = ["LoadReport", "load_state_dict"]
 
 
@@ -76,7 +78,7 @@ def load_state_dict(
         RuntimeError: A tensor with a NaN or an infinity; likewise.
     """
     own = model.state_dict()
-    incoming = _align(state_dict, own)
+    incoming = _fit(_align(state_dict, own), model)
     loaded = [k for k in own if k in incoming and incoming[k].shape == own[k].shape]
     unexpected = [k for k in incoming if k not in own or incoming[k].shape != own[k].shape]
     missing = [k for k in own if k not in set(loaded)]
@@ -125,6 +127,17 @@ def _align(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
         {f"backbone.{name}": tensor for name, tensor in state_dict.items()},
     ]
     return max(candidates, key=lambda names: sum(name in own for name in names))
+
+
+def _fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Lets the model's two-input network resize what depends on image sizes."""
+    for path, network in model.named_modules():
+        if isinstance(network, TwoInputModel):
+            prefix = f"{path}." if path else ""
+            inner = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+            rest = {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
+            return rest | {prefix + k: v for k, v in network.fit_checkpoint(inner).items()}
+    return state_dict
 
 
 def _groups(keys: tuple[str, ...]) -> str:

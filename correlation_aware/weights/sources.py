@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
@@ -28,6 +29,7 @@ __all__ = [
     "located_weights",
     "resolve_weights",
     "tags_of",
+    "timm_weights",
 ]
 
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
@@ -48,6 +50,7 @@ class WeightsSource:
         url: Address of a file, of a timm configuration.
         state_dict: The tensors themselves.
         timm_tag: Tag of weights that a plug-in registered with timm alone.
+        backbone: What timm says of one of its own models, see `timm_weights`.
     """
 
     name: str
@@ -58,6 +61,7 @@ class WeightsSource:
     url: str | None = None
     state_dict: Mapping[str, Tensor] | None = None
     timm_tag: str | None = None
+    backbone: Mapping[str, Any] | None = None
 
     @property
     def key_format(self) -> str:
@@ -67,7 +71,7 @@ class WeightsSource:
     @property
     def is_starting_point(self) -> bool:
         """Whether the weights fill only a part of the model by design."""
-        return self.entry is not None and self.entry.role == "starting_point"
+        return self.backbone is not None or (self.entry is not None and self.entry.role == "starting_point")
 
     @property
     def is_local(self) -> bool:
@@ -94,9 +98,11 @@ class WeightsSource:
     def described(self, cache_dir: str | Path | None = None) -> dict[str, Any]:
         """What is known of the weights, in timm's terms: `mean`, `std`, `tag`, `license`, `input_size`.
 
-        It comes from the entry, or from the `config.json` that `save_pretrained` writes beside the file. Of a
-        single file nothing is known.
+        It comes from the entry, from timm, or from the `config.json` that `save_pretrained` writes beside the
+        file. Of a single file nothing is known.
         """
+        if self.backbone is not None:
+            return {key: self.backbone[key] for key in ("mean", "std", "license")}
         if self.entry is not None:
             size = self.entry.search_size
             return {
@@ -132,7 +138,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
     """Tells what `pretrained=`, `--weights` and `model.pretrained` mean.
 
     In this order: True for the default weights of the model; a tag of the model; `model.tag`, or a model for
-    its default; `hf-hub:organisation/name[@revision]`; a file, or a folder of `save_pretrained`.
+    its default; `hf-hub:organisation/name[@revision]`; `timm:name[.tag]`, weights of a model of timm that a
+    family can start from; a file, or a folder of `save_pretrained`.
 
     Args:
         source: What a user wrote.
@@ -166,6 +173,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
         return WeightsSource(entry.name, entry=entry)
     if text.startswith("hf-hub:"):
         return WeightsSource(text, repository=text.removeprefix("hf-hub:"))
+    if text.startswith("timm:"):
+        return timm_weights(text.removeprefix("timm:"))
     path = Path(text.removeprefix("local-dir:"))
     if path.exists():
         return local_file(path)
@@ -186,6 +195,27 @@ def local_file(path: str | Path) -> WeightsSource:
     if not file.is_file():
         raise FileNotFoundError(f"There is no weights file {str(file)!r}.")
     return WeightsSource(str(path), path=file)
+
+
+def timm_weights(name: str) -> WeightsSource:
+    """Weights that timm knows for one of its own models: a starting point for the networks of a family.
+
+    Args:
+        name: Model of timm, with a tag (`vit_base_patch16_224.mae`) or without one for the default weights.
+
+    Raises:
+        ValueError: timm has no such model, no such tag, or no weights for it.
+    """
+    model, _, tag = name.partition(".")
+    if not timm.models.is_model(model):
+        near = ", ".join(near_names(model, timm.list_models()))
+        raise ValueError(f"timm has no model {model!r}. Near: {near}.")
+    tags = [full.partition(".")[2] for full in timm.models.list_pretrained(f"{model}.*")]
+    if not tags or (tag and tag not in tags):
+        known = f"Its tags: {', '.join(tags)}." if tags else "It has none at all."
+        raise ValueError(f"timm has no weights 'timm:{name}'. {known}")
+    cfg: Any = get_pretrained_cfg(name)
+    return replace(located_weights(cfg.to_dict()), name=f"timm:{name}", backbone=cfg.to_dict())
 
 
 def located_weights(cfg: Mapping[str, Any]) -> WeightsSource:
