@@ -385,7 +385,7 @@ def test_a_trackers_sizes_come_from_the_model_alone():
 def test_lists():
     assert ca.list_models("sbt_light_*_track") == [f"sbt_light_{n}_track" for n in ("cell", "half", "pvtv2")]
     assert ca.list_models("sbt_light_*_track", pretrained=True) == list(BUNDLED)
-    assert ca.list_models(module="sbt") == timm.list_models(module="sbt") == ca.list_models()
+    assert ca.list_models(module="sbt") == timm.list_models(module="sbt") == ca.list_models("sbt*")
     assert ca.list_models(module="resnet") == []
     assert ca.list_models(["*_test", "*_light"]) == ["sbt_light", "sbt_test"]
     assert ca.list_models("sbt_test*", exclude_filters="*_cls") == ["sbt_test", "sbt_test_track"]

@@ -4,8 +4,9 @@ A family derives from `TwoInputModel` and implements `encode_template` and `forw
 has a default that a family may replace by something faster.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -159,12 +160,15 @@ class TwoInputModel(nn.Module):
         num_features: Channels of the last level, which `forward` returns.
         feature_info: timm's `FeatureInfo` of the levels.
         num_classes: 0, as timm has it for networks without a classifier.
+        default_data_cfg: How images are prepared for the network, in timm's terms: `mean` and `std` of pixels
+            in 0..1 where they are not ImageNet's.
         pretrained_cfg: Description of the network in timm's terms, derived from the rest by the zoo.
         model_args: Arguments that `create_model` was given.
         weights_name: Name of the weights for people to read; "random" until some are loaded.
     """
 
     num_classes: int = 0
+    default_data_cfg: Mapping[str, Any] = MappingProxyType({})
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
     weights_name: str = "random"
