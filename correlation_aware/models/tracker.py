@@ -69,6 +69,20 @@ class TrackModel(nn.Module):
         """How images are prepared for the backbone, in timm's terms; empty for ImageNet's normalization."""
         return self.backbone.default_data_cfg
 
+    @property
+    def image_backbone(self) -> nn.Module:
+        """See `TwoInputModel.image_backbone`."""
+        return self.backbone.image_backbone
+
+    @property
+    def update_interval(self) -> int:
+        """See `TwoInputModel.update_interval`."""
+        return self.backbone.update_interval
+
+    def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
+        """See `TwoInputModel.update_template`."""
+        return self.backbone.update_template(state, new)
+
     def encode_template(self, template: Tensor) -> TemplateState:
         """See `TwoInputModel.encode_template`."""
         return self.backbone.encode_template(template)
