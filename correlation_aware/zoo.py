@@ -52,7 +52,8 @@ def create_model(
             without a weights tag (`sbt_large_pvtv2.in1k`); `hf-hub:organisation/name[@revision]`; or a folder
             written by `save_pretrained`: a `Path`, `local-dir:FOLDER`, or text that is not a name of the zoo.
         pretrained: True for the weights that the tag names, or the default ones of the name. Or a tag,
-            `model.tag`, an `hf-hub:` name, a local file or folder.
+            `model.tag`, an `hf-hub:` name, a local file or folder; `backbone:` and one of these or a name of
+            timm, such as `backbone:resnet50.a1_in1k`, to start from the weights of a backbone alone.
         features_only: Return the features of the levels `out_indices` as a list.
         out_indices: Levels for `features_only`, 0-indexed; all by default.
         checkpoint_path: A local file loaded last, strictly.

@@ -367,6 +367,10 @@ class FeatureNet(nn.Module):
         """See `TwoInputModel.forward_intermediates`; one (B, C_i, Hx / s_i, Wx / s_i) per level."""
         return self.model.forward_intermediates(template, search, self.out_indices)
 
+    def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
+        """See `TwoInputModel.update_template`."""
+        return self.model.update_template(state, new)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See `TwoInputModel.set_grad_checkpointing`."""
         self.model.set_grad_checkpointing(enable)

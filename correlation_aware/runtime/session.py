@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -111,6 +111,29 @@ class InferenceSession:
             template: (B, 3, Hz, Wz) template images, normalized, on any device.
         """
         self._state = TemplateState(self._encode(template))
+
+    def update_template(self, template: Tensor, chosen: Sequence[bool]) -> None:
+        """Updates the state of chosen targets by the model's `update_template`.
+
+        Args:
+            template: (B, 3, Hz, Wz) recent template images of all targets, normalized, on any device.
+            chosen: Whether to update, for each of the B targets.
+
+        Raises:
+            RuntimeError: No template is set.
+        """
+        if self._state is None:
+            raise RuntimeError("The session has no template yet: call set_template(template) first.")
+        indices = [i for i, update in enumerate(chosen) if update]
+        if not indices:
+            return
+        with torch.inference_mode():
+            new = TemplateState(self._encode(template[indices]))
+            updated = self.model.update_template(self._state.index(indices), new)
+            state = self._state.map(torch.clone)
+            for tensor, values in zip(state, updated, strict=True):
+                tensor[indices] = values
+            self._state = state
 
     def __call__(self, search: Tensor) -> tuple[Tensor, ...]:
         """Compares search images with the templates.

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from timm.models import get_pretrained_cfg
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, list_pretrained
 from torch import Tensor
 
 from correlation_aware._files import read_json
-from correlation_aware.models.registry import near_names, timm_tags
+from correlation_aware.models.registry import near_names, registered_models, timm_tags
 from correlation_aware.weights.convert import AUTO
 from correlation_aware.weights.files import SUFFIXES, read_state_dict
 from correlation_aware.weights.hub import fetch, fetch_file, fetch_repository
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
+# before a source whose weights fill the backbone alone, see `resolve_weights`
+BACKBONE = "backbone:"
 # fields of timm's PretrainedCfg that say where weights are
 LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
 
@@ -48,6 +50,7 @@ class WeightsSource:
         url: Address of a file, of a timm configuration.
         state_dict: The tensors themselves.
         timm_tag: Tag of weights that a plug-in registered with timm alone.
+        backbone_only: Whether the weights are those of a single-image network, for the backbone alone.
     """
 
     name: str
@@ -58,6 +61,7 @@ class WeightsSource:
     url: str | None = None
     state_dict: Mapping[str, Tensor] | None = None
     timm_tag: str | None = None
+    backbone_only: bool = False
 
     @property
     def key_format(self) -> str:
@@ -134,6 +138,10 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
     In this order: True for the default weights of the model; a tag of the model; `model.tag`, or a model for
     its default; `hf-hub:organisation/name[@revision]`; a file, or a folder of `save_pretrained`.
 
+    `backbone:SOURCE` are the weights of a single-image network, usually an ImageNet classifier, that fill the
+    model's `image_backbone` alone. SOURCE is one of the above, or a name of timm, with or without a tag, such
+    as `backbone:resnet50.a1_in1k`.
+
     Args:
         source: What a user wrote.
         model: Architecture name that a bare tag and True refer to.
@@ -154,6 +162,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
             raise ValueError(f"No weights are known for {model!r}. {_hint(model, model)}")
         return WeightsSource(entry.name, entry=entry)
     text = str(source)
+    if text.startswith(BACKBONE):
+        return _of_backbone(text.removeprefix(BACKBONE))
     manifest = load_manifest()
     for name in (f"{model}.{text}", text):
         name = current_name(name)
@@ -174,6 +184,20 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
         hint = f" For a repository of the Hub write 'hf-hub:{text}'." if repository else ""
         raise FileNotFoundError(f"There is no weights file {text!r}.{hint}")
     raise ValueError(f"No weights are known for {text!r}. {_hint(text, model or text)}")
+
+
+def _of_backbone(text: str) -> WeightsSource:
+    """Weights for the backbone alone: as in `resolve_weights`, or of a model of timm."""
+    architecture = text.partition(".")[0]
+    if is_model(architecture) and architecture not in registered_models():
+        cfg = get_pretrained_cfg(text) if is_model_pretrained(text) else None
+        if cfg is None:
+            tags = ", ".join(name.partition(".")[2] for name in list_pretrained(f"{architecture}.*"))
+            raise ValueError(f"timm has no weights {text!r}. Tags of {architecture}: {tags or 'none'}.")
+        source = located_weights(cfg.to_dict())
+    else:
+        source = resolve_weights(text)
+    return replace(source, name=f"{BACKBONE}{text}", backbone_only=True)
 
 
 def local_file(path: str | Path) -> WeightsSource:
