@@ -24,7 +24,11 @@ def small(name, **overrides):
     """The named model, for images small enough to be quick."""
     torch.manual_seed(0)
     sizes = {} if name.endswith("_cls") else {"template_size": 32, "search_size": 64}
-    return ca.create_model(name, **sizes, **overrides)
+    model = ca.create_model(name, **sizes, **overrides)
+    for module in model.modules():  # timm's residual branches end with a norm of weight 0
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
+            torch.nn.init.ones_(module.weight)
+    return model
 
 
 def inputs(name, batch=1):
@@ -41,9 +45,17 @@ def test_the_zoo_has_the_published_names():
     bases += [f"sbt_{size}_pvtv2" for size in ("light", "small", "base", "large", "huge")] + ["sbt_test"]
     names = [f"{b}{kind}" for b in bases for kind in ("", "_track", "_cls")]
     adapted = [f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")]
-    siamese = ["siam_lite0_ca", "siam_lite0_ca_track", "siam_lite0_ca_half_track"]
+    siamese = [f"siam_{b}_{neck}" for b in ("resnet50", "sbt_base") for neck in ("dw", "ca", "dcf")]
+    siamese = [f"{b}{kind}" for b in (*siamese, "siam_lite0_ca", "siam_test") for kind in ("", "_track")]
     assert sorted(NAMES) == sorted(
-        [*names, *adapted, "sbt_light_cell_track", "sbt_light_half_track", *siamese]
+        [
+            *names,
+            *adapted,
+            *siamese,
+            "siam_lite0_ca_half_track",
+            "sbt_light_cell_track",
+            "sbt_light_half_track",
+        ]
     )
 
 

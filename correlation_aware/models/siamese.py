@@ -723,7 +723,7 @@ RESNET50 = SiameseConfig("resnet50", levels=(2, 3, 4), output_stride=8)
 SBT_BASE = SiameseConfig("sbt_base", levels=("S3B6", "S3B8", "S3B10"))
 LITE0 = SiameseConfig(
     "tf_efficientnet_lite0",
-    (3,),
+    levels=(3,),
     lateral=2,
     neck="cross_attention",
     dim=128,
@@ -751,9 +751,7 @@ def _network(cfg: SiameseConfig, arguments: Mapping[str, Any]) -> SiameseNet:
     for name in chosen:
         if cfg.neck not in NECK_ARGUMENTS.get(name, (cfg.neck,)):
             necks = ", ".join(NECK_ARGUMENTS[name])
-            raise TypeError(
-                f"{name}={chosen[name]!r} has no effect: neck={cfg.neck!r} is not one of {necks}."
-            )
+            raise TypeError(f"{name}={chosen[name]!r} is for the necks {necks}, not for {cfg.neck!r}.")
     image_sizes = Sizes(**{name: value for name, value in arguments.items() if name in sizes})
     return SiameseNet(cfg, arguments.get("in_chans", 3), image_sizes)
 
