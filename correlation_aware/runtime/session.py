@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
+from correlation_aware.runtime.fused_convolutions import fuse_convolutions, refresh
 from correlation_aware.runtime.graphs import SessionModel, split_graphs
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
@@ -44,7 +45,8 @@ class InferenceSession:
         device: Device of the computation; by default the model's.
         dtype: Dtype of the computation; by default the model's. `cudagraph` supports float32, float16 and
             bfloat16, `openvino` float32 and bfloat16, `onnx` float32.
-        runtime: Runtime of the model. `eager` is plain PyTorch; `compile` is `torch.compile`; `cudagraph`
+        runtime: Runtime of the model. `eager` is plain PyTorch, on a CPU with batch norms fused into
+            convolutions; `compile` is `torch.compile`; `cudagraph`
             captures a CUDA graph at the first call per shape and replays it with one launch; `onnx` and
             `openvino` run exported graphs on a CPU, which are exported once per weights and cached in
             `export_cache()`. `auto` is `eager`.
@@ -89,6 +91,7 @@ class InferenceSession:
         graphs = split_graphs(model)
         self.outputs = graphs["search"].outputs
         self._state: TemplateState | None = None
+        self._network: nn.Module = model  # the model, or a copy with fused layers
         if self.runtime in ("onnx", "openvino"):
             self._check_cpu_runtime(self.runtime)
             files = _exported(model, self.runtime)
@@ -97,6 +100,9 @@ class InferenceSession:
         if self.runtime == "cudagraph":
             self._check_cudagraph()
         model.to(self.device, self.dtype)
+        if self.runtime == "eager":
+            self._network = fuse_convolutions(model, _run_once)
+            graphs = split_graphs(cast(SessionModel, self._network))
         steps = [graphs[name].module for name in ("template", "search")]
         if self.runtime == "compile":
             steps = [torch.compile(step) for step in steps]  # type: ignore[misc]
@@ -110,6 +116,7 @@ class InferenceSession:
         Args:
             template: (B, 3, Hz, Wz) template images, normalized, on any device.
         """
+        refresh(self._network)
         self._state = TemplateState(self._encode(template))
 
     def update_template(self, template: Tensor, chosen: Sequence[bool]) -> None:
@@ -205,6 +212,13 @@ class InferenceSession:
             return tuple(torch.from_numpy(array) for array in function(*arrays))
 
         return step
+
+
+def _run_once(model: nn.Module) -> Tensor:
+    graph = split_graphs(cast(SessionModel, model))["pair"]
+    dtype = next(model.parameters()).dtype
+    outputs: tuple[Tensor, ...] = graph.module(*(t.to(dtype) for t in graph.example(seed=0, batch=1)))
+    return torch.cat([output.to(dtype).flatten() for output in outputs])
 
 
 def _rebuild(
