@@ -52,8 +52,9 @@ def create_model(
             without a weights tag (`sbt_large_pvtv2.in1k`); `hf-hub:organisation/name[@revision]`; or a folder
             written by `save_pretrained`: a `Path`, `local-dir:FOLDER`, or text that is not a name of the zoo.
         pretrained: True for the weights that the tag names, or the default ones of the name. Or a tag,
-            `model.tag`, an `hf-hub:` name, a local file or folder; or a model of timm that the network can
-            start from, `timm:vit_base_patch16_224.mae`.
+            `model.tag`, an `hf-hub:` name, a local file or folder. Or weights of timm to start from: those of
+            a model that the network resembles, `timm:vit_base_patch16_224.mae`, or of one that is its
+            backbone, `backbone:resnet50.a1_in1k`.
         features_only: Return the features of the levels `out_indices` as a list.
         out_indices: Levels for `features_only`, 0-indexed; all by default.
         checkpoint_path: A local file loaded last, strictly.

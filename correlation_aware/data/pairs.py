@@ -84,7 +84,7 @@ class Renormalized:
         return batch._replace(template=self._convert(batch.template), search=self._convert(batch.search))
 
     def _convert(self, images: Tensor) -> Tensor:
-        pixels = denormalize(images)
+        pixels = denormalize(images).float()
         if self.in_chans == 1:
             pixels = pixels.mean(dim=1, keepdim=True)
         return (pixels - self._mean.to(pixels)) / self._std.to(pixels)

@@ -6,6 +6,7 @@ has a default that a family may replace by something faster.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -159,12 +160,17 @@ class TwoInputModel(nn.Module):
         num_features: Channels of the last level, which `forward` returns.
         feature_info: timm's `FeatureInfo` of the levels.
         num_classes: 0, as timm has it for networks without a classifier.
+        default_data_cfg: How images are prepared for the network, in timm's terms: `mean` and `std` of pixels
+            in 0..1 where they are not ImageNet's.
         pretrained_cfg: Description of the network in timm's terms, derived from the rest by the zoo.
         model_args: Arguments that `create_model` was given.
         weights_name: Name of the weights for people to read; "random" until some are loaded.
+        update_interval: Frames from one call of `update_template` by the tracker to the next; 0 for none.
     """
 
     num_classes: int = 0
+    update_interval: int = 0
+    default_data_cfg: Mapping[str, Any] = MappingProxyType({})
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
     weights_name: str = "random"
@@ -182,6 +188,11 @@ class TwoInputModel(nn.Module):
     def head_hidden_size(self) -> int:
         """Channels that a head works on; timm's name."""
         return self.num_features
+
+    @property
+    def image_backbone(self) -> nn.Module:
+        """The part that weights of an image classifier fit: by default the whole network."""
+        return self
 
     def encode_template(self, template: Tensor) -> TemplateState:
         """All that does not depend on the search image.
@@ -256,6 +267,18 @@ class TwoInputModel(nn.Module):
         if len(states) == 1:
             return states[0]
         raise NotImplementedError(f"{type(self).__name__} takes one template, not {len(states)}.")
+
+    def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
+        """Updates the state with a recent template; the tracker calls it every `update_interval` frames.
+
+        Args:
+            state: Present state.
+            new: State of templates cut around the latest boxes, of the same batch.
+
+        Returns:
+            The state for the next frames; by default the present one.
+        """
+        return state
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training.
@@ -357,6 +380,10 @@ class FeatureNet(nn.Module):
     def forward(self, template: Tensor | TemplateState, search: Tensor) -> list[Tensor]:
         """See `TwoInputModel.forward_intermediates`; one (B, C_i, Hx / s_i, Wx / s_i) per level."""
         return self.model.forward_intermediates(template, search, self.out_indices)
+
+    def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
+        """See `TwoInputModel.update_template`."""
+        return self.model.update_template(state, new)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See `TwoInputModel.set_grad_checkpointing`."""

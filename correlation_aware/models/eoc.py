@@ -40,6 +40,7 @@ __all__ = [
     "DropPath",
     "EoCAttention",
     "EoCBlock",
+    "Keys",
     "Mlp",
     "PatchEmbed",
     "add_norm",
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 Attention = Literal["spatial_reduction", "global", "pooled"]
+Keys = Literal["other", "both"]
 STANDARD = ((3, 3), (1, 1), (1, 1), (1, 1), "zeros")  # what dwconv_gelu computes, see _geometry
 
 _GLOBAL_HOOKS = (  # what nn.Module itself looks at before it calls `forward` directly
@@ -206,6 +208,25 @@ class EoCAttention(nn.Module):
         return apply_linear(self.proj, mixed)
 
 
+def join_streams(tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
+    """Packed tokens of two streams as one stream, in which the tokens of a pair follow each other."""
+    batch, lengths = shapes[0][0], [h * w for _, h, w in shapes]
+    joined = [(batch, 1, sum(lengths))]
+    if batch == 1 and not torch.compiler.is_compiling():  # they do already; a program may have any batch
+        return tokens, joined
+    parts = tokens.split([batch * length for length in lengths])
+    maps = [part.unflatten(0, (batch, length)) for part, length in zip(parts, lengths)]
+    return torch.cat(maps, dim=1).flatten(0, 1), joined
+
+
+def split_streams(tokens: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    """The inverse of `join_streams`: packed tokens of two streams."""
+    batch, lengths = shapes[0][0], [h * w for _, h, w in shapes]
+    if batch == 1 and not torch.compiler.is_compiling():
+        return tokens
+    return torch.cat([part.flatten(0, 1) for part in tokens.unflatten(0, (batch, -1)).split(lengths, dim=1)])
+
+
 class EoCBlock(nn.Module):
     """Extract-or-Correlation block: attention within an image (EoC-SA) or across (EoC-CA), then the MLP.
 
@@ -213,6 +234,8 @@ class EoCBlock(nn.Module):
         dim: Channels.
         heads: Attention heads.
         cross: Whether it is an EoC-CA block.
+        keys: Keys of an EoC-CA block: `other`, the tokens of the other image, as in SBT; or `both`, the
+            tokens of both images, without spatial reduction.
         mlp_ratio: Hidden width of the MLP over `dim`.
         sr_ratio: Side of the square of tokens that spatial reduction turns into one key.
         attention: Form of the attention, see `SBTConfig`.
@@ -230,9 +253,13 @@ class EoCBlock(nn.Module):
         attention: Attention = "spatial_reduction",
         conv: bool = True,
         drop_path: float = 0.0,
+        keys: Keys = "other",
     ) -> None:
         super().__init__()
+        if keys == "both" and (sr_ratio > 1 or attention == "pooled"):
+            raise ValueError(f"keys='both' has no reduction of keys: not sr_ratio={sr_ratio}, {attention!r}.")
         self.cross = cross
+        self.keys = keys if cross else "other"
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = EoCAttention(dim, heads, sr_ratio, attention)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
@@ -255,13 +282,21 @@ class EoCBlock(nn.Module):
         Returns:
             Tokens, what is to be added to them, and their shapes.
         """
-        tokens, queries = add_norm(self.norm1, tokens, residual)
+        tokens, normed = add_norm(self.norm1, tokens, residual)
+        queries = normed
         sources, query_shapes, source_shapes = queries, shapes, shapes
         if search_only:
             template_len = math.prod(shapes[0])
             sources, queries, tokens = queries[:template_len], queries[template_len:], tokens[template_len:]
             source_shapes, query_shapes = shapes[:1], shapes[1:]
-        residual = self.attn(queries, query_shapes, sources, source_shapes, self.cross)
+        if self.keys == "both" and len(shapes) == 2:
+            both, joined = join_streams(normed, shapes)
+            if search_only:
+                residual = self.attn(queries, query_shapes, both, joined, cross=False)
+            else:
+                residual = split_streams(self.attn(both, joined, both, joined, cross=False), shapes)
+        else:
+            residual = self.attn(queries, query_shapes, sources, source_shapes, self.cross)
         tokens, normed = add_norm(self.norm2, tokens, self.drop_path(residual, query_shapes))
         residual = self.drop_path(self.mlp(normed, query_shapes), query_shapes)
         return tokens, residual, query_shapes

@@ -1,9 +1,10 @@
 """Prediction heads: search features to scores and boxes. A new one is a class under `@register_head`.
 
 `MixerHead` is SBT's. `CellHead` is ours: an anchor-free head that predicts, from the features of each
-location alone, the distances to the four sides of the box, so it works at any size. `CenterHead` is that of
-OSTrack and SuperSBT: a score map, the size of the box, and the offset of its center from the location.
-`CornerHead` is that of STARK: heat maps of two corners, whose expectations are the one box of the image.
+location alone, the distances to the four sides of the box, so it works at any size. `TowerHead` puts two
+depth-wise separable convolutions before the same prediction. `CenterHead` is that of OSTrack and SuperSBT: a
+score map, the size of the box, and the offset of its center from the location. `CornerHead` is that of STARK:
+heat maps of two corners, whose expectations are the one box of the image.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Eq. 7 - https://arxiv.org/abs/2203.01666
 Checked against the outputs of the authors' released code
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from correlation_aware.models.registry import register_head
 
-__all__ = ["CellHead", "CenterHead", "CornerHead", "MixerHead", "TrackOutput"]
+__all__ = ["CellHead", "CenterHead", "CornerHead", "MixerHead", "TowerHead", "TrackOutput"]
 
 SCORE_MARGIN = 1e-4  # scores and sizes of CenterHead are kept this far from 0 and 1
 
@@ -137,15 +138,53 @@ class CellHead(nn.Module):
     def forward(self, features: Tensor) -> TrackOutput:
         """(B, C, H, W) -> predictions per location, for any H and W."""
         x = features.permute(0, 2, 3, 1)  # B, H, W, C
-        height, width = x.shape[1:3]
-        logits = self.cls(x).permute(0, 3, 1, 2)
-        distances = self.box(x).float().sigmoid()  # B, H, W, 4 in 0..1 of the image
-        left, top, right, bottom = distances.unbind(dim=-1)
-        row = (torch.arange(height, device=x.device)[:, None] + 0.5) / height
-        column = (torch.arange(width, device=x.device)[None, :] + 0.5) / width
-        cx, cy = column + (right - left) / 2, row + (bottom - top) / 2
-        boxes = torch.stack([cx, cy, left + right, top + bottom], dim=1)
-        return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
+        return _distance_output(self.cls(x).permute(0, 3, 1, 2), self.box(x).permute(0, 3, 1, 2))
+
+
+class SeparableLayer(nn.Module):
+    """3x3 depth-wise convolution, norm over the whole map, 1x1 convolution, ReLU; added to the input."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm = nn.GroupNorm(1, dim)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + F.relu(self.proj(self.norm(self.dwconv(x))))
+
+
+@register_head("tower")
+class TowerHead(nn.Module):
+    """A tower of depth-wise separable convolutions per branch, then boxes as distances, as in `CellHead`.
+
+    Args:
+        dim: Channels of the search features.
+        feature_size: Of no effect: the head works at any size.
+        layers: Layers of each tower.
+    """
+
+    def __init__(self, dim: int, feature_size: tuple[int, int] | None = None, layers: int = 2) -> None:
+        super().__init__()
+        self.cls, self.box = (
+            nn.Sequential(*(SeparableLayer(dim) for _ in range(layers)), nn.Conv2d(dim, outputs, 1))
+            for outputs in (2, 4)
+        )
+        for branch in (self.cls, self.box):
+            nn.init.normal_(cast(Tensor, branch[-1].weight), std=0.01)
+        nn.init.zeros_(cast(Tensor, self.cls[-1].bias))
+        nn.init.constant_(cast(Tensor, self.box[-1].bias), math.log(1 / 7))  # as in CellHead
+
+    def calibrate(self, scale: float, shift: float) -> None:
+        """See `CellHead.calibrate`."""
+        _calibrate(cast(nn.Conv2d, self.cls[-1]), scale, shift)
+
+    def forward(self, features: Tensor) -> TrackOutput:
+        """(B, C, H, W) -> predictions per location, for any H and W."""
+        # channels-last: depth-wise and 1x1 convolutions are faster in it
+        x = features.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return _distance_output(self.cls(x).contiguous(), self.box(x))
 
 
 @register_head("center")
@@ -233,6 +272,20 @@ def _expected_position(heat: Tensor) -> Tensor:
     column = torch.arange(width, dtype=torch.float32, device=heat.device) / width
     positions = torch.stack([column.repeat(height), row.repeat_interleave(width)], dim=1)  # H * W, 2
     return (heat.flatten(1).float().softmax(dim=1)[:, :, None] * positions).sum(dim=1)
+
+
+def _distance_output(logits: Tensor, distances: Tensor) -> TrackOutput:
+    """Predictions from (B, 2, H, W) logits and (B, 4, H, W) distances to the sides, before the sigmoid.
+
+    Distances to left, top, right and bottom are in 0..1 of the image, from the middle of a location.
+    """
+    height, width = distances.shape[2:]
+    left, top, right, bottom = distances.float().sigmoid().unbind(dim=1)
+    row = (torch.arange(height, device=distances.device)[:, None] + 0.5) / height
+    column = (torch.arange(width, device=distances.device)[None, :] + 0.5) / width
+    cx, cy = column + (right - left) / 2, row + (bottom - top) / 2
+    boxes = torch.stack([cx, cy, left + right, top + bottom], dim=1)
+    return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 
 
 def _conv_stack(dim: int, hidden: int, outputs: int) -> nn.Sequential:

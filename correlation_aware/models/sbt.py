@@ -117,6 +117,11 @@ class SBTConfig:
         ]
 
 
+def _maps(tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    """Packed tokens as a (B, C, H, W) view per stream."""
+    return tuple(m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes))
+
+
 @register_notrace_module
 class Stage(nn.Module):
     """Patch embedding, EoC blocks and, where the configuration has one, a final norm.
@@ -171,8 +176,12 @@ class Stage(nn.Module):
         return pack(maps)
 
     def forward(
-        self, *images: Tensor, template: Tensor | None = None, search_only: bool = False
-    ) -> Tensor | tuple[Tensor, ...]:
+        self,
+        *images: Tensor,
+        template: Tensor | None = None,
+        search_only: bool = False,
+        blocks: Sequence[int] | None = None,
+    ) -> Any:
         """Runs one stream, or template and search, through the stage.
 
         In the stage of the first EoC-CA block `template` joins the stream at that block. Without `template`
@@ -182,10 +191,11 @@ class Stage(nn.Module):
             images: (B, C, H, W) of every stream.
             template: (B', H', W', C') features that enter the first EoC-CA block, see `SBT.encode_template`.
             search_only: Drop the template's stream after the last EoC-CA block.
+            blocks: Blocks whose features are returned too. One stream then goes on to the end of the stage.
 
         Returns:
             (B, C', H', W') of the stream, or a tuple of template and search where there are two; views of
-            channels-last maps.
+            channels-last maps. With `blocks` a pair of these and, per block, the tuple of the streams' maps.
         """
         if images and isinstance(images[0], torch.fx.Proxy):
             raise TypeError(
@@ -199,10 +209,11 @@ class Stage(nn.Module):
             assert template is not None and self.first_cross is not None
             (tokens, shapes), start = pack([template]), self.first_cross
         residual = None
+        tapped = []
         for i, block in enumerate(self.blocks):
             if i < start:
                 continue
-            if i == self.first_cross and images:
+            if i == self.first_cross and images and (template is not None or blocks is None):
                 (search,) = unpack(tokens if residual is None else tokens + residual, shapes)
                 if template is None:
                     return search.permute(0, 3, 1, 2)
@@ -214,12 +225,18 @@ class Stage(nn.Module):
                 )
             else:
                 tokens, residual, shapes = block(tokens, residual, shapes, drop)
+            if blocks is not None and i in blocks:
+                tapped.append(_maps(tokens + residual, shapes))
         if self.norm is not None:
             tokens = add_norm(self.norm, tokens, residual)[1]
         elif residual is not None:
             tokens = tokens + residual
-        maps = [m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes)]
-        return maps[0] if len(maps) == 1 else tuple(maps)
+        maps = _maps(tokens, shapes)
+        output = maps[0] if len(maps) == 1 else maps
+        if blocks is None:
+            return output
+        last = len(self.blocks) - 1  # the norm belongs to the last block
+        return output, [*tapped[:-1], maps] if last in blocks else tapped
 
     def __prepare_scriptable__(self) -> "Stage":
         """What `torch.jit.script` asks for.
@@ -381,6 +398,41 @@ class SBT(StagedNetwork, TwoInputModel):
         chosen = range(len(outputs)) if indices is None else indices
         return [outputs[i][-1].contiguous() for i in chosen]
 
+    def forward_blocks(
+        self, template: Tensor | TemplateState | None, search: Tensor, blocks: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, ...]]:
+        """Features after single blocks, for trackers that correlate several levels once more.
+
+        Args:
+            template: (B, 3, Hz, Wz), or its state. None for the search image alone: the network without
+                correlation, whose EoC-CA blocks are EoC-SA blocks then.
+            search: (B, 3, Hx, Wx).
+            blocks: (stage, block) of each, 0-indexed, in the order of the network.
+
+        Returns:
+            For each block (search,), or (template, search): (B, C, H, W), views of channels-last maps. After
+            the last block of a stage they have the stage's norm.
+
+        Raises:
+            ValueError: As in `forward`; or with a template a block before the first EoC-CA block.
+        """
+        first = self.config.cross_positions[0]
+        if template is not None and min(blocks) < first:
+            raise ValueError(
+                f"blocks={tuple(blocks)} begin before the first EoC-CA block, {first}: a template's state "
+                "has no features of those."
+            )
+        features = None if template is None else self._checked_state(template, search)
+        maps: tuple[Tensor, ...] = (search,)
+        outputs: list[tuple[Tensor, ...]] = []
+        check_image(search, "search", self.in_chans)
+        for i, stage in enumerate(self.stages):
+            chosen = [block for index, block in blocks if index == i]
+            output, tapped = stage(*maps, template=features, blocks=chosen)
+            maps = output if isinstance(output, tuple) else (output,)
+            outputs += tapped
+        return outputs
+
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
         """Removes the stages after the last of `indices`.
 
@@ -433,6 +485,11 @@ class SBT(StagedNetwork, TwoInputModel):
                 "create_model(..., features_only=True), for a graph torch.export."
             )
         check_image(search, "search", self.in_chans)
+        features = self._checked_state(template, search)
+        return self.forward_stages(search, features, search_only=search_only)
+
+    def _checked_state(self, template: Tensor | TemplateState, search: Tensor) -> Tensor:
+        """The template's features that enter the first EoC-CA block; raises ValueError if they do not fit."""
         state = self.state_of(template)
         channels = self.config.dims[self.config.cross_positions[0][0]]
         if len(state) != 1 or state[0].ndim != 4 or state[0].shape[-1] != channels:
@@ -442,7 +499,7 @@ class SBT(StagedNetwork, TwoInputModel):
                 f"{channels}): it comes from another network. Call encode_template of this one."
             )
         common_batch(state, search)
-        return self.forward_stages(search, state[0], search_only=search_only)
+        return state[0]
 
 
 class SBTClassifier(StagedNetwork):

@@ -1,5 +1,6 @@
 """A feature network with a prediction head: template and search image to scores and boxes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +63,25 @@ class TrackModel(nn.Module):
     def num_features(self) -> int:
         """Channels of the search features."""
         return self.backbone.num_features
+
+    @property
+    def default_data_cfg(self) -> Mapping[str, Any]:
+        """How images are prepared for the backbone, in timm's terms; empty for ImageNet's normalization."""
+        return self.backbone.default_data_cfg
+
+    @property
+    def image_backbone(self) -> nn.Module:
+        """See `TwoInputModel.image_backbone`."""
+        return self.backbone.image_backbone
+
+    @property
+    def update_interval(self) -> int:
+        """See `TwoInputModel.update_interval`."""
+        return self.backbone.update_interval
+
+    def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
+        """See `TwoInputModel.update_template`."""
+        return self.backbone.update_template(state, new)
 
     def encode_template(self, template: Tensor) -> TemplateState:
         """See `TwoInputModel.encode_template`."""

@@ -6,10 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.ops.linear import packed_weights
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
+from correlation_aware.runtime.fused_convolutions import fuse_convolutions, refresh
 from correlation_aware.runtime.graphs import SessionModel, split_graphs
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
@@ -46,7 +47,8 @@ class InferenceSession:
         device: Device of the computation; by default the model's.
         dtype: Dtype of the computation; by default the model's. `cudagraph` supports float32, float16 and
             bfloat16, `openvino` float32 and bfloat16, `onnx` float32.
-        runtime: Runtime of the model. `eager` is plain PyTorch; `compile` is `torch.compile`; `cudagraph`
+        runtime: Runtime of the model. `eager` is plain PyTorch, on a CPU with batch norms fused into
+            convolutions; `compile` is `torch.compile`; `cudagraph`
             captures a CUDA graph at the first call per shape and replays it with one launch; `onnx` and
             `openvino` run exported graphs on a CPU, which are exported once per weights and cached in
             `export_cache()`. `auto` is `eager`, which on an x86 CPU in float32 keeps a second copy of the
@@ -92,6 +94,7 @@ class InferenceSession:
         graphs = split_graphs(model)
         self.outputs = graphs["search"].outputs
         self._state: TemplateState | None = None
+        self._network: nn.Module = model  # the model, or a copy with fused layers
         if self.runtime in ("onnx", "openvino"):
             self._check_cpu_runtime(self.runtime)
             files = _exported(model, self.runtime)
@@ -100,6 +103,9 @@ class InferenceSession:
         if self.runtime == "cudagraph":
             self._check_cudagraph()
         model.to(self.device, self.dtype)
+        if self.runtime == "eager":
+            self._network = fuse_convolutions(model, _run_once)
+            graphs = split_graphs(cast(SessionModel, self._network))
         steps = [graphs[name].module for name in ("template", "search")]
         if self.runtime == "compile":
             steps = [torch.compile(step) for step in steps]  # type: ignore[misc]
@@ -113,7 +119,31 @@ class InferenceSession:
         Args:
             template: (B, 3, Hz, Wz) template images, normalized, on any device.
         """
+        refresh(self._network)
         self._state = TemplateState(self._encode(template))
+
+    def update_template(self, template: Tensor, chosen: Sequence[bool]) -> None:
+        """Updates the state of chosen targets by the model's `update_template`.
+
+        Args:
+            template: (B, 3, Hz, Wz) recent template images of all targets, normalized, on any device.
+            chosen: Whether to update, for each of the B targets.
+
+        Raises:
+            RuntimeError: No template is set.
+        """
+        if self._state is None:
+            raise RuntimeError("The session has no template yet: call set_template(template) first.")
+        indices = [i for i, update in enumerate(chosen) if update]
+        if not indices:
+            return
+        with torch.inference_mode():
+            new = TemplateState(self._encode(template[indices]))
+            updated = self.model.update_template(self._state.index(indices), new)
+            state = self._state.map(torch.clone)
+            for tensor, values in zip(state, updated, strict=True):
+                tensor[indices] = values
+            self._state = state
 
     def __call__(self, search: Tensor) -> tuple[Tensor, ...]:
         """Compares search images with the templates.
@@ -185,6 +215,13 @@ class InferenceSession:
             return tuple(torch.from_numpy(array) for array in function(*arrays))
 
         return step
+
+
+def _run_once(model: nn.Module) -> Tensor:
+    graph = split_graphs(cast(SessionModel, model))["pair"]
+    dtype = next(model.parameters()).dtype
+    outputs: tuple[Tensor, ...] = graph.module(*(t.to(dtype) for t in graph.example(seed=0, batch=1)))
+    return torch.cat([output.to(dtype).flatten() for output in outputs])
 
 
 def _rebuild(

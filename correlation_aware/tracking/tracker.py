@@ -77,7 +77,8 @@ class Timings:
     Attributes:
         crop: Seconds for cutting and normalizing the crops.
         model: Seconds for the network.
-        post: Seconds for the choice of the best location and the transfer of the results to the CPU.
+        post: Seconds for the choice of the best location, the transfer of the results to the CPU, and updates
+            of the template.
         frames: Number of frames.
     """
 
@@ -209,12 +210,21 @@ class Tracker:
             )
             for (x, y, w, h), s in zip(self._boxes, scores)
         ]
+        self.timings.frames += 1
+        interval = self.model.update_interval
+        if interval and self.timings.frames % interval == 0:
+            self._update_templates(frame, [not result.lost for result in results])
         crop, model = (_seconds(a, b) for a, b in pairwise(timestamps))
         self.timings.crop += crop
         self.timings.model += model
         self.timings.post += time.perf_counter() - start - crop - model
-        self.timings.frames += 1
         return results if self._many else results[0]
+
+    def _update_templates(self, frame: NDArray[np.uint8], chosen: list[bool]) -> None:
+        """Gives the model templates cut around the latest boxes, of the targets that are not lost."""
+        crops = [Crop.around(box, self._sizes.template_factor) for box in self._boxes]
+        pixels = self._pixels(frame, crops, self._sizes.template_size)
+        self.session.update_template(pixels, chosen)
 
     def _pixels(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
         """Crops as normalized network input (N, in_chans, size, size), on the model's device."""

@@ -28,7 +28,8 @@ class ModelConfig:
         name: Architecture name. With a tag, such as `sbt_light_cell_track.stills`, training starts from
             those weights.
         pretrained: Weights to start from, for a name without a tag: a tag, `model.tag`, an `hf-hub:` name, a
-            file or a folder; null for random weights. Tensors that fit are loaded, the others are logged.
+            file or a folder; or those of the backbone alone, such as `backbone:resnet50` by its name in timm;
+            null for random weights. Tensors that fit are loaded, the others are logged.
         overrides: Further arguments of `create_model`.
     """
 

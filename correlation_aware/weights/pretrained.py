@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from timm.models import PretrainedCfg, adapt_input_conv
 from timm.models._features import FeatureGetterNet
@@ -38,7 +38,8 @@ def load_pretrained(
     Args:
         model: A model of `create_model`.
         source: A tag of the model, a `model.tag` of the manifest, `hf-hub:organisation/name[@revision]`, a
-            local file or folder; see `resolve_weights`.
+            local file or folder, or `backbone:` before a source of weights for the backbone alone, such as a
+            name of timm; see `resolve_weights`.
         partial: Load what fits. Entries of the manifest that are starting points always load in part.
         cache_dir: Folder for downloads instead of the Hugging Face cache.
 
@@ -55,16 +56,24 @@ def load_pretrained(
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if not isinstance(source, WeightsSource):
         source = resolve_weights(source, cfg.get("architecture"))
-    # a network with `features_only` is a part of the one that the checkpoint is of
+    # a network with `features_only`, or a backbone, is a part of the one that the checkpoint is of
     pruned = isinstance(model, (FeatureNet, FeatureGetterNet))
     target: nn.Module = model.model if pruned else model  # type: ignore[assignment]
     prefix = "model." if pruned else ""
+    if source.backbone_only:
+        if not hasattr(target, "image_backbone"):
+            raise ValueError(f"{source.name} is for networks of two images, not {type(target).__name__}.")
+        target, pruned = cast(nn.Module, target.image_backbone), True
+        prefix = next(f"{name}." if name else "" for name, part in model.named_modules() if part is target)
     own = target.state_dict()
     if any(tensor.is_meta for tensor in own.values()):
         raise ValueError(f"{source.name} cannot be loaded on device='meta', which keeps no numbers.")
     state_dict = convert_state_dict(source.read(cache_dir), source.key_format, own)
     if cfg.get("first_conv"):
         _adapt_first_conv(f"{cfg['first_conv'].removeprefix(prefix)}.weight", state_dict, own)
+    if source.backbone_only:  # older files have no counters
+        counters = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
+        state_dict = {**counters, **state_dict}
     in_part = partial or source.is_starting_point
     kept = _keep_classifier(cfg["classifier"], state_dict, own) if cfg.get("classifier") else set()
     report = load_state_dict(target, state_dict, in_part, source.name, pruned)
@@ -81,7 +90,7 @@ def load_pretrained(
         )
     _logger.info("%s: %s", source.name, report)
     model.weights_name = source.name  # type: ignore[assignment]
-    if cfg:
+    if cfg and not source.backbone_only:
         _describe(model, source.described(cache_dir), source.name)
     return report
 

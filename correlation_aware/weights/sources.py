@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, list_pretrained
 from torch import Tensor
 
 from correlation_aware._files import read_json
-from correlation_aware.models.registry import near_names, timm_tags
+from correlation_aware.models.registry import near_names, registered_models, timm_tags
 from correlation_aware.weights.convert import AUTO
 from correlation_aware.weights.files import SUFFIXES, read_state_dict
 from correlation_aware.weights.hub import fetch, fetch_file, fetch_repository
@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
+# before a source whose weights fill the backbone alone, see `resolve_weights`
+BACKBONE = "backbone:"
 # fields of timm's PretrainedCfg that say where weights are
 LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
 
@@ -50,7 +52,8 @@ class WeightsSource:
         url: Address of a file, of a timm configuration.
         state_dict: The tensors themselves.
         timm_tag: Tag of weights that a plug-in registered with timm alone.
-        backbone: What timm says of one of its own models, see `timm_weights`.
+        timm_cfg: What timm says of one of its own models, see `timm_weights`.
+        backbone_only: Whether the weights are those of a single-image network, for the backbone alone.
     """
 
     name: str
@@ -61,7 +64,8 @@ class WeightsSource:
     url: str | None = None
     state_dict: Mapping[str, Tensor] | None = None
     timm_tag: str | None = None
-    backbone: Mapping[str, Any] | None = None
+    timm_cfg: Mapping[str, Any] | None = None
+    backbone_only: bool = False
 
     @property
     def key_format(self) -> str:
@@ -71,7 +75,7 @@ class WeightsSource:
     @property
     def is_starting_point(self) -> bool:
         """Whether the weights fill only a part of the model by design."""
-        return self.backbone is not None or (self.entry is not None and self.entry.role == "starting_point")
+        return self.timm_cfg is not None or (self.entry is not None and self.entry.role == "starting_point")
 
     @property
     def is_local(self) -> bool:
@@ -101,8 +105,8 @@ class WeightsSource:
         It comes from the entry, from timm, or from the `config.json` that `save_pretrained` writes beside the
         file. Of a single file nothing is known.
         """
-        if self.backbone is not None:
-            return {key: self.backbone[key] for key in ("mean", "std", "license")}
+        if self.timm_cfg is not None:
+            return {key: self.timm_cfg[key] for key in ("mean", "std", "license")}
         if self.entry is not None:
             size = self.entry.search_size
             return {
@@ -141,6 +145,10 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
     its default; `hf-hub:organisation/name[@revision]`; `timm:name[.tag]`, weights of a model of timm that a
     family can start from; a file, or a folder of `save_pretrained`.
 
+    `backbone:SOURCE` are the weights of a single-image network, usually an ImageNet classifier, that fill the
+    model's `image_backbone` alone. SOURCE is one of the above, or a name of timm, with or without a tag, such
+    as `backbone:resnet50.a1_in1k`.
+
     Args:
         source: What a user wrote.
         model: Architecture name that a bare tag and True refer to.
@@ -161,6 +169,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
             raise ValueError(f"No weights are known for {model!r}. {_hint(model, model)}")
         return WeightsSource(entry.name, entry=entry)
     text = str(source)
+    if text.startswith(BACKBONE):
+        return _of_backbone(text.removeprefix(BACKBONE))
     manifest = load_manifest()
     for name in (f"{model}.{text}", text):
         name = current_name(name)
@@ -183,6 +193,20 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
         hint = f" For a repository of the Hub write 'hf-hub:{text}'." if repository else ""
         raise FileNotFoundError(f"There is no weights file {text!r}.{hint}")
     raise ValueError(f"No weights are known for {text!r}. {_hint(text, model or text)}")
+
+
+def _of_backbone(text: str) -> WeightsSource:
+    """Weights for the backbone alone: as in `resolve_weights`, or of a model of timm."""
+    architecture = text.partition(".")[0]
+    if is_model(architecture) and architecture not in registered_models():
+        cfg = get_pretrained_cfg(text) if is_model_pretrained(text) else None
+        if cfg is None:
+            tags = ", ".join(name.partition(".")[2] for name in list_pretrained(f"{architecture}.*"))
+            raise ValueError(f"timm has no weights {text!r}. Tags of {architecture}: {tags or 'none'}.")
+        source = located_weights(cfg.to_dict())
+    else:
+        source = resolve_weights(text)
+    return replace(source, name=f"{BACKBONE}{text}", backbone_only=True)
 
 
 def local_file(path: str | Path) -> WeightsSource:
@@ -215,7 +239,7 @@ def timm_weights(name: str) -> WeightsSource:
         known = f"Its tags: {', '.join(tags)}." if tags else "It has none at all."
         raise ValueError(f"timm has no weights 'timm:{name}'. {known}")
     cfg: Any = get_pretrained_cfg(name)
-    return replace(located_weights(cfg.to_dict()), name=f"timm:{name}", backbone=cfg.to_dict())
+    return replace(located_weights(cfg.to_dict()), name=f"timm:{name}", timm_cfg=cfg.to_dict())
 
 
 def located_weights(cfg: Mapping[str, Any]) -> WeightsSource:
