@@ -308,8 +308,8 @@ def check_dtype(template: Tensor, search: Tensor) -> None:
     """Raises ValueError for a template state of another dtype than the search features, but for autocast."""
     if template.dtype != search.dtype and not torch.is_autocast_enabled(search.device.type):
         raise ValueError(
-            f"The template state is {template.dtype}, the search features are {search.dtype}: convert it, "
-            f"state.map(lambda t: t.to({search.dtype})), or call encode_template of the network in that dtype."
+            f"The template state is {template.dtype}, the search features are {search.dtype}: convert it by "
+            f"state.map(lambda t: t.to({search.dtype})), or encode the template again."
         )
 
 
