@@ -100,7 +100,7 @@ def test_a_fit_recovers_the_parameters():
 
 @pytest.mark.parametrize("scores", [(0.9, 0.8, 0.2, 0.3), (0.4, 0.6, 0.6, 0.4)])
 def test_scores_that_do_not_tell_right_from_wrong_are_refused(scores):
-    with pytest.raises(ValueError, match="scores of the 2 correct boxes are not higher"):
+    with pytest.raises(ValueError, match="2 correct boxes do not have higher scores"):
         fit_calibration(np.array(scores), np.array([False, False, True, True]))
 
 

@@ -115,9 +115,9 @@ def fit_calibration(scores: Array, correct: NDArray[np.bool_]) -> tuple[float, f
     scale, shift = map(float, parameters)
     if not scale >= MIN_SCALE:
         raise ValueError(
-            f"The fit has the scale {scale:.2g}; it must be at least {MIN_SCALE}. The scores of the {hits} "
-            f"correct boxes are not higher than those of the {misses} wrong ones: a calibration would reverse "
-            "or erase their order. Use more clips, or train the tracker further."
+            f"The fit has the scale {scale:.2g}; it must be at least {MIN_SCALE}. The {hits} correct boxes "
+            f"do not have higher scores than the {misses} wrong ones: calibrated scores would be reversed or "
+            "equal. Use more clips, or train the tracker further."
         )
     return scale, shift
 

@@ -37,7 +37,7 @@ def description(model: nn.Module) -> dict[str, Any]:
         network = model.model
     known = getattr(network, "pretrained_cfg", {})
     described = {key: known[key] for key in OWN_DATA if key in known}
-    return derive_pretrained_cfg(type(model).__name__, network, model, None, described)
+    return derive_pretrained_cfg(type(model).__name__, network, model, described)
 
 
 @dataclass(frozen=True)

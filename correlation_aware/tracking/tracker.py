@@ -224,7 +224,7 @@ class Tracker:
             overflow = "" if dtype == torch.float32 else f", or an overflow of {dtype}: try torch.float32"
             warnings.warn(
                 f"{self.name} gave NaN or infinite values for {np.count_nonzero(~valid)} of {len(valid)} "
-                "targets, which are reported as lost with their previous boxes. Causes are NaN in the weights "
+                "targets, which are lost, with their previous boxes. The cause may be NaN in the weights "
                 f"({self.weights_name}){overflow}.",
                 RuntimeWarning,
                 stacklevel=2,
