@@ -98,6 +98,12 @@ def test_a_fit_recovers_the_parameters():
         fit_calibration(np.array([0.5, 0.6]), np.array([True, True]))
 
 
+@pytest.mark.parametrize("scores", [(0.9, 0.8, 0.2, 0.3), (0.4, 0.6, 0.6, 0.4)])
+def test_scores_that_do_not_tell_right_from_wrong_are_refused(scores):
+    with pytest.raises(ValueError, match="2 correct boxes do not have higher scores"):
+        fit_calibration(np.array(scores), np.array([False, False, True, True]))
+
+
 def test_a_fit_of_few_frames_is_cautious():
     """Platt's targets: of one right and three wrong boxes, 2/3 and 1/5 instead of 1 and 0."""
     scores, right = np.array([0.3, 0.6, 0.5, 0.8]), np.array([False, True, False, False])

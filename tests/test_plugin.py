@@ -96,12 +96,16 @@ print(json.dumps(answers))
 def installed(tmp_path):
     """A folder with three packages and their metadata, as pip leaves them; two of them cannot be imported."""
     for name, code in (("good", GOOD), ("rude", "raise OSError('no license server')"), ("taken", TAKEN)):
-        (tmp_path / f"{name}.py").write_text(code)
-        info = tmp_path / f"acme_{name}-0.3.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 0.3\n")
-        (info / "entry_points.txt").write_text(f"[correlation_aware.plugins]\nthe_{name} = {name}\n")
+        install(tmp_path, name, code)
     return tmp_path
+
+
+def install(folder, name, code):
+    (folder / f"{name}.py").write_text(code)
+    info = folder / f"acme_{name}-0.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 0.3\n")
+    (info / "entry_points.txt").write_text(f"[correlation_aware.plugins]\nthe_{name} = {name}\n")
 
 
 def run_beside(folder, *words):
@@ -132,6 +136,76 @@ def test_the_command_line_works_beside_a_plugin_that_fails(installed):
     done = run_beside(installed, "-m", "correlation_aware", "models", "*_t*")
     assert {"good_track", "good_timm_track", "sbt_base_track"} <= set(done.stdout.split())
     assert "OSError: no license server" in done.stderr and "Traceback" not in done.stderr
+
+
+HALF = """
+import timm.models
+import correlation_aware as ca
+from correlation_aware.models.registry import register_checkpoint_format
+import zgood
+
+@ca.register_model(reported=(1.0, 2.0))
+def half_track(**kwargs):
+    pass
+
+@timm.models.register_model
+def half_timm_track(pretrained=False, **kwargs):
+    pass
+
+ca.register_head("half")(ca.TrackModel)
+ca.register_reader("half")(list)
+register_checkpoint_format("half", matches=lambda names: True)(dict)
+raise OSError("no license server")
+"""
+SLOW = """
+from pathlib import Path
+import slow.models
+
+if not Path("interrupted").exists():
+    Path("interrupted").touch()
+    raise KeyboardInterrupt
+"""
+INTERRUPTED = """
+import json, warnings
+import timm
+import correlation_aware as ca
+from correlation_aware.data.videos.readers import READERS
+from correlation_aware.models import registry
+
+answers = {"raised": []}
+for _ in range(3):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            answers["models"] = ca.list_models()
+        except BaseException as error:
+            answers["raised"].append(f"{type(error).__name__}: {error}")
+answers["models"] = ca.list_models()
+names = [*timm.list_models(), *READERS, *registry.head_names(), *registry.checkpoint_formats()]
+answers["half"] = [name for name in (*names, *answers["models"]) if "half" in name and "sbt" not in name]
+answers["reported"] = registry.reported_costs("half_track")
+print(json.dumps(answers))
+"""
+
+
+def test_a_plugin_that_fails_leaves_nothing_and_keeps_no_other_one_away(tmp_path):
+    """It imports another plug-in, registers, and fails; one exits, one is interrupted and imported again."""
+    good = GOOD.replace("good", "zgood").replace("Good", "Zgood")
+    plugins = {"exits": "raise SystemExit(3)", "half": HALF, "slow": SLOW, "zgood": good}
+    for name, code in plugins.items():
+        install(tmp_path, name, code)
+    registered = "import correlation_aware as ca\n@ca.register_model\ndef slow_track(**kwargs):\n    pass\n"
+    package = tmp_path / "slow"
+    package.mkdir()
+    (tmp_path / "slow.py").rename(package / "__init__.py")
+    (package / "models.py").write_text(registered)
+    answers = json.loads(run_beside(tmp_path, "-c", INTERRUPTED).stdout)
+    interruption, *failures = answers["raised"]
+    assert interruption == "KeyboardInterrupt: "
+    assert "'the_exits' (exits) of acme-exits 0.3 cannot be used" in failures[0]
+    assert "SystemExit: 3" in failures[0] and "OSError: no license server" in failures[1]
+    assert {"slow_track", "zgood_track", "zgood_timm_track"} <= set(answers["models"])
+    assert answers["half"] == [] and answers["reported"] is None
 
 
 PUBLIC = """

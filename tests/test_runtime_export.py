@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 import typer
+from acme_family import AcmeNet, MaskedNet
 from torch import nn
 from typer.testing import CliRunner
 
 import correlation_aware as ca
 from correlation_aware.cli import export as cli_export
+from correlation_aware.demo_clip import draw_clip
+from correlation_aware.models.contract import FeatureNet
+from correlation_aware.models.profile import profile
 from correlation_aware.runtime import export as export_module
 from correlation_aware.runtime.export import OPSET, export, metadata, open_graph
 from correlation_aware.runtime.graphs import split_graphs
@@ -131,6 +135,56 @@ def test_the_hash_is_of_the_weights(tracker_model):
         tracker_model.head.cls[2].bias += 1e-3
         assert metadata(tracker_model)["weights_sha256"] != before
         tracker_model.head.cls[2].bias -= 1e-3
+
+
+@torch.no_grad()
+def test_integers_of_a_file_must_be_equal():
+    graph = split_graphs(MaskedNet().eval())["template"]
+    maps, mask, best = (t.numpy() for t in graph.module(*graph.example(0, 1)))
+
+    def compare(*outputs):
+        return export_module._compare(graph, lambda _: outputs, [(0, 1)])
+
+    assert compare(maps, mask, best) == 0
+    assert compare(maps, mask, best + 1) == float("inf")
+    assert compare(maps, ~mask, best) == float("inf")
+
+
+def test_export_and_profile_do_not_change_the_model(tmp_path):
+    """Parts of several dtypes, and a part in evaluation mode, as while fine-tuning."""
+    torch.manual_seed(0)
+    model = ca.TrackModel.build(AcmeNet(), "center")
+    model.backbone.bfloat16()
+    model.head.score.eval()
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    export(model, tmp_path, "torch", ["template"])
+    for _ in range(2):
+        assert [module.training for module in model.modules()] == modes
+        for name, tensor in model.state_dict().items():
+            assert tensor.dtype == tensors[name].dtype and torch.equal(tensor, tensors[name])
+        profile(model)
+
+
+def test_models_made_by_hand(tmp_path):
+    """Mean and std of the network's description or class, or ImageNet's; no name of the zoo."""
+    cfg = {"mean": (0.1, 0.2, 0.3)}
+    net = ca.create_model("sbt_test", pretrained_cfg_overlay=cfg)
+    tracker = ca.create_tracker(ca.TrackModel.build(net, "cell"), device="cpu")
+    assert tracker.name == "TrackModel"
+    assert tracker._mean.flatten().tolist() == pytest.approx([25.5, 51, 76.5])
+    frame, box = next(iter(draw_clip(1, (120, 160))))
+    tracker.init(frame, box)
+    assert 0 <= tracker.update(frame).score <= 1
+    plain = AcmeNet()
+    assert json.loads(metadata(plain)["mean"]) == pytest.approx([0.485, 0.456, 0.406])
+    plain.default_data_cfg = {"mean": (0.5, 0.5, 0.5)}
+    for model in (plain, FeatureNet(plain), ca.TrackModel.build(plain, "cell")):
+        assert metadata(model)["model"] == type(model).__name__
+        assert json.loads(metadata(model)["mean"]) == [0.5, 0.5, 0.5]
+        assert json.loads(metadata(model)["input_size"]) == [3, 128, 128]
+    (made,) = export(ca.TrackModel.build(AcmeNet(), "cell"), tmp_path, "torch", ["template"])
+    assert made.path.name == "TrackModel.template.pt2"
 
 
 def test_what_cannot_be_exported_says_so(tracker_model, monkeypatch):

@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from acme_family import MaskedNet, ScaledNet
+from torch import nn
 
 import correlation_aware as ca
 from correlation_aware.demo_clip import draw_clip
@@ -126,6 +128,7 @@ def test_exports_of_different_models_are_kept_apart(tmp_path, monkeypatch):
     """Same name and same shapes of the weights: the weights themselves, and what no shape shows, count."""
     monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
     monkeypatch.setattr(session_module, "export", lambda model, folder, *_: folder.mkdir())
+    monkeypatch.setattr(session_module, "gives_outputs_of", lambda *_: True)
 
     def cached_in(seed=0, **arguments):
         torch.manual_seed(seed)
@@ -137,18 +140,83 @@ def test_exports_of_different_models_are_kept_apart(tmp_path, monkeypatch):
     assert cached_in() == cached_in()
 
 
-def test_a_layer_whose_code_changed_is_exported_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("package", [False, True])
+def test_a_layer_whose_code_changed_is_exported_again(package, tmp_path, monkeypatch):
+    """The code of a layer, and that of a module beside it, in which there is no layer."""
+    name = f"changing_{package}"
+    file = tmp_path / f"{name}.py"
     code = "from torch import nn\n\nclass Scale(nn.Module):\n    factor = {}\n"
-    file = tmp_path / "changing_layer.py"
+    if package:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"from {name}.functions import *\n" + code.format(2))
+        file, code = tmp_path / name / "functions.py", "def scale(x):\n    return x * {}\n"
     file.write_text(code.format(2))
     monkeypatch.syspath_prepend(tmp_path)
     model = ca.create_model("sbt_test_track")
-    model.head.scale = importlib.import_module("changing_layer").Scale()
+    model.head.scale = importlib.import_module(name).Scale()
     before = session_module._cache_key(model, {"model": "scale"})
     assert session_module._cache_key(model, {"model": "scale"}) == before
     assert session_module._cache_key(model, {"model": "other"}) != before
     file.write_text(code.format(3))
     assert session_module._cache_key(model, {"model": "scale"}) != before
+
+
+def test_a_plain_attribute_is_in_the_key():
+    """Numbers, containers, dataclasses and plain tensors; functions by their name, not their address."""
+    keys = set()
+    values = (1.0, 5.0, (1, 2), {"a": {2, 3}}, ca.Sizes(), ca.Sizes(64), torch.float16, torch.ones(2), np.sum)
+    for value in values:
+        torch.manual_seed(0)
+        for _ in range(2):  # two models of one kind
+            model = nn.Sequential(nn.Linear(2, 2))
+            model[0].gain = value
+            keys.add(session_module._cache_key(model, {}))
+    assert len(keys) == len(values)
+
+
+def test_a_cached_graph_that_differs_from_the_model_is_exported_again(needs, tmp_path, monkeypatch):
+    needs("onnx")
+    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
+    net, template, search = ScaledNet().eval(), torch.ones(1, 3, 16, 16), torch.ones(1, 3, 32, 32)
+    for factor in (1.0, 5.0):
+        monkeypatch.setattr(ScaledNet, "factor", [factor])
+        session = InferenceSession(net, runtime="onnx")
+        session.set_template(template)
+        with torch.no_grad():
+            torch.testing.assert_close(session(search)[0], net(template, search))
+    (folder,) = tmp_path.iterdir()  # made by hand: the model has no name of the zoo
+    assert folder.name.startswith("ScaledNet-")
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnx"])
+def test_masks_and_indices_in_a_state_stay_as_they_are(needs, runtime, tmp_path, monkeypatch):
+    needs(runtime)
+    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    net = MaskedNet().eval()
+    template, search = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(template, search)
+    session = InferenceSession(net, runtime=runtime)
+    session.set_template(template)
+    torch.testing.assert_close(session(search)[0], expected, rtol=1e-4, atol=1e-5)  # float32, another order
+    if runtime == "eager":
+        session = InferenceSession(net, dtype=torch.bfloat16)
+        session.set_template(template)
+        assert [t.dtype for t in session._state] == [torch.bfloat16, torch.bool, torch.int64]
+        torch.testing.assert_close(session(search)[0].float(), expected, rtol=0.05, atol=0.05)  # bfloat16
+
+
+def test_another_image_size_than_that_of_the_graph_is_refused(needs, tracker_model, cached):
+    needs("onnx")
+    session = InferenceSession(tracker_model, runtime="onnx")
+    with pytest.raises(ValueError, match=r"template images .*\(1, 3, 96, 96\).* is for \(batch, 3, 64, 64\)"):
+        session.set_template(torch.zeros(1, 3, 96, 96))
+    session.set_template(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(
+        ValueError, match=r"create_model\(\.\.\., search_size=\.\.\.\), or use runtime='eager'"
+    ):
+        session(torch.zeros(1, 3, 128, 160))
 
 
 SIGNAL_AFTER_OPENVINO = """

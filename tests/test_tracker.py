@@ -273,6 +273,32 @@ def test_lost_follows_the_threshold_and_the_target_stays():
     assert not tracker.update(noise()).lost
 
 
+@pytest.mark.parametrize("output", ["scores", "boxes"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_target_without_a_finite_prediction_is_lost_and_others_go_on(output, value):
+    boxes = [(140, 100, 30, 20), (60, 60, 40, 40)]
+    tracker, other = make_tracker(), make_tracker()
+    for each in (tracker, other):
+        each.init(noise(), boxes)
+        each.update(noise(seed=1))
+    before = tracker.update(noise(seed=2))
+    assert other.update(noise(seed=2)) == before
+
+    def hook(head, inputs, predicted):
+        getattr(predicted, output)[1] = value
+        return predicted
+
+    handle = tracker.model.head.register_forward_hook(hook)
+    with pytest.warns(RuntimeWarning, match="gave NaN or infinite values for 1 of 2 targets") as caught:
+        for seed in (3, 4):
+            results, expected = (each.update(noise(seed=seed)) for each in (tracker, other))
+            assert results[0] == expected[0]
+            assert results[1] == ca.TrackResult(before[1].box, 0.0, True)
+    assert len(caught) == 1
+    handle.remove()
+    assert np.isfinite(tracker.update(noise(seed=5))[1].box).all()
+
+
 def test_gray_and_rgba_frames_and_sizes_that_change():
     frame = noise()
     gray = frame[..., 0]

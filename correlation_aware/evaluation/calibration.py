@@ -19,6 +19,7 @@ __all__ = ["HIT", "Reliability", "fit_calibration", "plot_reliability", "reliabi
 
 HIT = 0.5  # a box is correct if its IoU with the ground truth is above this
 EDGE = 1e-6  # scores are clamped to [EDGE, 1 - EDGE]
+MIN_SCALE = 1e-3  # a smaller scale of the logit would make all scores equal; a negative one reverses them
 
 Array = NDArray[np.float64]
 
@@ -87,7 +88,8 @@ def fit_calibration(scores: Array, correct: NDArray[np.bool_]) -> tuple[float, f
         Scale and shift, the arguments of the head's `calibrate`.
 
     Raises:
-        ValueError: All boxes are correct, or none.
+        ValueError: All boxes are correct, or none; or scores that are not higher for correct boxes, for
+            which a fit is of no use.
     """
     hits, misses = int(correct.sum()), int((~correct).sum())
     if not hits or not misses:
@@ -110,7 +112,14 @@ def fit_calibration(scores: Array, correct: NDArray[np.bool_]) -> tuple[float, f
         parameters = parameters - size * step
         if np.abs(step).max() < 1e-9:
             break
-    return float(parameters[0]), float(parameters[1])
+    scale, shift = map(float, parameters)
+    if not scale >= MIN_SCALE:
+        raise ValueError(
+            f"The fit has the scale {scale:.2g}; it must be at least {MIN_SCALE}. The {hits} correct boxes "
+            f"do not have higher scores than the {misses} wrong ones: calibrated scores would be reversed or "
+            "equal. Use more clips, or train the tracker further."
+        )
+    return scale, shift
 
 
 def plot_reliability(result: Reliability, path: str | Path, title: str = "") -> None:

@@ -16,14 +16,23 @@ from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils import _pytree as pytree
 
 __all__ = [
+    "SIZES_ARE_FIXED",
     "FeatureNet",
     "Sizes",
     "TemplateState",
     "TwoInputModel",
+    "check_batch",
+    "choose_levels",
     "common_batch",
     "find_first_conv",
     "make_state",
 ]
+
+
+SIZES_ARE_FIXED = (
+    "The sizes of a network cannot be changed: its layers and its description were built for them. Build it "
+    "again: create_model(..., template_size=..., search_size=..., template_factor=..., search_factor=...)."
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,8 @@ class TemplateState(tuple[Tensor, ...]):
     """All that a network keeps of a template: a tuple of tensors whose first dimension is the batch.
 
     What the tensors are is the network's own business: one feature map, keys and values of several layers,
-    features of two templates.
+    features of two templates. As with any tuple, `state[i]` is a tensor, and `state[i:j]` and `state + other`
+    are plain tuples of tensors: `index` chooses templates, `cat` joins them.
 
     Args:
         tensors: One or more tensors of equal batch.
@@ -101,9 +111,28 @@ class TemplateState(tuple[Tensor, ...]):
             raise ValueError(f"A state of {self.batch} templates cannot be expanded to {batch}.")
         return self.map(lambda t: t.expand(batch, *t.shape[1:]))
 
-    def index(self, indices: Sequence[int] | Tensor) -> "TemplateState":  # type: ignore[override]
-        """The templates `indices`, in that order; an index may repeat."""
-        return self.map(lambda t: t[torch.as_tensor(indices, device=t.device)])
+    def index(self, indices: Sequence[int] | slice | Tensor) -> "TemplateState":  # type: ignore[override]
+        """The templates `indices`, in that order; an index may repeat.
+
+        Args:
+            indices: Numbers of templates, a slice of them, or a mask of (B,) booleans.
+
+        Raises:
+            ValueError: Anything else, a single number included: the batch stays the first dimension.
+        """
+        if isinstance(indices, slice):
+            return self.map(lambda t: t[indices])
+        try:
+            chosen = torch.as_tensor(indices)
+        except (TypeError, ValueError, RuntimeError):
+            chosen = torch.empty(())
+        if chosen.numel() == 0:
+            chosen = chosen.long()
+        if chosen.ndim != 1 or chosen.is_floating_point():
+            raise ValueError(
+                f"indices={indices!r} must be a list of template numbers, such as [0], a slice or a mask."
+            )
+        return self.map(lambda t: t[chosen.to(t.device)])
 
     @staticmethod
     def cat(states: Iterable["TemplateState"]) -> "TemplateState":
@@ -121,6 +150,7 @@ pytree.register_pytree_node(  # so that torch.export takes states as inputs
 
 
 register_pytree_flatten_spec(TemplateState, lambda state, spec: list(state))
+torch.serialization.add_safe_globals([TemplateState])  # torch.load reads saved states with weights_only=True
 
 
 def make_state(tensors: Iterable[Tensor]) -> TemplateState:
@@ -135,14 +165,46 @@ def common_batch(state: TemplateState, search: Tensor) -> int:
     """The batch of templates and search images together: equal, or one of them 1 and expanded to the other.
 
     Raises:
-        ValueError: Neither is the case.
+        ValueError: Neither is the case, or one of them is 0.
     """
     templates, searches = state[0].shape[0], search.shape[0]
+    check_batch(templates, "template")
+    check_batch(searches, "search")
     if templates != searches and 1 not in (templates, searches):
         raise ValueError(
             f"template batch {templates} and search batch {searches} must be equal, or one of them 1."
         )
     return max(templates, searches)
+
+
+def check_batch(batch: int, name: str) -> None:
+    """Raises ValueError for a batch without images."""
+    if batch == 0:
+        raise ValueError(f"The {name} batch is empty; at least one image is needed.")
+
+
+def choose_levels(indices: int | Sequence[int] | None, levels: int, name: str) -> tuple[int, ...]:
+    """Chosen levels, each counted from the first one.
+
+    Args:
+        indices: Levels, 0-indexed; negative ones count from the end; the last n for a number, as in timm; all
+            for None.
+        levels: Number of levels.
+        name: Name of the argument for messages.
+
+    Raises:
+        ValueError: A level that does not exist, or none.
+    """
+    if indices is None:
+        return tuple(range(levels))
+    chosen = tuple(range(levels - indices, levels)) if isinstance(indices, int) else tuple(indices)
+    first = 0 if isinstance(indices, int) else -levels
+    if not chosen or any(not first <= i < levels for i in chosen):
+        raise ValueError(
+            f"{name}={indices!r} must be levels in {-levels}..{levels - 1}, or how many of the last: "
+            f"1..{levels}."
+        )
+    return tuple(i % levels for i in chosen)
 
 
 class TwoInputModel(nn.Module):
@@ -158,6 +220,7 @@ class TwoInputModel(nn.Module):
 
     Attributes:
         num_features: Channels of the last level, which `forward` returns.
+        sizes: Image sizes and crop factors; read-only.
         feature_info: timm's `FeatureInfo` of the levels.
         num_classes: 0, as timm has it for networks without a classifier.
         default_data_cfg: How images are prepared for the network, in timm's terms: `mean` and `std` of pixels
@@ -180,9 +243,18 @@ class TwoInputModel(nn.Module):
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
-        self.sizes = sizes or Sizes()
+        self._sizes = sizes or Sizes()
         self.feature_info = FeatureInfo(list(levels), out_indices=tuple(range(len(levels))))
         self.num_features: int = self.feature_info.channels()[-1]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Image sizes and crop factors."""
+        return self._sizes
+
+    @sizes.setter
+    def sizes(self, sizes: Sizes) -> None:
+        raise AttributeError(SIZES_ARE_FIXED)
 
     @property
     def head_hidden_size(self) -> int:
@@ -242,17 +314,22 @@ class TwoInputModel(nn.Module):
         return self(template if state is None else state, template)
 
     def forward_intermediates(
-        self, template: Tensor | TemplateState, search: Tensor, indices: Sequence[int] | None = None
+        self, template: Tensor | TemplateState, search: Tensor, indices: int | Sequence[int] | None = None
     ) -> list[Tensor]:
         """Search features of the levels `indices`, all by default: (B, C_i, Hx / s_i, Wx / s_i) each.
+
+        Args:
+            template: As in `forward`.
+            search: As in `forward`.
+            indices: Levels, see `choose_levels`.
 
         Raises:
             ValueError: A level that the network does not give.
         """
         last = len(self.feature_info) - 1
-        chosen = range(last + 1) if indices is None else indices
-        if any(i not in (last, -1) for i in chosen):
-            raise ValueError(f"indices={tuple(chosen)}: {type(self).__name__} gives level {last} alone.")
+        chosen = choose_levels(indices, last + 1, "indices")
+        if any(i != last for i in chosen):
+            raise ValueError(f"indices={indices!r}: {type(self).__name__} gives level {last} alone.")
         return [self(template, search) for _ in chosen]
 
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
@@ -344,10 +421,11 @@ class FeatureNet(nn.Module):
 
     Args:
         net: The network; it is pruned to what the levels need.
-        out_indices: Levels, 0-indexed; negative ones count from the end. All by default.
+        out_indices: Levels, 0-indexed; negative ones count from the end; the last n for a number. All by
+            default.
 
     Attributes:
-        sizes: Image sizes and crop factors of the network.
+        sizes: Image sizes and crop factors of the network; read-only.
         num_features: Channels of the last level of `out_indices`.
 
     Raises:
@@ -359,19 +437,23 @@ class FeatureNet(nn.Module):
     model_args: dict[str, Any]
     weights_name: str = "random"
 
-    def __init__(self, net: TwoInputModel, out_indices: Sequence[int] | None = None) -> None:
+    def __init__(self, net: TwoInputModel, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()
-        levels = len(net.feature_info)
-        chosen = tuple(range(levels)) if out_indices is None else tuple(out_indices)
-        if not chosen or any(not -levels <= i < levels for i in chosen):
-            raise ValueError(f"out_indices={chosen} must be levels in {-levels}..{levels - 1}.")
-        self.out_indices = tuple(i % levels for i in chosen)
+        self.out_indices = choose_levels(out_indices, len(net.feature_info), "out_indices")
         net.prune_intermediate_layers(self.out_indices)
         self.feature_info = net.feature_info.from_other(self.out_indices)
         self.num_features: int = self.feature_info.channels()[-1]
         self.in_chans = net.in_chans
-        self.sizes = net.sizes
         self.model = net
+
+    @property
+    def sizes(self) -> Sizes:
+        """Image sizes and crop factors."""
+        return self.model.sizes
+
+    @sizes.setter
+    def sizes(self, sizes: Sizes) -> None:
+        raise AttributeError(SIZES_ARE_FIXED)
 
     def encode_template(self, template: Tensor) -> TemplateState:
         """See `TwoInputModel.encode_template`."""

@@ -27,6 +27,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from correlation_aware.models.registry import register_head
 
@@ -49,6 +50,11 @@ class TrackOutput(NamedTuple):
     logits: Tensor
     scores: Tensor
     boxes: Tensor
+
+
+# so that torch.export.save and torch.load with weights_only=True take it
+pytree._register_namedtuple(TrackOutput, serialized_type_name="correlation_aware.TrackOutput")
+torch.serialization.add_safe_globals([TrackOutput])
 
 
 class MixMlp(nn.Module):

@@ -1,5 +1,6 @@
 """What a model costs, counted without running it: parameters and multiply-accumulates."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,11 @@ def profile(model: Any, template_size: int | None = None, search_size: int | Non
 
     Args:
         model: A model of the zoo; one made with `device="meta"` costs neither memory nor time.
+            A copy of it is run.
         template_size: Side of the template image in pixels; by default the model's.
         search_size: Side of the search image in pixels; by default the model's.
     """
+    model = copy.deepcopy(model).float().eval()
     device = next(model.parameters()).device
     sizes = getattr(model, "sizes", None)
     own_search = sizes.search_size if sizes else model.pretrained_cfg["input_size"][-1]
@@ -45,17 +48,12 @@ def profile(model: Any, template_size: int | None = None, search_size: int | Non
         for side in (template_size or (sizes.template_size if sizes else 1), search_size or own_search)
     )
     params = sum(p.numel() for p in model.parameters())
-    was_training = model.training
-    model.eval()
-    try:
-        if not hasattr(model, "encode_template"):
-            macs = _count(model, search)
-            return Profile(params, macs, macs)
-        with torch.no_grad(), set_backend("reference"):
-            state = model.encode_template(template)
-        return Profile(params, _count(model, template, search), _count(model, state, search))
-    finally:
-        model.train(was_training)
+    if not hasattr(model, "encode_template"):
+        macs = _count(model, search)
+        return Profile(params, macs, macs)
+    with torch.no_grad(), set_backend("reference"):
+        state = model.encode_template(template)
+    return Profile(params, _count(model, template, search), _count(model, state, search))
 
 
 def _count(model: nn.Module, *inputs: object) -> int:

@@ -21,7 +21,15 @@ from timm.models import FeatureInfo, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch, make_state
+from correlation_aware.models.contract import (
+    Sizes,
+    TemplateState,
+    TwoInputModel,
+    check_batch,
+    choose_levels,
+    common_batch,
+    make_state,
+)
 from correlation_aware.models.eoc import (
     Attention,
     EoCBlock,
@@ -217,6 +225,7 @@ class Stage(nn.Module):
                 (search,) = unpack(tokens if residual is None else tokens + residual, shapes)
                 if template is None:
                     return search.permute(0, 3, 1, 2)
+                check_dtype(template, search)
                 (tokens, shapes), residual = concat_streams(template, search), None
             drop = search_only and i == self.last_cross
             if self.grad_checkpointing and self.training:
@@ -309,6 +318,16 @@ def check_image(image: Tensor, name: str, in_chans: int) -> None:
             f"{name} is {image.shape[2]} x {image.shape[3]} px; each side must be at least {MIN_SIZE}. "
             "Resize the image, or crop a larger region."
         )
+    check_batch(image.shape[0], name)
+
+
+def check_dtype(template: Tensor, search: Tensor) -> None:
+    """Raises ValueError for a template state of another dtype than the search features, but for autocast."""
+    if template.dtype != search.dtype and not torch.is_autocast_enabled(search.device.type):
+        raise ValueError(
+            f"The template state is {template.dtype}, the search features are {search.dtype}: convert it by "
+            f"state.map(lambda t: t.to({search.dtype})), or encode the template again."
+        )
 
 
 torch.fx.wrap("check_image")  # not traced
@@ -369,7 +388,7 @@ class SBT(StagedNetwork, TwoInputModel):
 
         Raises:
             ValueError: Wrong number of channels, a side under 32 px, batches that do not fit, a state of
-                another network.
+                another shape or dtype. The state of another network with as many channels is not noticed.
         """
         return self._forward_pair(template, search, search_only=True)[-1][-1].contiguous()
 
@@ -391,11 +410,20 @@ class SBT(StagedNetwork, TwoInputModel):
         return output.contiguous()
 
     def forward_intermediates(
-        self, template: Tensor | TemplateState, search: Tensor, indices: Sequence[int] | None = None
+        self, template: Tensor | TemplateState, search: Tensor, indices: int | Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Search features after the stages `indices` (all by default), contiguous NCHW."""
+        """Search features after the stages `indices` (all by default), contiguous NCHW.
+
+        Args:
+            template: As in `forward`.
+            search: As in `forward`.
+            indices: Stages, 0-indexed; the last n for a number.
+
+        Raises:
+            ValueError: As in `forward`, or a stage that does not exist.
+        """
+        chosen = choose_levels(indices, len(self.stages), "indices")
         outputs = self._forward_pair(template, search, search_only=True)
-        chosen = range(len(outputs)) if indices is None else indices
         return [outputs[i][-1].contiguous() for i in chosen]
 
     def forward_blocks(
@@ -614,7 +642,7 @@ class SBTClassifier(StagedNetwork):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'.")
         check_image(image, "image", self.in_chans)
-        chosen = self._stage_indices(indices)
+        chosen = choose_levels(indices, len(self.stages), "indices")
         intermediates = []
         for i, stage in enumerate(self.stages):
             image = stage(image)
@@ -640,24 +668,13 @@ class SBTClassifier(StagedNetwork):
         Raises:
             ValueError: A stage that does not exist.
         """
-        chosen = self._stage_indices(indices)
+        chosen = list(choose_levels(indices, len(self.stages), "indices"))
         last_goes = max(chosen) < len(self.stages) - 1
         self.stages = self.stages[: max(chosen) + 1]
         self.num_features = self.config.dims[max(chosen)]
         if prune_head or last_goes:
             self.reset_classifier(0, "")
         return chosen
-
-    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        stages = len(self.stages)
-        if indices is None:
-            indices = stages
-        chosen = list(range(-indices, 0) if isinstance(indices, int) else indices)
-        if not chosen or any(not -stages <= i < stages for i in chosen):
-            raise ValueError(
-                f"indices={indices!r} must be among the {stages} stages, or how many of the last."
-            )
-        return [i % stages for i in chosen]
 
     def get_classifier(self) -> nn.Module:
         """The linear layer, or an identity."""

@@ -21,7 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch, make_state
+from correlation_aware.models.contract import (
+    Sizes,
+    TemplateState,
+    TwoInputModel,
+    choose_levels,
+    common_batch,
+    make_state,
+)
 from correlation_aware.models.eoc import add_norm, apply_linear, can_bypass
 from correlation_aware.models.registry import near_names, register_checkpoint_format, register_model
 from correlation_aware.models.tracker import TrackModel
@@ -330,18 +337,19 @@ class SuperSBT(TwoInputModel):
         return z, x
 
     def forward_intermediates(
-        self, template: Tensor | TemplateState, search: Tensor, indices: Sequence[int] | None = None
+        self, template: Tensor | TemplateState, search: Tensor, indices: int | Sequence[int] | None = None
     ) -> list[Tensor]:
         """Search features after the stages `indices` (all by default), at strides 4, 8 and 16.
 
         Only those of the last stage depend on the template.
         """
+        chosen = choose_levels(indices, len(self.stages), "indices")
         state = self._checked_state(template)
         *maps, x = self._tokens(search, "search")
         height, width = x.shape[2:]
         tokens = self.norm(self.stages[2](self._join(state, x), queries=height * width))
         maps.append(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
-        return [maps[i].contiguous() for i in (range(len(maps)) if indices is None else indices)]
+        return [maps[i].contiguous() for i in chosen]
 
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
         """Removes nothing: the last stage is needed in any case.

@@ -5,7 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, prefix_groups
+from correlation_aware.models.contract import (
+    SIZES_ARE_FIXED,
+    Sizes,
+    TemplateState,
+    TwoInputModel,
+    prefix_groups,
+)
 from correlation_aware.models.heads import TrackOutput
 from correlation_aware.models.registry import head_class
 
@@ -48,6 +54,10 @@ class TrackModel(nn.Module):
     def sizes(self) -> Sizes:
         """Image sizes and crop factors of the backbone."""
         return self.backbone.sizes
+
+    @sizes.setter
+    def sizes(self, sizes: Sizes) -> None:
+        raise AttributeError(SIZES_ARE_FIXED)
 
     @property
     def in_chans(self) -> int:
@@ -96,8 +106,14 @@ class TrackModel(nn.Module):
 
         Raises:
             ValueError: As in `TwoInputModel.forward`, or a size that the head does not take.
+            TypeError: A head that returns something else than a `TrackOutput`.
         """
         output: TrackOutput = self.head(self.backbone(template, search))
+        if not isinstance(output, TrackOutput) and not hasattr(output, "scores"):
+            raise TypeError(
+                f"The head {type(self.head).__name__} returned a {type(output).__name__}; a head returns "
+                "TrackOutput(logits, scores, boxes) of correlation_aware."
+            )
         return output
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

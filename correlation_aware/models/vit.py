@@ -26,7 +26,14 @@ from timm.layers import DropPath, resample_patch_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel, common_batch, make_state
+from correlation_aware.models.contract import (
+    Sizes,
+    TemplateState,
+    TwoInputModel,
+    choose_levels,
+    common_batch,
+    make_state,
+)
 from correlation_aware.models.eoc import apply_linear
 from correlation_aware.models.registry import near_names, register_checkpoint_format, register_model
 from correlation_aware.models.tracker import TrackModel
@@ -300,22 +307,19 @@ class OneStreamViT(TwoInputModel):
         return _as_map(tokens, grid), search_features
 
     def forward_intermediates(
-        self, template: Tensor | TemplateState, search: Tensor, indices: Sequence[int] | None = None
+        self, template: Tensor | TemplateState, search: Tensor, indices: int | Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Search features after the blocks `indices` (all by default): (B, C, Hx / 16, Wx / 16) each.
+        """Search features after the blocks `indices`, all by default: (B, C, Hx / 16, Wx / 16) each.
 
         The last block's features are normalized, those of the others are not, as in timm.
 
         Raises:
             ValueError: A block that does not exist.
         """
-        depth = len(self.blocks)
-        chosen = range(depth) if indices is None else indices
-        if not chosen or any(not -depth <= i < depth for i in chosen):
-            raise ValueError(f"indices={tuple(chosen)} must be blocks in {-depth}..{depth - 1}.")
-        order = sorted({i % depth for i in chosen})
+        chosen = choose_levels(indices, len(self.blocks), "indices")
+        order = sorted(set(chosen))
         maps = dict(zip(order, self._forward_pair(self.state_of(template), search, order)[0]))
-        return [maps[i % depth] for i in chosen]
+        return [maps[i] for i in chosen]
 
     def kept_locations(self, template: Tensor | TemplateState, search: Tensor) -> list[Tensor]:
         """Which locations each candidate elimination keeps, for a look at what it does.

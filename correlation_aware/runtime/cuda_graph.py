@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from correlation_aware.runtime.graphs import cast_input
+
 __all__ = ["CudaGraphStep"]
 
 WARM_UP = 3  # calls before the capture: kernels are compiled and selected, libraries allocate workspaces
@@ -29,7 +31,7 @@ class CudaGraphStep:
         step: Search graph of `split_graphs(model)`, on the GPU; its operations must launch on the current
             stream.
         device: GPU.
-        dtype: Dtype of the buffers.
+        dtype: Dtype of the buffers of floating-point inputs.
     """
 
     def __init__(self, step: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -56,9 +58,10 @@ class CudaGraphStep:
             return captured.outputs
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
+        state = (cast_input(tensor, self._device, self._dtype) for tensor in inputs[:-1])
+        search = inputs[-1].to(self._device, self._dtype)
         buffers = tuple(
-            torch.empty(tensor.shape, device=self._device, dtype=self._dtype).copy_(tensor)
-            for tensor in inputs
+            torch.empty_like(t, memory_format=torch.contiguous_format).copy_(t) for t in (*state, search)
         )
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())

@@ -1,5 +1,6 @@
 """Export of models to files that run without this package; each file is compared with the model."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -20,9 +21,18 @@ from torch import Tensor, nn
 from correlation_aware._extras import require
 from correlation_aware._version import __version__
 from correlation_aware.ops import set_backend
-from correlation_aware.runtime.graphs import Graph, split_graphs
+from correlation_aware.runtime.graphs import Graph, description, split_graphs
 
-__all__ = ["FORMATS", "OPSET", "ExportedGraph", "Format", "export", "metadata", "open_graph"]
+__all__ = [
+    "FORMATS",
+    "OPSET",
+    "ExportedGraph",
+    "Format",
+    "export",
+    "gives_outputs_of",
+    "metadata",
+    "open_graph",
+]
 
 Format = Literal["onnx", "openvino", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -41,7 +51,7 @@ class ExportedGraph:
         graph: Name of the graph, see `Graph`.
         path: Path of the file; OpenVINO writes a `.bin` file with the same stem.
         difference: Largest difference of any output over several seeds and batch sizes, divided by the
-            largest absolute value of that output.
+            largest absolute value of that output. Outputs of integers or booleans are equal.
     """
 
     graph: str
@@ -61,7 +71,8 @@ def export(
     PyTorch writes its pooling with constant masks.
 
     Args:
-        model: Model of the zoo, with the weights and sizes to export.
+        model: Model of the zoo, or a network made by hand, with the weights and sizes to export. It is not
+            changed: a copy of it is exported.
         folder: Output folder; existing files of the same names are replaced.
         format: File format: `onnx`, `openvino` or `torch` (for `torch.export.load`).
         graphs: Names of graphs of `split_graphs(model)`; all by default.
@@ -76,26 +87,29 @@ def export(
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}.")
-    parts = split_graphs(model)
-    unknown = set(graphs or ()) - set(parts)
+    known = split_graphs(model)
+    unknown = set(graphs or ()) - set(known)
     if unknown:
-        raise ValueError(f"graphs={sorted(unknown)} are not among {', '.join(parts)} of this model.")
+        raise ValueError(f"graphs={sorted(unknown)} are not among {', '.join(known)} of this model.")
     if format != "torch":
         require("onnx", "onnxscript", "onnxruntime" if format == "onnx" else "openvino")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     meta = metadata(model)
     exported = []
-    with _inference(model), tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+    with (
+        _reference(model) as parts,
+        tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary,
+    ):
         for name in graphs or parts:
             path = Path(temporary) / f"{meta['model']}.{name}{SUFFIXES[format]}"
             _write(parts[name], path, format, {**meta, "graph": name})
             difference = _compare(parts[name], open_graph(path))
             if not difference <= TOLERANCE:  # also True for NaN
-                raise RuntimeError(
-                    f"{path.name} differs from the model by {difference:.2g} of the largest value; at most "
-                    f"{TOLERANCE} is allowed. Nothing was written."
-                )
+                how = f"by {difference:.2g} of the largest value; at most {TOLERANCE} is allowed"
+                if difference == float("inf"):
+                    how = "in an output of integers or booleans, or in a shape"
+                raise RuntimeError(f"{path.name} differs from the model {how}. Nothing was written.")
             exported.append(ExportedGraph(name, folder / path.name, difference))
         for path in sorted(
             Path(temporary).iterdir(), reverse=True
@@ -104,10 +118,22 @@ def export(
     return exported
 
 
+def gives_outputs_of(model: nn.Module, files: Mapping[str, Path]) -> bool:
+    """Whether exported files give the outputs of the model for one example.
+
+    Args:
+        model: The model; it is not changed.
+        files: Paths by the name of the graph.
+    """
+    with _reference(model) as parts:
+        return all(
+            _compare(parts[name], open_graph(path), TRIALS[:1]) <= TOLERANCE for name, path in files.items()
+        )
+
+
 def metadata(model: nn.Module) -> dict[str, str]:
     """Metadata of exported files: names, sizes in pixels, mean and std of RGB in 0..1, weights hash."""
-    config = model.pretrained_cfg
-    assert isinstance(config, dict)
+    config = description(model)
     keys = ("template_size", "input_size", "template_factor", "search_factor", "mean", "std", "license")
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -209,31 +235,37 @@ def _write(graph: Graph, path: Path, format: Format, meta: Mapping[str, str]) ->
         onnx_path.unlink()
 
 
-def _compare(graph: Graph, function: GraphFunction) -> float:
-    """Largest relative difference between a graph and its exported file, NaN if any is NaN."""
-    largest = 0.0
-    for seed, batch in TRIALS:
+def _compare(graph: Graph, function: GraphFunction, trials: Sequence[tuple[int, int]] = TRIALS) -> float:
+    """Largest relative difference between a graph and its exported file, NaN if any is NaN.
+
+    Infinite for outputs of integers or booleans that are not equal, and for other shapes.
+    """
+    differences = [0.0]
+    for seed, batch in trials:
         inputs = graph.example(seed, batch)
         outputs: tuple[Tensor, ...] = graph.module(*inputs)
         for expected, actual in zip(outputs, function(*(t.numpy() for t in inputs)), strict=True):
-            difference = np.abs(expected.numpy() - actual).max() / max(float(expected.abs().max()), 1e-12)
-            largest = max(largest, float(difference)) if difference == difference else float("nan")
-    return largest
+            values = expected.numpy()
+            if not expected.is_floating_point() or values.shape != actual.shape:
+                differences.append(0.0 if np.array_equal(values, actual) else float("inf"))
+                continue
+            scale = max(float(expected.abs().max()), 1e-12)
+            differences.append(float(np.abs(values - actual).max()) / scale)
+    return float(np.max(differences))
 
 
 @contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    """Sets evaluation mode, float32 on the CPU, reference operations and a silent exporter; restores all."""
-    parameter, training = next(model.parameters()), model.training
-    device, dtype = parameter.device, parameter.dtype
+def _reference(model: nn.Module) -> Iterator[dict[str, Graph]]:
+    """The graphs of a copy of the model: in evaluation mode, float32 on the CPU, with reference operations.
+
+    The exporter is silent meanwhile.
+    """
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
     try:
         with torch.no_grad(), set_backend("reference"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.to("cpu", torch.float32).eval()
-            yield
+            yield split_graphs(copy.deepcopy(model).to("cpu", torch.float32).eval())
     finally:
         exporter.setLevel(level)
-        model.to(device, dtype).train(training)

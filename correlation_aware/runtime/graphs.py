@@ -7,12 +7,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from correlation_aware._timm import derive_pretrained_cfg
 from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.models.tracker import TrackModel
 
-__all__ = ["Graph", "SessionModel", "split_graphs"]
+__all__ = ["Graph", "SessionModel", "cast_input", "description", "split_graphs"]
 
 SessionModel = TrackModel | TwoInputModel | FeatureNet
+OWN_DATA = ("mean", "std", "license")  # what a wrapper has from the description of its network
+
+
+def cast_input(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """An input of a graph on a device, and in a dtype if it is floating-point: not indices and masks."""
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def description(model: nn.Module) -> dict[str, Any]:
+    """The `pretrained_cfg` of a model: that of `create_model`, or for others one with default values.
+
+    A tracker or feature network around a model of `create_model` has mean, std and license of that model.
+    """
+    own: dict[str, Any] | None = getattr(model, "pretrained_cfg", None)
+    if own is not None:
+        return own
+    network: nn.Module = model
+    if isinstance(model, TrackModel):
+        network = model.backbone
+    elif isinstance(model, FeatureNet):
+        network = model.model
+    known = getattr(network, "pretrained_cfg", {})
+    described = {key: known[key] for key in OWN_DATA if key in known}
+    return derive_pretrained_cfg(type(model).__name__, network, model, described)
 
 
 @dataclass(frozen=True)
@@ -51,7 +76,7 @@ class Graph:
         inputs: list[Tensor] = []
         for name in self.inputs:
             if name == "image":
-                inputs.append(image(model.pretrained_cfg["input_size"][-1]))
+                inputs.append(image(description(model)["input_size"][-1]))
             elif name == "search":
                 inputs.append(image(model.sizes.search_size))
             else:
@@ -129,13 +154,13 @@ def split_graphs(model: nn.Module) -> dict[str, Graph]:
     `features` (B, C, H, W), or `features_0`, `features_1`, ... per level with `features_only`.
 
     Args:
-        model: Model of `create_model`.
+        model: Model of `create_model`, or a `TwoInputModel`, `FeatureNet` or `TrackModel` made by hand.
 
     Returns:
         The graphs by name.
 
     Raises:
-        ValueError: Not a model of `create_model`.
+        ValueError: Another module.
     """
     if isinstance(model, TrackModel):
         outputs: tuple[str, ...] = ("scores", "boxes")
@@ -146,7 +171,10 @@ def split_graphs(model: nn.Module) -> dict[str, Graph]:
     elif hasattr(model, "pretrained_cfg") and hasattr(model, "get_classifier"):
         return {"image": Graph("image", ImageGraph(model), ("image",), ("logits",))}
     else:
-        raise ValueError(f"{type(model).__name__} is not a model of create_model.")
+        raise ValueError(
+            f"{type(model).__name__} is not a model of create_model, nor a TwoInputModel, FeatureNet or "
+            "TrackModel."
+        )
     graphs = (
         Graph("template", TemplateGraph(model), ("template",)),
         Graph("search", SearchGraph(model), ("state", "search"), outputs),

@@ -6,8 +6,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -20,9 +21,9 @@ from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.ops.linear import packed_weights
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
-from correlation_aware.runtime.export import SUFFIXES, export, metadata, open_graph
+from correlation_aware.runtime.export import SUFFIXES, export, gives_outputs_of, metadata, open_graph
 from correlation_aware.runtime.fused_convolutions import fuse_convolutions, refresh
-from correlation_aware.runtime.graphs import SessionModel, split_graphs
+from correlation_aware.runtime.graphs import SessionModel, cast_input, split_graphs
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
 
@@ -39,7 +40,9 @@ class InferenceSession:
 
     Several targets are one batch. Batch size and image sizes may change between calls, except that `onnx` and
     `openvino` need the model's image sizes. Sessions may share a model, and then share its device and dtype;
-    each session has its own template.
+    each session has its own template. A session keeps the state of the template, which depends on the
+    weights: after loading other weights into the model, set the template again; `onnx` and `openvino` need a
+    new session.
 
     Args:
         model: Tracker or feature network of `create_model`; it is moved to the device and set to evaluation
@@ -51,8 +54,9 @@ class InferenceSession:
             convolutions; `compile` is `torch.compile`; `cudagraph`
             captures a CUDA graph at the first call per shape and replays it with one launch; `onnx` and
             `openvino` run exported graphs on a CPU, which are exported once per weights and cached in
-            `export_cache()`. `auto` is `eager`, which on an x86 CPU in float32 keeps a second copy of the
-            weights of linear layers, see `ops.linear.packed_weights`.
+            `export_cache()`; cached graphs are compared with the model before they are used. `auto` is
+            `eager`, which on an x86 CPU in float32 keeps a second copy of the weights of linear layers, see
+            `ops.linear.packed_weights`.
 
     Attributes:
         model: Model in evaluation mode.
@@ -118,7 +122,11 @@ class InferenceSession:
 
         Args:
             template: (B, 3, Hz, Wz) template images, normalized, on any device.
+
+        Raises:
+            ValueError: An image size that the runtime has no graph for.
         """
+        self._check_image(template, "template", self.model.sizes.template_size)
         refresh(self._network)
         self._state = TemplateState(self._encode(template))
 
@@ -159,10 +167,12 @@ class InferenceSession:
 
         Raises:
             RuntimeError: No template is set.
-            ValueError: The batch sizes of templates and search images differ, and neither of them is 1.
+            ValueError: The batch sizes of templates and search images differ, and neither of them is 1; an
+                image size that the runtime has no graph for.
         """
         if self._state is None:
             raise RuntimeError("The session has no template yet: call set_template(template) first.")
+        self._check_image(search, "search", self.model.sizes.search_size)
         state, batch = self._state, common_batch(self._state, search)
         if len(search) < batch:
             search = search.expand(batch, -1, -1, -1)
@@ -191,14 +201,28 @@ class InferenceSession:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in supported)
             raise ValueError(f"runtime={self.runtime!r} supports {names}, not dtype={self.dtype}.")
 
+    def _check_image(self, image: Tensor, name: str, side: int) -> None:
+        """Checks what PyTorch's runtimes take and exported graphs do not: another size of the image."""
+        expected = (self.model.in_chans, side, side)
+        if self.runtime in ("onnx", "openvino") and tuple(image.shape[1:]) != expected:
+            raise ValueError(
+                f"{name} images of shape {tuple(image.shape)}: the graph of runtime={self.runtime!r} is for "
+                f"(batch, {', '.join(map(str, expected))}). Resize them, build the model with "
+                f"create_model(..., {name}_size=...), or use runtime='eager'."
+            )
+
     def _from_module(self, step: Step) -> Step:
-        """The function of a module for inference: moves and casts inputs, splits large batches on a CPU."""
+        """The function of a module for inference: moves and casts inputs, splits large batches on a CPU.
+
+        The image, which is the last input, is cast in any case; of a state only floating-point tensors.
+        """
         split = self.device.type == "cpu" and self.runtime == "eager"
         size = EAGER_CPU_MICROBATCH_BYTES // self.dtype.itemsize
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             with torch.inference_mode(), packed_weights() if split else nullcontext():
-                inputs = tuple(t.to(self.device, self.dtype) for t in inputs)
+                state = (cast_input(t, self.device, self.dtype) for t in inputs[:-1])
+                inputs = (*state, inputs[-1].to(self.device, self.dtype))
                 if not split or len(inputs[0]) <= size:
                     return step(*inputs)
                 outputs = [step(*batch) for batch in zip(*(t.split(size) for t in inputs))]
@@ -211,7 +235,8 @@ class InferenceSession:
         function = open_graph(path, self.dtype, torch.get_num_threads())
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-            arrays = (np.ascontiguousarray(t.detach().float().cpu().numpy()) for t in inputs)
+            tensors = (cast_input(t.detach(), torch.device("cpu"), torch.float32) for t in inputs[:-1])
+            arrays = (np.ascontiguousarray(t.numpy()) for t in (*tensors, inputs[-1].detach().float().cpu()))
             return tuple(torch.from_numpy(array) for array in function(*arrays))
 
         return step
@@ -243,30 +268,63 @@ def export_cache() -> Path:
 
 
 def _cache_key(model: nn.Module, meta: dict[str, str]) -> str:
-    """Changes with the weights, with every size and stride, and with the code of the layers."""
-    # heads and EoC-CA blocks show in the arguments alone, not in the model's text
-    names = sorted({type(module).__module__ for module in model.modules()})
-    files = [getattr(sys.modules[name], "__file__", None) for name in names if not name.startswith("torch.")]
-    code = [sha256_file(Path(file)) for file in files if file and Path(file).is_file()]
-    fingerprint = json.dumps([meta, model.model_args, repr(model), code])
+    """Changes with the weights, with plain attributes of the layers, and with the code of their packages."""
+    # heads, EoC-CA blocks and the like show in attributes alone, not in the model's text
+    own = vars(nn.Module())
+    attributes = [{k: v for k, v in vars(module).items() if k not in own} for module in model.modules()]
+    arguments = getattr(model, "model_args", {})
+    code = [
+        sha256_file(file) for file in _source_files({type(module).__module__ for module in model.modules()})
+    ]
+    facts = [meta, torch.__version__, arguments, attributes, repr(model), code]
+    fingerprint = json.dumps(facts, default=_plain, skipkeys=True)
     return hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    """What of a value is the same in every process: its contents, or the name of a function or class."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, (torch.dtype, torch.device, Path)):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in fields(value)}
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _source_files(modules: Iterable[str]) -> list[Path]:
+    """Python files of the packages of some modules, without those of PyTorch."""
+    files: set[Path] = set()
+    for name in {module.partition(".")[0] for module in modules} - {"torch"}:
+        package = sys.modules[name]
+        file = getattr(package, "__file__", None)
+        folders = getattr(package, "__path__", None)
+        if folders is not None:
+            files.update(path for folder in folders for path in Path(folder).rglob("*.py"))
+        elif file is not None:
+            files.add(Path(file))
+    return sorted(file for file in files if file.is_file())
 
 
 def _exported(model: SessionModel, format: Literal["onnx", "openvino"]) -> tuple[Path, Path]:
     """Files of the template graph and the search graph, from the cache, or exported to it."""
     meta = metadata(model)
-    names = [f"{meta['model']}.{graph}{SUFFIXES[format]}" for graph in ("template", "search")]
     folder = export_cache() / f"{meta['model']}-{_cache_key(model, meta)}-{format}"
+    graphs = ("template", "search")
+    files = {graph: folder / f"{meta['model']}.{graph}{SUFFIXES[format]}" for graph in graphs}
+    if folder.is_dir() and not gives_outputs_of(model, files):
+        shutil.rmtree(folder)  # something changed that is not in the key, such as code of another package
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
             output = Path(temporary) / "files"
-            export(model, output, format, ("template", "search"))
+            export(model, output, format, graphs)
             try:
                 output.rename(folder)
             except OSError:  # another process has exported the same model meanwhile
                 if not folder.is_dir():
                     raise
                 shutil.rmtree(output, ignore_errors=True)
-    template, search = (folder / name for name in names)
-    return template, search
+    return files["template"], files["search"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from correlation_aware import zoo
 from correlation_aware._deprecation import renamed_fields
 from correlation_aware.models.tracker import TrackModel
+from correlation_aware.runtime.graphs import description
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
@@ -59,8 +60,10 @@ class TrackResult:
 
     Attributes:
         box: x, y, w, h in pixels of the frame.
-        score: Confidence of the network in 0..1, without window and penalty.
-        lost: Whether the score is below the threshold, so that the box is not reliable.
+        score: Confidence of the network in 0..1, without window and penalty; 0 where the network's prediction
+            is NaN or infinite.
+        lost: Whether the score is below the threshold, so that the box is not reliable. Where the prediction
+            is NaN or infinite the target is lost, and the box is the previous one.
     """
 
     box: tuple[float, float, float, float]
@@ -124,19 +127,19 @@ class Tracker:
             )
         self.session = session
         self.config = config or TrackerConfig()
-        self.name: str = model.pretrained_cfg["architecture"]
+        config_of_model = description(model)
+        self.name: str = config_of_model["architecture"]
         self.weights_name = model.weights_name
         self.timings = Timings()
         self.device = session.device
         self._sizes = model.sizes
-        mean, std = (
-            torch.tensor(model.pretrained_cfg[key], device=self.device) * 255 for key in ("mean", "std")
-        )
+        mean, std = (torch.tensor(config_of_model[key], device=self.device) * 255 for key in ("mean", "std"))
         self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self._window = torch.empty(0, device=self.device)
         self._crops_on_device = self.device.type != "cpu"
         self._boxes = np.empty((0, 4))
         self._many = False
+        self._warned = False
 
     @property
     def model(self) -> TrackModel:
@@ -169,7 +172,7 @@ class Tracker:
         boxes = as_boxes(box, *frame.shape[:2])
         crops = [Crop.around(b, self._sizes.template_factor) for b in boxes]
         self.session.set_template(self._pixels(frame, crops, self._sizes.template_size))
-        self._boxes, self._many = boxes, np.ndim(box) == 2
+        self._boxes, self._many, self._warned = boxes, np.ndim(box) == 2, False
         self.timings = Timings()
 
     @torch.inference_mode()
@@ -180,7 +183,9 @@ class Tracker:
             frame: Frame as in `init`; its size may differ from that of the previous frame.
 
         Returns:
-            One result, or a list of N results if the boxes in `init` had shape (N, 4).
+            One result, or a list of N results if the boxes in `init` had shape (N, 4). A target for which the
+            network gives NaN or infinite values is lost, with a `RuntimeWarning` the first time after `init`;
+            the others are not affected.
 
         Raises:
             RuntimeError: `init` was not called.
@@ -201,19 +206,34 @@ class Tracker:
         sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
         previous = to_device(torch.from_numpy(sizes), self.device)
         scores, crop_boxes = self._select(score_map, box_map, previous)
+        valid = np.isfinite(scores) & np.isfinite(crop_boxes).all(axis=1)
         self._boxes = np.stack(
-            [clip_box(c.to_frame(b), height, width, self.config.margin) for c, b in zip(crops, crop_boxes)]
+            [
+                clip_box(crop.to_frame(new), height, width, self.config.margin) if ok else box
+                for crop, new, box, ok in zip(crops, crop_boxes, boxes, valid)
+            ]
         )
+        scores = np.where(valid, scores, 0)
+        lost = ~valid | (scores < self.config.lost_threshold)
         results = [
-            TrackResult(
-                (float(x), float(y), float(w), float(h)), float(s), bool(s < self.config.lost_threshold)
-            )
-            for (x, y, w, h), s in zip(self._boxes, scores)
+            TrackResult((float(x), float(y), float(w), float(h)), float(score), bool(is_lost))
+            for (x, y, w, h), score, is_lost in zip(self._boxes, scores, lost)
         ]
         self.timings.frames += 1
         interval = self.model.update_interval
         if interval and self.timings.frames % interval == 0:
             self._update_templates(frame, [not result.lost for result in results])
+        if not valid.all() and not self._warned:
+            self._warned = True
+            dtype = self.session.dtype
+            overflow = "" if dtype == torch.float32 else f", or an overflow of {dtype}: try torch.float32"
+            warnings.warn(
+                f"{self.name} gave NaN or infinite values for {np.count_nonzero(~valid)} of {len(valid)} "
+                "targets, which are lost, with their previous boxes. The cause may be NaN in the weights "
+                f"({self.weights_name}){overflow}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         crop, model = (_seconds(a, b) for a, b in pairwise(timestamps))
         self.timings.crop += crop
         self.timings.model += model
