@@ -28,16 +28,16 @@ def demo(
     """
     import torch
 
+    from correlation_aware._files import check_output_folder
     from correlation_aware.demo_clip import draw_clip
     from correlation_aware.evaluation.one_pass import overlap
     from correlation_aware.tracking.draw import contact_sheet, draw_box, draw_result
     from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; --output must be a folder")
-    output.mkdir(parents=True, exist_ok=True)
+    check_output_folder(output)
     torch.manual_seed(0)  # the same random weights in every run
     tracker = load_tracker(model)
+    output.mkdir(parents=True, exist_ok=True)
     clip, video, sheet = (output / name for name in ("clip.mp4", "demo.mp4", "contact_sheet.png"))
 
     truth: list[Box] = []

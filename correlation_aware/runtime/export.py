@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from correlation_aware._extras import require
+from correlation_aware._files import check_output_folder
 from correlation_aware._version import __version__
 from correlation_aware.ops import set_backend
 from correlation_aware.runtime.graphs import Graph, split_graphs
 
 __all__ = ["FORMATS", "OPSET", "ExportedGraph", "Format", "export", "metadata", "open_graph"]
+
+_logger = logging.getLogger(__name__)
 
 Format = Literal["onnx", "openvino", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -70,7 +73,7 @@ def export(
         The exported files.
 
     Raises:
-        ValueError: Not a model of the zoo, an unknown format or graph.
+        ValueError: Not a model of the zoo, an unknown format or graph, or a folder that is a file.
         ModuleNotFoundError: A package of the format is not installed; the message says how to install it.
         RuntimeError: The outputs of a file differ from the model's; no file is written then.
     """
@@ -83,8 +86,10 @@ def export(
     if format != "torch":
         require("onnx", "onnxscript", "onnxruntime" if format == "onnx" else "openvino")
     folder = Path(folder)
+    check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     meta = metadata(model)
+    _logger.info("Exporting %s to %s; this can take a minute.", meta["model"], format)
     exported = []
     with _inference(model), tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         for name in graphs or parts:
