@@ -25,8 +25,6 @@ from correlation_aware.runtime.graphs import Graph, split_graphs
 
 __all__ = ["FORMATS", "OPSET", "ExportedGraph", "Format", "export", "metadata", "open_graph"]
 
-_logger = logging.getLogger(__name__)
-
 Format = Literal["onnx", "openvino", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 OPSET = 18  # ONNX opset, supported by onnxruntime and TensorRT; no newer operator is needed
@@ -34,6 +32,8 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 TOLERANCE = 1e-3  # largest difference over the largest value; float32 rounding gives about 1e-5
 TRIALS = ((0, 1), (1, 2), (2, 3))  # seeds and batch sizes of the comparison
 GraphFunction = Callable[..., Sequence[np.ndarray]]  # arrays by position -> output arrays
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

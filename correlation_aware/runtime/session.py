@@ -23,6 +23,9 @@ from correlation_aware.runtime.graphs import SessionModel, split_graphs
 
 __all__ = ["RUNTIMES", "InferenceSession", "Runtime", "as_device", "export_cache"]
 
+# To add a runtime: its name here, which the options, their help and the benchmarks follow, and its branch in
+# `InferenceSession`. One that runs exported files also needs `open_graph` of `runtime/export.py`, the default
+# device of `create_tracker`, and `FILE_RUNTIMES` of `bench/contenders.py`.
 Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
