@@ -84,7 +84,6 @@ MISTAKES = {
     "bench plot ops.json --output x": "ops.json",
     "export sbt_test --weights random --output notes.txt": "notes.txt is a file; the output must be a folder",
     "weights download sbt_large_pvtv2 --to notes.txt": "notes.txt is a file; the output must be a folder",
-    "weights verify empty": "The folder empty has no model.safetensors",
     "weights convert notes.txt no/x.safetensors": "the folder of no/x.safetensors does not exist",
     "models sbt_test --search-size 320": "--search-size 320 has no effect without --profile",
     "models sbt_ligth": "No model matches 'sbt_ligth'. Near: sbt_light",
@@ -138,6 +137,22 @@ def test_help_names_every_runtime_and_no_former_option(run: Run) -> None:
         assert not [option for option in FORMER_OPTIONS if re.search(rf"(?<![\w-]){option}\b", output)]
     text = " ".join(run("track", "--help")[1].replace("│", " ").split())
     assert ", ".join(RUNTIMES) in text and WEIGHTS_HELP in text
+
+
+@pytest.mark.parametrize(
+    "words, usage",
+    [
+        ("models", "[FILTER]"),
+        ("eval clips", "SOURCE..."),
+        ("eval got10k", "ROOT"),
+        ("weights verify", "NAME"),
+        ("bench plot", "FILE..."),
+    ],
+)
+def test_arguments_are_named_in_capitals(run: Run, words: str, usage: str) -> None:
+    line = next(line for line in run(*words.split(), "--help")[1].splitlines() if "Usage" in line)
+    arguments = line.split("[OPTIONS]")[1].strip()
+    assert re.sub("[{}]", "", arguments) == usage  # some versions of typer add braces
 
 
 def test_former_options_still_work(run: Run) -> None:

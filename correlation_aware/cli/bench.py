@@ -31,7 +31,7 @@ Weights = Annotated[
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
 ]
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of two-input models.")]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="Names of two-input models.")]
 
 
 @app.callback()
@@ -344,7 +344,7 @@ def plot(
     reports: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             exists=True,
             dir_okay=False,
             help="Reports of `bench model --json` and `bench tracker --json`.",

@@ -108,7 +108,7 @@ def got10k(
 @app.command()
 def clips(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Folders or tar shards of photographs.")
+        list[str], typer.Argument(metavar="SOURCE", help="Folders or tar shards of photographs.")
     ],
     model: Model = None,
     weights: Weights = None,

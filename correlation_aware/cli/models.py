@@ -12,7 +12,7 @@ __all__ = ["models"]
 
 def models(
     filter: Annotated[
-        str, typer.Argument(metavar="[FILTER]", help="A name, with wildcards, such as 'sbt_*_track'.")
+        str, typer.Argument(metavar="FILTER", help="A name, with wildcards, such as 'sbt_*_track'.")
     ] = "",
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Only names with weights, one line per tag.")

@@ -63,11 +63,6 @@ def list_entries(
 @app.command()
 def verify(name: RemoteOrLocal) -> None:
     """Check a file's hash and that every number in it is finite; download it first if it is not there."""
-    if Path(name).is_dir() and not (Path(name) / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"The folder {name} has no model.safetensors, which save_pretrained writes. "
-            "Name a file, or a folder with weights."
-        )
     source = weights.resolve_weights(name)
     path = source.fetch()
     state_dict = weights.read_state_dict(path)
