@@ -1,4 +1,4 @@
-"""Costs of five public trackers, stock and with our adapter: the table of docs/adapters.md.
+"""Costs of five public trackers, stock and with our adapter: the table of docs/adapters_costs.md.
 
     python benchmarks/adapter_costs.py --peers DIR [--trackers STM STARK-S50] [--rounds 12]
 

@@ -58,5 +58,7 @@ def _read(old: str, new: str, instance: Any) -> Any:
 
 
 def _warn(cls: type, old: str, new: str, stacklevel: int) -> None:
-    message = f"{cls.__name__}.{old} is now called {new}; the old name will be removed in the next release."
+    message = (
+        f"{cls.__name__}.{old} is now called {new}; the old name will be removed after the next release."
+    )
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)

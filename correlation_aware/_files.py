@@ -5,14 +5,17 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "PLOT_SUFFIXES",
     "atomic_path",
+    "check_output_file",
+    "check_output_folder",
     "git_hash_file",
     "list_images",
     "natural_order",
@@ -22,6 +25,7 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
 @contextmanager
@@ -53,6 +57,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_output_file(path: str | Path, suffixes: Sequence[str] = ()) -> None:
+    """Checks that a file can be written, before the work whose result it is for.
+
+    Args:
+        path: Path of the file.
+        suffixes: Allowed suffixes, in lower case; any by default.
+
+    Raises:
+        ValueError: Another suffix, or `path` exists and is no regular file.
+        OSError: The folder does not exist or is not writable.
+    """
+    if suffixes and Path(path).suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: the name of the file must end in {', '.join(suffixes)}")
+    with atomic_path(path) as temporary:
+        temporary.unlink()
+
+
+def check_output_folder(path: str | Path) -> None:
+    """Checks that a folder exists or can be made, before the work whose results it is for.
+
+    Raises:
+        ValueError: The path, or a part of it, is a file.
+    """
+    nearest = next(part for part in (Path(path), *Path(path).absolute().parents) if part.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{nearest} is a file; the output must be a folder. Choose another name.")
 
 
 def write_text(text: str, path: str | Path) -> None:

@@ -53,6 +53,14 @@ def test_warnings_are_yellow_and_printed_once_and_information_is_plain(capsys):
     assert (logger.handlers, logger.level, logger.propagate) == before
 
 
+def test_information_of_the_runtime_is_always_printed(capsys):
+    with print_messages(Console(width=200)):
+        logging.getLogger("correlation_aware.runtime.export").info("Exporting ...")
+        logging.getLogger("correlation_aware.weights").info("not printed")
+    assert capsys.readouterr().out == "Exporting ...\n"
+    assert logging.getLogger("correlation_aware.runtime").level == logging.NOTSET
+
+
 def test_without_a_console_nothing_is_printed(capsys):
     with print_messages(None), warnings.catch_warnings(record=True) as others:
         has_weights("sbt_light_track.half")

@@ -211,7 +211,7 @@ def test_wrong_usage_and_help(run: Run, video: Path) -> None:
     code, _, error = run("track", video)
     assert code == 2 and "--box" in error
     code, out, _ = run("track", "--help")
-    assert code == 0 and "Exit codes" in out and "--pretrained" in out
+    assert code == 0 and "Exit codes" in out and "--weights" in out
 
 
 def test_demo_needs_no_input_and_prints_everything(
@@ -242,4 +242,4 @@ def test_demo_needs_no_input_and_prints_everything(
 
 def test_demo_rejects_a_file_as_its_folder(run: Run, video: Path) -> None:
     code, _, error = run("demo", "--output", video)
-    assert code == 1 and "is a file; --output must be a folder" in error
+    assert code == 1 and "is a file; the output must be a folder" in error

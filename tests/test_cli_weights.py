@@ -41,7 +41,7 @@ def test_list() -> None:
     assert max(map(len, lines)) < 95 and not any(" track" in line for line in lines)
     by_name = {line.split()[0]: line for line in lines if line}
     half, base = by_name["sbt_light_half_track.stills"], by_name["sbt_base.in1k"]
-    assert "bundled" in half and " all " in half and "64, 128" in half and "apache-2.0" in half
+    assert "bundled" in half and " model " in half and "64, 128" in half and "apache-2.0" in half
     assert "timm/pvt_v2_b5.in1k" in base and " part " in base and "224" in base
 
 

@@ -6,7 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from correlation_aware._files import atomic_path, list_images, natural_order, write_text
+from correlation_aware._files import (
+    atomic_path,
+    check_output_file,
+    check_output_folder,
+    list_images,
+    natural_order,
+    write_text,
+)
 from correlation_aware.data.stills.files import read_stills
 from correlation_aware.data.videos.sequences import Folder
 from correlation_aware.tracking.video import open_frames, write_image
@@ -90,6 +97,23 @@ def test_atomic_path_that_cannot_be_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
     write_text("Größe\n", tmp_path / "new")
     assert (tmp_path / "new").read_bytes() == "Größe\n".encode()
+
+
+def test_output_paths_are_checked_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("old")
+    check_output_file(tmp_path / "old.json")
+    check_output_file(tmp_path / "new.PNG", (".png",))
+    check_output_folder(tmp_path / "new" / "folder")
+    check_output_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"new\.txt: the name of the file must end in \.png, \.jpg"):
+        check_output_file(tmp_path / "new.txt", (".png", ".jpg"))
+    with pytest.raises(FileNotFoundError, match="create it first"):
+        check_output_file(tmp_path / "absent" / "new.json")
+    for name in ("old.json", "old.json/folder"):
+        with pytest.raises(ValueError, match=r"old\.json is a file; the output must be a folder"):
+            check_output_folder(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
 
 
 def test_atomic_path_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:

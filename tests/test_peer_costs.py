@@ -1,4 +1,4 @@
-"""The table of docs/adapters.md is what its command counts on the trackers' own checkouts."""
+"""The table of docs/adapters_costs.md is what its command counts on the trackers' own checkouts."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_the_table(peer, tracker):
         text=True,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    page = (ROOT / "docs" / "adapters.md").read_text()
+    page = (ROOT / "docs" / "adapters_costs.md").read_text()
     rows = [line.rsplit("|", 2)[0] for line in done.stdout.splitlines() if line.startswith("| ")]
     assert len(rows) == 4  # the head and its rule, stock and ours
     assert all(f"\n{row}|" in page for row in rows if "---" not in row)

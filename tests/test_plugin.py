@@ -13,11 +13,9 @@ import sysconfig
 import venv
 from pathlib import Path
 
-import cv2
 import pytest
 from safetensors.numpy import load_file
 
-from correlation_aware.demo_clip import draw_clip
 from correlation_aware.models.contract import TwoInputModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -324,15 +322,7 @@ def environment(tmp_path_factory):
 def work(tmp_path_factory):
     """A folder with clips in the layout of Acme's reader; the first target starts at 16, 37, 20, 17."""
     folder = tmp_path_factory.mktemp("work")
-    rows = [("video", "image", "x", "y", "w", "h")]
-    for name, seed in (("one", 0), ("two", 1)):
-        (folder / "clips" / name).mkdir(parents=True)
-        for i, (frame, box) in enumerate(draw_clip(6, (120, 160), seed)):
-            path = folder / "clips" / name / f"{i}.png"
-            cv2.imwrite(str(path), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-            rows.append((name, f"{name}/{i}.png", *box))
-    with (folder / "clips" / "boxes.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    subprocess.run([sys.executable, str(PACKAGE / "make_clips.py")], cwd=folder, check=True)
     return folder
 
 

@@ -35,12 +35,14 @@ def tracker_model():
         ("sbt_test", {"features_only": True, "out_indices": (1, 2)}, "torch"),
     ],
 )
-def test_exports_are_compared(needs, name, arguments, format, tmp_path):
+def test_exports_are_compared(needs, name, arguments, format, tmp_path, caplog):
     needs(format)
+    caplog.set_level("INFO", "correlation_aware.runtime")
     torch.manual_seed(0)
     model = ca.create_model(name, **arguments)
     made = export(model, tmp_path, format)
     assert [m.graph for m in made] == list(split_graphs(model)) and model.training  # it is put back as it was
+    assert f"Exporting {name} to {format}" in caplog.text  # it takes a while
     for m in made:
         assert m.path.is_file() and 0 <= m.difference < 1e-5  # float32 in another order
         if format == "onnx":

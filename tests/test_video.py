@@ -103,6 +103,18 @@ def test_a_video_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
 
 
+def test_images_are_written_in_the_formats_of_their_suffixes(tmp_path: Path) -> None:
+    for name in ("a.png", "b.PNG", "c.webp"):
+        write_image(tmp_path / name, plain(80))
+        assert cv2.imread(str(tmp_path / name)).shape == (48, 64, 3)
+    for name in ("d.txt", "d"):
+        with pytest.raises(ValueError, match=rf"{name}: the name of the file must end in \.jpg, .*\.png"):
+            write_image(tmp_path / name, plain(80))
+    with pytest.raises(RuntimeError, match=r"OpenCV cannot write .*e\.webp \(20000 x 2\)"):  # its limit
+        write_image(tmp_path / "e.webp", plain(80, 2, 20000))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.PNG", "c.webp"]
+
+
 @pytest.mark.parametrize("name", ["video.avi", "video", "missing/video.mp4", "folder.mp4"])
 def test_a_video_that_cannot_be_written_fails_at_once(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.mp4").mkdir()

@@ -307,7 +307,7 @@ def test_features_of_inner_blocks(kind):
     )
     for actual, expected in zip(wrapper(*pair), levels[1:3]):
         close(actual, expected)
-    with pytest.raises(ValueError, match=r"indices=\(4,\) must be blocks in -4\.\.3"):
+    with pytest.raises(ValueError, match=r"indices=\(4,\) must be levels in -4\.\.3"):
         net.forward_intermediates(*pair, (4,))
 
 

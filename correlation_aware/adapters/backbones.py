@@ -92,7 +92,7 @@ def current_name(name: str, names: Mapping[str, str]) -> str:
     if name not in names:
         return name
     warnings.warn(
-        f"{name!r} is called {names[name]!r} now; the old name goes after the next release.",
+        f"{name!r} is called {names[name]!r} now; the old name will be removed after the next release.",
         DeprecationWarning,
         stacklevel=3,
     )

@@ -229,7 +229,7 @@ class SiamFCppBackbone(ModuleBase):
 
 @TRACK_BACKBONES.register
 class SBTBackbone(SiamFCppBackbone):
-    """Former name of `SiamFCppBackbone`, for YAML files that have it; it goes after the next release."""
+    """Former name of `SiamFCppBackbone`, for YAML files; it will be removed after the next release."""
 
     def __init__(self) -> None:
         warnings.warn("'SBTBackbone' is called 'SiamFCppBackbone' now.", DeprecationWarning, stacklevel=2)

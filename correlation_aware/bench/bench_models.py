@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from correlation_aware import zoo
 from correlation_aware.bench.contenders import (
@@ -25,7 +25,7 @@ from correlation_aware.ops import get_backend, set_backend
 from correlation_aware.runtime.graphs import SessionModel
 from correlation_aware.weights.sources import resolve_weights, tags_of
 
-__all__ = ["Case", "Row", "bench_model", "load"]
+__all__ = ["Case", "Row", "bench_model", "check_model", "load"]
 
 Template = Literal["cached", "encoded"]
 INPUT_SETS = 4  # different inputs that calls rotate through
@@ -114,11 +114,34 @@ def load(name: str, weights: str | None = None, search_size: int | None = None) 
     else:
         model = zoo.create_model(name, weights or True, **sizes)
         weights_name = str(model.weights_name)
+    _check_inputs(name, model)
+    return model.eval(), weights_name  # type: ignore[return-value]
+
+
+def check_model(name: str, weights: str | None = None) -> None:
+    """Checks the names of a model and its weights without loading weights.
+
+    Args:
+        name: Name of `load`; folders and repositories are not checked.
+        weights: Weights of `load`.
+
+    Raises:
+        ValueError: A classifier, or an unknown name, tag or weights.
+        FileNotFoundError: Weights in a file that does not exist.
+    """
+    zoo.has_weights(name)  # raises for unknown names and tags
+    architecture = name.partition(".")[0]
+    if not zoo.is_location(name):
+        _check_inputs(name, zoo.create_model(architecture, device="meta"))
+    if weights not in (None, "random"):
+        resolve_weights(weights, architecture)
+
+
+def _check_inputs(name: str, model: nn.Module) -> None:
     if not hasattr(model, "encode_template"):
         raise ValueError(
             f"{name} has one input; the benchmark is for networks with a template and a search image."
         )
-    return model.eval(), weights_name  # type: ignore[return-value]
 
 
 def bench_model(

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from correlation_aware.bench.bench_models import load
-from correlation_aware.bench.contenders import Skipped, first_line, split_backend
+from correlation_aware.bench.contenders import REFERENCE, Skipped, contender_names, first_line, split_backend
 from correlation_aware.bench.machine import dtype_name
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.ops import get_backend, set_backend
 from correlation_aware.runtime.session import Runtime
-from correlation_aware.tracking.tracker import Timings, Tracker, create_tracker
+from correlation_aware.tracking.tracker import Timings, Tracker, check_tracker_name, create_tracker
 
-__all__ = ["TrackRow", "bench_tracker"]
+__all__ = ["TrackRow", "bench_tracker", "check_runtimes"]
 
 LENGTH = 12  # frames per pass; the first initializes the tracker
 PASSES = 4  # passes over the clip; the first is a warm-up
@@ -69,11 +69,13 @@ def bench_tracker(
         size: Height and width of the frames in pixels.
 
     Raises:
-        ValueError: A model without a prediction head.
+        ValueError: A model without a prediction head, or an unknown runtime.
     """
+    check_tracker_name(name)
+    check_runtimes([runtime for runtime, _ in runtimes])
     model, _ = load(name, weights)
     if not isinstance(model, TrackModel):
-        raise ValueError(f"{name} has no prediction head; use {name.partition('.')[0]}_track.")
+        raise ValueError(f"{name} has no prediction head; a tracker needs a `_track` model.")
     frames = list(draw_clip(LENGTH, size))
     trackers: dict[tuple[str, torch.dtype], Tracker] = {}
     with set_backend(get_backend()):  # restores the backend, which contenders change
@@ -99,6 +101,17 @@ def bench_tracker(
                     of_pass = _time_frames(tracker, frames, count)
                     timings[key] += of_pass if number else []
             yield [_row(runtime, dtype, count, times) for (runtime, dtype), times in timings.items()]
+
+
+def check_runtimes(names: Sequence[str]) -> None:
+    """Checks names of runtimes.
+
+    Raises:
+        ValueError: Not a name of `contender_names`, or a reference, which is no runtime.
+    """
+    known = ["auto", *(name for name in contender_names() if not name.startswith(REFERENCE))]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--runtimes {', '.join(unknown)} is not among {', '.join(known)}.")
 
 
 def _time_frames(

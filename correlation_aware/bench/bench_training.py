@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from correlation_aware.bench.bench_models import INPUT_SETS, load
-from correlation_aware.bench.contenders import REFERENCE, Skipped, first_line, outputs
+from correlation_aware.bench.contenders import REFERENCE, Skipped, check_contenders, first_line, outputs
 from correlation_aware.bench.inputs import random_pairs
 from correlation_aware.bench.timing import Call, Times, time_interleaved
 from correlation_aware.ops import Backend, get_backend, set_backend
@@ -71,11 +71,7 @@ def bench_training(
     Raises:
         ValueError: An unknown contender.
     """
-    unknown = set(contenders) - set(CONTENDERS)
-    if unknown:
-        raise ValueError(
-            f"There is no contender {', '.join(sorted(unknown))}; there are {', '.join(CONTENDERS)}."
-        )
+    check_contenders(contenders, CONTENDERS)
     torch.compiler.reset()
     model, _ = load(name, "random")
     pairs = [(z.to(device), x.to(device)) for z, x in random_pairs(model, batch, INPUT_SETS)]

@@ -4,7 +4,7 @@ import copy
 import fnmatch
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +20,11 @@ __all__ = [
     "REFERENCE",
     "Contender",
     "Skipped",
+    "check_contenders",
     "contender_names",
+    "find_contenders",
     "first_line",
+    "load_contender",
     "make_contenders",
     "outputs",
     "split_backend",
@@ -72,6 +75,63 @@ def contender_names() -> list[str]:
     return [REFERENCE, *COMPILE_MODES, *runtimes, *with_triton]
 
 
+def find_contenders(patterns: Sequence[str]) -> list[str]:
+    """Names of the built-in contenders that match.
+
+    Args:
+        patterns: Names of `contender_names`, wildcards allowed.
+
+    Raises:
+        ValueError: A pattern without a match.
+    """
+    names = contender_names()
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"There is no contender {pattern!r}; there are {', '.join(names)}.")
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def check_contenders(names: Sequence[str], known: Collection[str]) -> None:
+    """Checks names of contenders of a benchmark that has its own list.
+
+    Raises:
+        ValueError: A name that is not known.
+    """
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"There is no contender {', '.join(unknown)}; there are {', '.join(known)}.")
+
+
+def load_contender(spec: str) -> tuple[str, torch.dtype, Callable[[Any], Any]]:
+    """Name, dtype and function of `module:function` or `module:function@dtype`.
+
+    The module is imported from the current folder or `PYTHONPATH`.
+
+    Raises:
+        ValueError: Another form, or a module without the function.
+        ModuleNotFoundError: The module cannot be imported.
+    """
+    path, _, dtype_text = spec.partition("@")
+    module_name, _, function_name = path.partition(":")
+    dtype = getattr(torch, dtype_text or "float32", None)
+    if not function_name or not isinstance(dtype, torch.dtype):
+        raise ValueError(f"--contender {spec!r} is not module:function or module:function@dtype.")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name not in (module_name, module_name.partition(".")[0]):
+            raise  # a module that the contender itself imports
+        raise ModuleNotFoundError(
+            f"--contender {spec!r}: there is no module {error.name} in the current folder or on PYTHONPATH."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"--contender {spec!r}: the module {module_name} has no function {function_name}.")
+    return path, dtype, function
+
+
 def split_backend(name: str) -> tuple[str, Backend]:
     """Runtime and backend of a name: `eager-triton` -> `eager`, `triton`; `eager` -> `eager`, `auto`."""
     runtime = name.removesuffix(TRITON_SUFFIX)
@@ -92,28 +152,24 @@ def make_contenders(
         device: Device of the contenders.
         dtypes: Dtypes of the built-in contenders; one contender each.
         patterns: Names of `contender_names`, wildcards allowed.
-        others: Code of others, as `module:function` (float32) or `module:function@bfloat16`. The module is
-            imported from the current folder or `PYTHONPATH`. `function(model)` gets a copy of the model, may
-            use its weights, and returns a callable (template, search). If that callable has a method
-            `encode_template(template)`, cached timings pass its result instead of the template.
+        others: Code of others, as `module:function` (float32) or `module:function@bfloat16`, see
+            `load_contender`. `function(model)` gets a copy of the model, may use its weights, and returns a
+            callable (template, search). If that callable has a method `encode_template(template)`, cached
+            timings pass its result instead of the template.
 
     Raises:
         ValueError: A pattern without a match, or an invalid entry of `others`.
         ModuleNotFoundError: A module of `others` cannot be imported.
     """
-    names = contender_names()
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise ValueError(f"There is no contender {pattern!r}; there are {', '.join(names)}.")
+    names = find_contenders(patterns)
     for spec in others:
         yield _other(spec, model, device)
     for dtype in dtypes:
         for name in names:
-            if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-                try:
-                    yield _builtin(name, model, device, dtype)
-                except (ValueError, RuntimeError, ImportError) as error:
-                    yield Skipped(name, dtype, first_line(error))
+            try:
+                yield _builtin(name, model, device, dtype)
+            except (ValueError, RuntimeError, ImportError) as error:
+                yield Skipped(name, dtype, first_line(error))
 
 
 def outputs(returned: Any) -> list[Tensor]:
@@ -164,22 +220,12 @@ def _session(name: str, model: SessionModel, device: torch.device, dtype: torch.
 
 
 def _other(spec: str, model: SessionModel, device: torch.device) -> Contender:
-    path, _, dtype_text = spec.partition("@")
-    module_name, _, function_name = path.partition(":")
-    dtype = getattr(torch, dtype_text or "float32", None)
-    if not function_name or not isinstance(dtype, torch.dtype):
-        raise ValueError(f"--contender {spec!r} is not module:function or module:function@dtype.")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    function = getattr(importlib.import_module(module_name), function_name, None)
-    if not callable(function):
-        raise ValueError(f"--contender {spec!r}: the module {module_name} has no function {function_name}.")
+    name, dtype, function = load_contender(spec)
     run = function(_copy(model, device, dtype))
     if not callable(run):
         raise ValueError(f"--contender {spec!r} returned a {type(run).__name__}, not a callable.")
     encode = getattr(run, "encode_template", None)
-    return Contender(path, dtype, run, encode, run if encode else None, dtype)
+    return Contender(name, dtype, run, encode, run if encode else None, dtype)
 
 
 def _copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from correlation_aware._extras import require
-from correlation_aware._files import atomic_path
+from correlation_aware._files import PLOT_SUFFIXES, atomic_path, check_output_file, read_json
 
-__all__ = ["plot_reports"]
+__all__ = ["plot_reports", "read_report"]
 
 # quantity that varies in a report: labels of the x and y axes
 PANELS = {
@@ -18,19 +18,38 @@ PANELS = {
 }
 
 
+def read_report(path: str | Path) -> dict[str, Any]:
+    """Reads a report of `bench model --json` or `bench tracker --json`.
+
+    Raises:
+        ValueError: Another file; the message names it.
+    """
+    report = read_json(path)
+    benchmark = report.get("benchmark") if isinstance(report, dict) else None
+    if benchmark is None:
+        raise ValueError(f"{path} is not a report of `bench model --json` or `bench tracker --json`.")
+    if benchmark not in ("model", "tracker"):
+        raise ValueError(
+            f"{path} is a report of `bench {benchmark}`, which has no plot; those of `bench model` and "
+            "`bench tracker` have."
+        )
+    return dict(report)
+
+
 def plot_reports(reports: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Plots a panel for each quantity that varies: model, batch size, search image size, number of targets.
 
     Times are medians with a cached template, or with an encoded one for contenders that cannot cache it.
 
     Args:
-        reports: Reports of `bench model` and `bench tracker`.
-        path: Image file to write.
+        reports: Reports of `read_report`.
+        path: Image file to write; its suffix, one of `PLOT_SUFFIXES`, sets the format.
 
     Raises:
-        ValueError: A report of another benchmark, or one in which nothing varies.
+        ValueError: A report in which nothing varies, or another suffix.
         ModuleNotFoundError: matplotlib is not installed; the message has the command to install it.
     """
+    check_output_file(path, PLOT_SUFFIXES)
     panels: dict[str, dict[str, list[tuple[Any, float]]]] = {}
     for report in reports:
         points = list(_points(report))
@@ -63,17 +82,12 @@ def plot_reports(reports: Sequence[Mapping[str, Any]], path: str | Path) -> None
 
 def _points(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, float]]:
     """Panel, series, x and y of every point of a report."""
-    benchmark = report.get("benchmark")
-    if benchmark == "tracker":
+    if report["benchmark"] == "tracker":
         if len({row["targets"] for row in report["rows"]}) > 1:
             for row in report["rows"]:
                 series = f"{row['runtime']} {row['dtype']}"
                 yield "targets", series, row["targets"], 1e3 / row["frames_per_second"]
         return
-    if benchmark != "model":
-        raise ValueError(
-            f"A report of benchmark={benchmark!r} has no plot; use those of `bench model` or `bench tracker`."
-        )
     cases = report["cases"]
     sizes = {
         axis: list(dict.fromkeys(case[axis] for case in cases)) for axis in ("model", "batch", "search_size")

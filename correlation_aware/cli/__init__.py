@@ -8,19 +8,23 @@ import sys
 import typer
 
 from correlation_aware.cli import bench, demo, eval, export, models, track, train, weights
+from correlation_aware.cli._common import Command
 from correlation_aware.cli._messages import error_console, print_messages
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-app.command("track")(track.track)
+app.command("track", cls=Command)(track.track)
 app.command("demo")(demo.demo)
 app.command("models")(models.models)
-app.command("export")(export.export)
+app.command("export", cls=Command)(export.export)
 app.add_typer(weights.app, name="weights")
 app.add_typer(train.app, name="train")
 app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
+for with_former_options in (train.app, eval.app, bench.app):
+    for command in with_former_options.registered_commands:
+        command.cls = Command
 
 
 @app.callback()

@@ -2,14 +2,17 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperCommand
+
+from correlation_aware.runtime.session import RUNTIMES
 
 T = TypeVar("T")
 
@@ -18,7 +21,9 @@ if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fa
     from correlation_aware.tracking.video import Frame, FrameSource
 
 __all__ = [
+    "WEIGHTS_HELP",
     "Clock",
+    "Command",
     "Device",
     "Model",
     "Runtime",
@@ -30,17 +35,40 @@ __all__ = [
     "track_progress",
 ]
 
-Model = Annotated[str | None, typer.Option(help="Name of a `_track` model; by default sbt_light_cell_track.")]
-Weights = Annotated[
+# former spellings of options, which still work and are not shown in the help
+FORMER_OPTIONS = {
+    "--forms": "--contenders",
+    "--out": "--output",
+    "--pretrained": "--weights",
+    "-o": "--output",
+}
+WEIGHTS_HELP = "Weights: tag of the model, model.tag, file, folder, hf-hub:organisation/name, or `random`"
+
+Model = Annotated[
     str | None,
-    typer.Option("--weights", "--pretrained", help="Tag or file of trained weights, or `random`."),
+    typer.Option(
+        help="Name of a `_track` model, folder or hf-hub:organisation/name; sbt_light_cell_track by default."
+    ),
 ]
+Weights = Annotated[str | None, typer.Option(help=f"{WEIGHTS_HELP}; by default the model's default weights.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
-Runtime = Annotated[
-    str, typer.Option(help="eager, compile, cudagraph, onnx or openvino; the last two are fast on a CPU.")
-]
+Runtime = Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}; onnx and openvino are fast on a CPU.")]
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+class Command(TyperCommand):
+    """A command that also takes the former spellings of its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        names = {name for parameter in self.params for name in parameter.opts}
+        return super().parse_args(ctx, [_current_spelling(word, names) for word in args])
+
+
+def _current_spelling(word: str, names: Container[str]) -> str:
+    option, equals, value = word.partition("=")
+    current = FORMER_OPTIONS.get(option)
+    return word if option in names or current not in names else f"{current}{equals}{value}"
 
 
 @dataclass

@@ -35,7 +35,7 @@ def print_messages(console: Console | None, level: int = logging.WARNING) -> Ite
 
     Args:
         console: Console to print on; None prints nothing, for all but the first of several processes.
-        level: Lowest level of the log records to print.
+        level: Lowest level of the log records to print; `correlation_aware.runtime` prints INFO in any case.
     """
     logger = logging.getLogger("correlation_aware")
     before = logger.handlers, logger.level, logger.propagate
@@ -57,6 +57,9 @@ def print_messages(console: Console | None, level: int = logging.WARNING) -> Ite
             printed.add(text)
             _print(console, text, is_warning=True)
 
+    runtime = logging.getLogger("correlation_aware.runtime")  # says what takes long, such as an export
+    before_runtime = runtime.level
+    runtime.setLevel(min(level, logging.INFO))
     logger.handlers = [logging.NullHandler() if console is None else _ConsoleHandler(console)]
     logger.setLevel(level)
     logger.propagate = False  # a handler of the root logger would print records a second time
@@ -68,6 +71,7 @@ def print_messages(console: Console | None, level: int = logging.WARNING) -> Ite
     finally:
         logger.handlers, _, logger.propagate = before
         logger.setLevel(before[1])
+        runtime.setLevel(before_runtime)
 
 
 def _print(console: Console, text: str, is_warning: bool) -> None:

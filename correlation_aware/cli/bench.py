@@ -1,7 +1,6 @@
 """`correlation-aware bench`: speed on this machine, compared with baselines and with its peak rates."""
 
 import itertools
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from correlation_aware.cli._common import Device, console
+from correlation_aware.cli._common import WEIGHTS_HELP, Device, console
 from correlation_aware.cli.bench_report import Benchmark, as_ms, parse_counts, print_case, print_table
 
 if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fast
@@ -27,16 +26,12 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Number of CPU threads;
 Seconds = Annotated[float, typer.Option(min=0.0, help="Total time of the timed calls of each row.")]
 Weights = Annotated[
     str | None,
-    typer.Option(
-        "--weights",
-        "--pretrained",
-        help="Tag or file of weights, or `random`; by default bundled weights, else random ones.",
-    ),
+    typer.Option(help=f"{WEIGHTS_HELP}; by default bundled weights, else random ones."),
 ]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
 ]
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of two-input models.")]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="Names of two-input models.")]
 
 
 @app.callback()
@@ -44,8 +39,9 @@ def group() -> None:
     """Measure speed on this machine.
 
     Everything that is compared is timed in one process, in alternation. Each
-    command prints hardware and versions, and measures the peak rates of the
-    machine: bandwidth of a copy and rate of a matrix product.
+    command checks its arguments, prints hardware and versions, and measures
+    the peak rates of the machine: bandwidth of a copy and rate of a matrix
+    product.
     """
 
 
@@ -54,7 +50,10 @@ def machine(
     device: Device = None, dtype: Dtypes = "float32,bfloat16", threads: Threads = None, as_json: Json = None
 ) -> None:
     """Print hardware, versions, bandwidth of a copy and rate of a matrix product."""
-    Benchmark("machine", device, dtype, threads).write(as_json, {})
+    run = Benchmark("machine", device, dtype, threads, as_json)
+    run.measure()
+    run.write({})
+    run.finish()
 
 
 @app.command()
@@ -67,8 +66,8 @@ def model(
         typer.Option(
             metavar="NAME,...",
             help="reference, reference-compile, reference-max-autotune, and the runtimes with or without "
-            "-triton for the kernels; wildcards allowed. By default all, on a CPU those that neither "
-            "compile the reference nor use the kernels.",
+            "-triton for the kernels; wildcards allowed. By default all; on a CPU reference, eager, compile "
+            "(which compiles for minutes), onnx and openvino.",
         ),
     ] = None,
     contender: Annotated[
@@ -110,19 +109,35 @@ def model(
     FUNCTION(model) of --contender gets a copy of the model and returns a
     callable (template, search); docs/performance.md has an example.
     """
-    from correlation_aware.bench.bench_models import bench_model
-    from correlation_aware.bench.contenders import REFERENCE, contender_names
+    from correlation_aware.bench.bench_models import bench_model, check_model
+    from correlation_aware.bench.contenders import (
+        REFERENCE,
+        contender_names,
+        find_contenders,
+        load_contender,
+    )
+    from correlation_aware.evaluation.got10k import open_dataset
 
-    run = Benchmark("model", device, dtype, threads, [spec.partition("@")[2] for spec in contender or ()])
-    names = contenders.split(",") if contenders else contender_names()
+    more = [spec.partition("@")[2] for spec in contender or ()]
+    run = Benchmark("model", device, dtype, threads, as_json, more)
+    names = find_contenders(contenders.split(",")) if contenders else contender_names()
     if contenders is None and run.device.type == "cpu":
         names = [n for n in names if not n.startswith(f"{REFERENCE}-") and not n.endswith("-triton")]
-    cases = []
+    others = [load_contender(spec)[0] for spec in contender or ()]
+    if against is not None and against.partition("@")[0] not in (*names, *others):
+        raise ValueError(f"--against {against!r} is not among {', '.join((*others, *names))}.")
+    batches = parse_counts("--batch", batch)
     sizes = [None] if search_size is None else parse_counts("--search-size", search_size)
+    for name in models:
+        check_model(name, weights)
+    if sequences is not None and not open_dataset(sequences).seq_names:
+        raise ValueError(f"--sequences {sequences}: val/list.txt names no sequences.")
+    run.measure()
+    cases = []
     for name, size in itertools.product(models, sizes):
         for case in bench_model(
             name,
-            parse_counts("--batch", batch),
+            batches,
             run.device,
             run.dtypes,
             names,
@@ -137,7 +152,8 @@ def model(
         ):
             print_case(case)
             cases.append(asdict(case))
-            run.write(as_json, {"cases": cases})
+            run.write({"cases": cases})
+    run.finish()
 
 
 @app.command()
@@ -157,14 +173,21 @@ def train(
     as_json: Json = None,
 ) -> None:
     """Time a training step: forward and backward, float32 weights, autocast to --dtype."""
-    from correlation_aware.bench.bench_training import bench_training
+    from correlation_aware.bench.bench_models import check_model
+    from correlation_aware.bench.bench_training import CONTENDERS, bench_training
+    from correlation_aware.bench.contenders import check_contenders
     from correlation_aware.bench.machine import dtype_name
 
-    run = Benchmark("train", device, dtype, threads)
+    run = Benchmark("train", device, dtype, threads, as_json)
+    names = contenders.split(",")
+    check_contenders(names, CONTENDERS)
+    for name in models:
+        check_model(name)
+    run.measure()
     cases = []
     for name in models:
         for t in run.dtypes:
-            rows, skipped = bench_training(name, batch, run.device, t, contenders.split(","), seconds)
+            rows, skipped = bench_training(name, batch, run.device, t, names, seconds)
             title = f"{name}, forward and backward of {batch} pairs, {dtype_name(t)}"
             cells = [
                 (
@@ -181,7 +204,8 @@ def train(
             cases.append(
                 {"model": name, "batch": batch, "dtype": dtype_name(t), "rows": [asdict(r) for r in rows]}
             )
-            run.write(as_json, {"cases": cases})
+            run.write({"cases": cases})
+    run.finish()
 
 
 @app.command("ops")
@@ -191,9 +215,7 @@ def operations(
     dtype: Dtypes = "float32",
     contenders: Annotated[
         str,
-        typer.Option(
-            "--contenders", "--forms", metavar="NAME,...", help="reference, reference-compile, triton."
-        ),
+        typer.Option(metavar="NAME,...", help="reference, reference-compile, triton."),
     ] = "reference,reference-compile,triton",
     backward: Annotated[bool, typer.Option("--backward", help="Time forward and backward.")] = False,
     seconds: Seconds = 0.3,
@@ -206,15 +228,20 @@ def operations(
     On a GPU this is the time on the device, without launch overhead. The last
     lines of a model are sums over all calls of a forward pass.
     """
+    from correlation_aware.bench.bench_models import check_model
     from correlation_aware.bench.bench_operations import CONTENDERS, bench_operation, count_calls
+    from correlation_aware.bench.contenders import check_contenders
     from correlation_aware.bench.machine import dtype_name
 
+    run = Benchmark("ops", device, dtype, threads, as_json)
     names = contenders.split(",")
-    if unknown := set(names) - set(CONTENDERS):
-        raise ValueError(f"--contenders {', '.join(sorted(unknown))} is not among {', '.join(CONTENDERS)}.")
-    run = Benchmark("ops", device, dtype, threads)
+    check_contenders(names, CONTENDERS)
+    batches = parse_counts("--batch", batch)
+    for name in models:
+        check_model(name)
+    run.measure()
     cases = []
-    for name, count, t in itertools.product(models, parse_counts("--batch", batch), run.dtypes):
+    for name, count, t in itertools.product(models, batches, run.dtypes):
         rows: list[OperationRow] = []
         skipped: dict[tuple[str, str], Skipped] = {}
         for operands, calls in count_calls(name, count).items():
@@ -246,7 +273,8 @@ def operations(
         cases.append(
             {"model": name, "batch": count, "dtype": dtype_name(t), "rows": [asdict(r) for r in rows]}
         )
-        run.write(as_json, {"backward": backward, "cases": cases})
+        run.write({"backward": backward, "cases": cases})
+    run.finish()
 
 
 @app.command()
@@ -271,16 +299,23 @@ def tracker(
     as_json: Json = None,
 ) -> None:
     """Time the stages of a tracked frame, for one and for more targets, on a generated clip."""
-    from correlation_aware.bench.bench_tracking import bench_tracker
+    from correlation_aware.bench.bench_models import check_model
+    from correlation_aware.bench.bench_tracking import bench_tracker, check_runtimes
     from correlation_aware.bench.contenders import Skipped
     from correlation_aware.runtime.session import RUNTIMES
+    from correlation_aware.tracking.tracker import check_tracker_name
 
-    run = Benchmark("tracker", device, dtype, threads)
+    run = Benchmark("tracker", device, dtype, threads, as_json)
     names = runtimes.split(",") if runtimes else [r for r in RUNTIMES if r not in ("auto", "compile")]
+    check_runtimes(names)
+    check_tracker_name(model)
+    check_model(model, weights)
+    counts = parse_counts("--targets", targets)
+    run.measure()
     pairs = [(runtime, t) for runtime in names for t in run.dtypes]
     rows: list[Any] = []
     skipped: list[Skipped] = []
-    for result in bench_tracker(model, parse_counts("--targets", targets), run.device, pairs, weights):
+    for result in bench_tracker(model, counts, run.device, pairs, weights):
         if isinstance(result, Skipped):
             skipped.append(result)
         else:
@@ -298,7 +333,10 @@ def tracker(
     ]
     headings = ("targets", "runtime", "dtype", "crop ms", "model ms", "post ms", "frames/s", "targets/s")
     print_table(f"{model}, ms per frame of 1280 x 720 px", headings, cells, skipped)
-    run.write(as_json, {"model": model, "rows": [asdict(row) for row in rows]})
+    if not rows:
+        raise ValueError("No runtime can run on this machine; the reasons are above.")
+    run.write({"model": model, "rows": [asdict(row) for row in rows]})
+    run.finish()
 
 
 @app.command()
@@ -306,23 +344,16 @@ def plot(
     reports: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             exists=True,
             dir_okay=False,
             help="Reports of `bench model --json` and `bench tracker --json`.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="Image file to write.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Image file to write, such as a .png.")],
 ) -> None:
     """Plot reports: a panel for each of model, batch, search size and targets that varies."""
-    from correlation_aware.bench.plot import plot_reports
+    from correlation_aware.bench.plot import plot_reports, read_report
 
-    contents = []
-    for path in reports:
-        try:
-            contents.append(dict(json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a file of `bench --json`: {error}") from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    plot_reports(contents, out)
-    console.print(f"The plot is {escape(str(out))}")
+    plot_reports([read_report(path) for path in reports], output)
+    console.print(f"Wrote {escape(str(output))}")

@@ -24,62 +24,89 @@ __all__ = ["Benchmark", "as_ms", "parse_counts", "parse_dtype", "print_case", "p
 
 
 class Benchmark:
-    """A benchmark on one device: prints the machine, measures its peak rates, writes the report.
+    """A benchmark on one device: checks its options, describes the machine, writes the report.
 
     Args:
         command: Name of the command.
         device: PyTorch device; None for a GPU if there is one.
         dtypes: Comma-separated names of dtypes.
         threads: Number of CPU threads; None for PyTorch's default.
+        report: JSON file to write; None for none.
         more: Names of further dtypes whose peak rates are needed.
+
+    Attributes:
+        device: Device.
+        dtypes: Dtypes.
+        machine: Hardware and versions, from `measure`.
+        ceilings: Peak rates by dtype, from `measure`.
 
     Raises:
         ValueError: An unknown dtype, or a device that cannot be timed.
+        RuntimeError: A GPU that is not available.
+        OSError: The folder of the report does not exist or is not writable.
     """
 
     def __init__(
-        self, command: str, device: str | None, dtypes: str, threads: int | None, more: Iterable[str] = ()
+        self,
+        command: str,
+        device: str | None,
+        dtypes: str,
+        threads: int | None,
+        report: Path | None = None,
+        more: Iterable[str] = (),
     ) -> None:
         import torch
 
-        from correlation_aware.bench.machine import describe, dtype_name, measure_ceilings
+        from correlation_aware._files import check_output_file
+        from correlation_aware.runtime.session import as_device
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.command, self.written = command, False
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.command, self.report, self.written = command, report, False
+        self.device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"--device {device} cannot be timed; use cpu or cuda.")
         self.dtypes = [parse_dtype(name) for name in dtypes.split(",")]
+        self.machine: Machine | None = None
+        self.ceilings: dict[torch.dtype, Ceilings] = {}
+        self._needed = dict.fromkeys([*self.dtypes, *(parse_dtype(name or "float32") for name in more)])
+        if report is not None:
+            check_output_file(report)
+
+    def measure(self) -> None:
+        """Prints the machine, measures its peak rates and prints them; check all arguments before."""
+        from correlation_aware.bench.machine import describe, dtype_name, measure_ceilings
+
         self.machine = describe(self.device)
         console.print(_describe(self.machine))
-        needed = dict.fromkeys([*self.dtypes, *(parse_dtype(name or "float32") for name in more)])
-        self.ceilings: dict[torch.dtype, Ceilings] = {t: measure_ceilings(self.device, t) for t in needed}
-        for t, ceilings in self.ceilings.items():
+        for t in self._needed:
+            ceilings = self.ceilings[t] = measure_ceilings(self.device, t)
             console.print(
-                f"{dtype_name(t)}: copies {ceilings.bytes_per_second / 1e9:.1f} GB/s, "
-                f"multiplies {ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
+                f"{dtype_name(t)}: copy bandwidth {ceilings.bytes_per_second / 1e9:.1f} GB/s, "
+                f"matrix product {ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
             )
 
-    def write(self, path: Path | None, results: dict[str, Any]) -> None:
-        """Writes machine, peak rates and results to a JSON file, atomically; does nothing without a path."""
-        if path is None:
+    def write(self, results: dict[str, Any]) -> None:
+        """Writes machine, peak rates and results so far to the JSON file, atomically, if there is one."""
+        if self.report is None:
             return
         from correlation_aware._files import write_text
         from correlation_aware.bench.machine import dtype_name
 
-        report = {
+        content = {
             "benchmark": self.command,
             "command": ["correlation-aware", *sys.argv[1:]],
-            "machine": asdict(self.machine),
+            "machine": asdict(self.machine) if self.machine else None,
             "ceilings": {dtype_name(t): asdict(ceilings) for t, ceilings in self.ceilings.items()},
             **results,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(json.dumps(report, indent=2, default=dtype_name) + "\n", path)
-        if not self.written:
-            console.print(f"Results so far are in {escape(str(path))}")
+        write_text(json.dumps(content, indent=2, default=dtype_name) + "\n", self.report)
         self.written = True
+
+    def finish(self) -> None:
+        """Prints the name of the report, if one was written."""
+        if self.written:
+            console.print(f"Wrote {escape(str(self.report))}")
 
 
 def _describe(machine: "Machine") -> str:

@@ -28,16 +28,16 @@ def demo(
     """
     import torch
 
+    from correlation_aware._files import check_output_folder
     from correlation_aware.demo_clip import draw_clip
     from correlation_aware.evaluation.one_pass import overlap
     from correlation_aware.tracking.draw import contact_sheet, draw_box, draw_result
     from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; --output must be a folder")
-    output.mkdir(parents=True, exist_ok=True)
+    check_output_folder(output)
     torch.manual_seed(0)  # the same random weights in every run
     tracker = load_tracker(model)
+    output.mkdir(parents=True, exist_ok=True)
     clip, video, sheet = (output / name for name in ("clip.mp4", "demo.mp4", "contact_sheet.png"))
 
     truth: list[Box] = []
@@ -67,7 +67,8 @@ def demo(
     table.add_row("weights", weights)
     table.add_row("clip", f"{clock.frames} generated frames")
     table.add_row("speed", f"{clock.frames / clock.total:.1f} frames/s, including decoding and writing")
-    table.add_row("mean IoU", f"{sum(overlaps) / len(overlaps):.3f} with the true boxes")
+    table.add_row("mean IoU", f"{sum(overlaps) / len(overlaps):.3f} with the true boxes; 1 at best")
+    table.add_row("", "the clip is hard: a look-alike passes the target, and a leaf hides it")
     for name, path in (("files", clip), ("", video), ("", sheet)):
         table.add_row(name, escape(str(path)))
     start = ",".join(f"{value:.0f}" for value in truth[0])

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from correlation_aware._deprecation import current_fields
+from correlation_aware._extras import require
 from correlation_aware.cli._common import (
     Device,
     Model,
@@ -42,7 +43,9 @@ def group() -> None:
 
 @app.command()
 def got10k(
-    root: Annotated[Path, typer.Argument(help="Folder in GOT-10k's layout, with val/list.txt.")],
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="Folder in GOT-10k's layout, with val/list.txt.")
+    ],
     model: Model = None,
     weights: Weights = None,
     device: Device = None,
@@ -67,7 +70,7 @@ def got10k(
     curve. "average" weights every sequence equally, "all frames" every frame.
     Frames/s is the speed of the tracker without reading images.
     """
-    from correlation_aware._files import write_text
+    from correlation_aware._files import check_output_file, check_output_folder, write_text
     from correlation_aware.evaluation.got10k import evaluate, open_dataset, write_results
     from correlation_aware.evaluation.one_pass import average, score
 
@@ -75,6 +78,12 @@ def got10k(
         raise ValueError(f"--subset {subset} is not one of val, train, test")
     if subset == "test" and output is None:
         raise ValueError("The annotations of test are not public: name a folder for the boxes with --output")
+    if subset == "test" and as_json is not None:
+        raise ValueError("--json has no effect with --subset test: without annotations there are no measures")
+    if output is not None:
+        check_output_folder(output)
+    if as_json is not None:
+        check_output_file(as_json)
     dataset = open_dataset(root, subset)  # type: ignore[arg-type]
     names = sequences.split(",") if sequences else None
     tracker = load_tracker(model, weights, device, runtime)
@@ -99,7 +108,7 @@ def got10k(
 @app.command()
 def clips(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Folders or tar shards of photographs.")
+        list[str], typer.Argument(metavar="SOURCE", help="Folders or tar shards of photographs.")
     ],
     model: Model = None,
     weights: Weights = None,
@@ -128,7 +137,7 @@ def clips(
     expected calibration error: the mean difference of the score and the
     fraction of right boxes.
     """
-    from correlation_aware._files import write_text
+    from correlation_aware._files import PLOT_SUFFIXES, check_output_file, write_text
     from correlation_aware.evaluation.calibration import plot_reliability, reliability, scored_frames
     from correlation_aware.evaluation.one_pass import average
     from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
@@ -140,6 +149,11 @@ def clips(
         raise ValueError(
             "--plot shows one combination of settings: leave out --sweep, or use one value per field"
         )
+    if plot is not None:
+        require("matplotlib.figure")
+        check_output_file(plot, PLOT_SUFFIXES)
+    if as_json is not None:
+        check_output_file(as_json)
     tracker = load_tracker(model, weights, device)
     trackers = {name: Tracker(InferenceSession(tracker.model), config) for name, config in configs.items()}
     results: dict[str, list[SequenceResult]] = {name: [] for name in trackers}

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli._common import console
+from correlation_aware.cli._common import Weights, console
 
 __all__ = ["export"]
 
@@ -17,14 +17,7 @@ def export(
         str, typer.Argument(metavar="MODEL", help="Name of a model, folder of a model, or hf-hub: name.")
     ],
     output: Annotated[Path, typer.Option(help="Output folder.")],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights",
-            "--pretrained",
-            help="Tag or file of weights, or `random`; by default the model's default weights.",
-        ),
-    ] = None,
+    weights: Weights = None,
     format: Annotated[
         str, typer.Option(help="onnx, openvino or torch (the format of torch.export).")
     ] = "onnx",
@@ -43,8 +36,10 @@ def export(
     is written.
     """
     from correlation_aware import zoo
+    from correlation_aware._files import check_output_folder
     from correlation_aware.runtime.export import export as write
 
+    check_output_folder(output)
     if weights is None and not zoo.has_weights(model):
         raise ValueError(
             f"{model} has no default weights: name a tag or file with --weights, or use --weights random."

@@ -11,7 +11,9 @@ __all__ = ["models"]
 
 
 def models(
-    filter: Annotated[str, typer.Argument(help="Wildcards, for example 'sbt_*_track'.")] = "",
+    filter: Annotated[
+        str, typer.Argument(metavar="FILTER", help="A name, with wildcards, such as 'sbt_*_track'.")
+    ] = "",
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Only names with weights, one line per tag.")
     ] = False,
@@ -29,10 +31,18 @@ def models(
 ) -> None:
     """List the models of the zoo."""
     from correlation_aware import list_models
+    from correlation_aware.models.registry import near_names
 
+    for option, size in (("--template-size", template_size), ("--search-size", search_size)):
+        if size is not None and not profile:
+            raise ValueError(f"{option} {size} has no effect without --profile")
     names = list_models(filter, pretrained=pretrained)
+    if not names and pretrained and list_models(filter):
+        raise ValueError(f"No model that matches {filter!r} has weights; leave out --pretrained.")
     if not names:
-        raise ValueError(f"No model matches {filter!r}. 'correlation-aware models' lists all models.")
+        near = [] if set("*?[") & set(filter) else near_names(filter, list_models())[:8]
+        hint = f" Near: {', '.join(near)}." if near else ""
+        raise ValueError(f"No model matches {filter!r}.{hint} 'correlation-aware models' lists all models.")
     if not profile:
         typer.echo(json.dumps(names, indent=2) if as_json else "\n".join(names))
         return

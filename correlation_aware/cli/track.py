@@ -57,7 +57,8 @@ def track(
     completes them.
 
     Exit codes: 0 no target is lost in the last frame, 3 a target is lost
-    there, 1 error (no file is written), 2 wrong usage, 130 Ctrl-C.
+    there, 1 error, such as a wrong --box or --runtime (no file is written), 2
+    an unknown or missing option, 130 Ctrl-C.
     """
     targets = [_parse_box(text) for text in box]
     _check_paths(source, output, boxes)

@@ -11,17 +11,32 @@ from rich.table import Table
 from torch import Tensor
 
 from correlation_aware import weights
-from correlation_aware._files import atomic_path, read_json, sha256_file
+from correlation_aware._files import (
+    atomic_path,
+    check_output_file,
+    check_output_folder,
+    read_json,
+    sha256_file,
+)
 from correlation_aware.weights import WeightsEntry, WeightsSource
 from correlation_aware.weights.hub import hash_in_name
 
 app = typer.Typer(help="List, verify, download, convert and publish weights.", no_args_is_help=True)
 
 Format = Annotated[
-    str, typer.Option(help="Format of SOURCE, such as sbt or pvt_v2; by default told by its names.")
+    str,
+    typer.Option(help="Format of SOURCE, such as sbt or pvt_v2; by default detected from parameter names."),
 ]
-Remote = Annotated[str, typer.Argument(help="model, model.tag or hf-hub:organisation/name[@revision].")]
-RemoteOrLocal = Annotated[str, typer.Argument(help="As for download, or a local file or folder.")]
+Remote = Annotated[
+    str, typer.Argument(metavar="NAME", help="model, model.tag or hf-hub:organisation/name[@revision].")
+]
+RemoteOrLocal = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="model, model.tag, hf-hub:organisation/name[@revision], or a local file or folder.",
+    ),
+]
 
 
 @app.command("list")
@@ -34,15 +49,15 @@ def list_entries(
         typer.echo(json.dumps({name: entry.to_json() for name, entry in manifest.items()}, indent=2))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("weights", "from", "fill", "pixels", "license"):
+    for column in ("weights", "source", "content", "pixels", "license"):
         table.add_column(column, overflow="fold", no_wrap=column in ("weights", "pixels"))
     for name, entry in manifest.items():
-        fill = "all" if entry.role == "model" else "part"
-        table.add_row(name, _origin(entry), fill, _pixels(entry), entry.license)
+        content = "model" if entry.role == "model" else "part"
+        table.add_row(name, _origin(entry), content, _pixels(entry), entry.license)
     Console().print(table)
-    typer.echo("\nfrom    repository of the Hugging Face Hub, an address, or this package (bundled)")
-    typer.echo("fill    all tensors of the model, or a part of them: a starting point for training")
-    typer.echo("pixels  side of the template and the search image, or of the one image, in training")
+    typer.echo("\nsource   repository on the Hugging Face Hub, a URL, or this package (bundled)")
+    typer.echo("content  all tensors of the model, or a part of them as a starting point for training")
+    typer.echo("pixels   side of the template and the search image, or of the one image, in training")
 
 
 @app.command()
@@ -63,6 +78,8 @@ def download(
     to: Annotated[Path | None, typer.Option(help="Folder for a copy; otherwise only the cache.")] = None,
 ) -> None:
     """Download weights, verify them and print their path."""
+    if to is not None:
+        check_output_folder(to)
     source = weights.resolve_weights(name)
     if source.path is not None:
         raise ValueError(
@@ -81,8 +98,10 @@ def download(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Checkpoint of the authors, of timm, of a plug-in, ...")],
-    dest: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Checkpoint of the authors, of timm, of a plug-in, ...")
+    ],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The .safetensors file to write.")],
     format: Format = "auto",
     model: Annotated[
         str | None, typer.Option(help="Architecture that SOURCE is of; all of its tensors must fit then.")
@@ -94,6 +113,7 @@ def convert(
         raise ValueError(f"--format {format!r} is not one of {', '.join(weights.format_names())}.")
     if dest.exists() and not force:
         raise FileExistsError(f"{dest} exists. Name another file or add --force.")
+    check_output_file(dest, (".safetensors",))
     network = None
     if model is not None:
         from correlation_aware.zoo import create_model
@@ -110,9 +130,11 @@ def convert(
 
 @app.command()
 def push(
-    source: Annotated[Path, typer.Argument(help="Folder of save_pretrained, or a .safetensors file.")],
-    repository: Annotated[str, typer.Argument(help="organisation/name on the Hub.")],
-    name: Annotated[str, typer.Argument(help="model.tag to publish it as.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder of save_pretrained, or a .safetensors file.")
+    ],
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="organisation/name on the Hub.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="model.tag to publish it as.")],
     training: Annotated[str, typer.Option(help="Description of the training, in a sentence or two.")],
     license: Annotated[str, typer.Option(help="The Hub's identifier; `other` for your own.")] = "apache-2.0",
     results: Annotated[

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from correlation_aware._extras import require
-from correlation_aware._files import atomic_path
+from correlation_aware._files import PLOT_SUFFIXES, atomic_path, check_output_file
 from correlation_aware.evaluation.one_pass import SequenceResult
 
 __all__ = ["HIT", "Reliability", "fit_calibration", "plot_reliability", "reliability", "scored_frames"]
@@ -127,12 +127,14 @@ def plot_reliability(result: Reliability, path: str | Path, title: str = "") -> 
 
     Args:
         result: Reliability diagram.
-        path: Path of the image; its suffix sets the format.
+        path: Path of the image; its suffix, one of `PLOT_SUFFIXES`, sets the format.
         title: Title of the plot.
 
     Raises:
+        ValueError: Another suffix.
         ModuleNotFoundError: matplotlib is not installed; the message says how to install it.
     """
+    check_output_file(path, PLOT_SUFFIXES)
     (figures,) = require("matplotlib.figure")
     figure = figures.Figure(figsize=(5, 5.5), layout="constrained")
     curve, frames = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

@@ -30,7 +30,7 @@ def open_dataset(root: str | Path, subset: Subset = "val") -> Any:
 
     Raises:
         ModuleNotFoundError: The toolkit is not installed; the message says how to install it.
-        FileNotFoundError: No `list.txt` in the subset.
+        FileNotFoundError: No such folder, or no `list.txt` in the subset.
     """
     require(
         "got10k.datasets", message="The evaluation needs the got10k toolkit, and {names} is not installed"
@@ -38,6 +38,11 @@ def open_dataset(root: str | Path, subset: Subset = "val") -> Any:
     from got10k.datasets import GOT10k
 
     listing = Path(root) / subset / "list.txt"
+    if not Path(root).is_dir():
+        state = "is a file" if Path(root).exists() else "does not exist"
+        raise FileNotFoundError(
+            f"{root} {state}; a folder in GOT-10k's layout is needed, with {subset}/list.txt."
+        )
     if not listing.is_file():
         raise FileNotFoundError(f"There is no {listing}, the list of the sequences in GOT-10k's layout.")
 

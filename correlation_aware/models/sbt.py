@@ -5,6 +5,9 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv
 Written for this package and checked, number by number, against the outputs of the authors' released code
 (https://github.com/phiphiphi31/SBT, MIT) and of timm's `pvt_v2` (Apache-2.0). Licensed under Apache-2.0.
 
+Where an entry point names no image sizes and crop factors, they are the defaults of `Sizes` in
+`models/contract.py`: a template of 128 px, a search image of 256 px, two and four times the target's size.
+
 Up to the first EoC-CA block each image is processed alone, and the template's part of that is its cached
 state. From there on the tokens of both travel in one packed tensor through the blocks of `models/eoc.py`.
 """

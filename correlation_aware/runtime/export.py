@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from correlation_aware._extras import require
+from correlation_aware._files import check_output_folder
 from correlation_aware._version import __version__
 from correlation_aware.ops import set_backend
 from correlation_aware.runtime.graphs import Graph, description, split_graphs
@@ -41,6 +42,8 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 TOLERANCE = 1e-3  # largest difference over the largest value; float32 rounding gives about 1e-5
 TRIALS = ((0, 1), (1, 2), (2, 3))  # seeds and batch sizes of the comparison
 GraphFunction = Callable[..., Sequence[np.ndarray]]  # arrays by position -> output arrays
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def export(
         The exported files.
 
     Raises:
-        ValueError: Not a model of the zoo, an unknown format or graph.
+        ValueError: Not a model of the zoo, an unknown format or graph, or a folder that is a file.
         ModuleNotFoundError: A package of the format is not installed; the message says how to install it.
         RuntimeError: The outputs of a file differ from the model's; no file is written then.
     """
@@ -94,8 +97,10 @@ def export(
     if format != "torch":
         require("onnx", "onnxscript", "onnxruntime" if format == "onnx" else "openvino")
     folder = Path(folder)
+    check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     meta = metadata(model)
+    _logger.info("Exporting %s to %s; this can take a minute.", meta["model"], format)
     exported = []
     with (
         _reference(model) as parts,

@@ -25,8 +25,11 @@ from correlation_aware.runtime.export import SUFFIXES, export, gives_outputs_of,
 from correlation_aware.runtime.fused_convolutions import fuse_convolutions, refresh
 from correlation_aware.runtime.graphs import SessionModel, cast_input, split_graphs
 
-__all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
+__all__ = ["RUNTIMES", "InferenceSession", "Runtime", "as_device", "export_cache"]
 
+# To add a runtime: its name here, which the options, their help and the benchmarks follow, and its branch in
+# `InferenceSession`. One that runs exported files also needs `open_graph` of `runtime/export.py`, the default
+# device of `create_tracker`, and `FILE_RUNTIMES` of `bench/contenders.py`.
 Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
@@ -66,8 +69,8 @@ class InferenceSession:
         outputs: Names of the outputs of a call: `scores` and `boxes`, or names of features.
 
     Raises:
-        ValueError: An unknown runtime, or a device or dtype that the runtime does not support.
-        RuntimeError: `cudagraph` without a GPU.
+        ValueError: An unknown runtime or device, or a device or dtype that the runtime does not support.
+        RuntimeError: `cudagraph` or a CUDA device without a GPU.
         ModuleNotFoundError: The runtime is not installed; the message says how to install it.
 
     Note:
@@ -92,7 +95,7 @@ class InferenceSession:
             raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}.")
         parameter = next(model.parameters())
         self.model = model.eval()
-        self.device = torch.device(device or parameter.device)
+        self.device = as_device(device or parameter.device, available=False)
         self.dtype = dtype or parameter.dtype
         self.runtime: Runtime = "eager" if runtime == "auto" else runtime
         graphs = split_graphs(model)
@@ -106,6 +109,7 @@ class InferenceSession:
             return
         if self.runtime == "cudagraph":
             self._check_cudagraph()
+        as_device(self.device)
         model.to(self.device, self.dtype)
         if self.runtime == "eager":
             self._network = fuse_convolutions(model, _run_once)
@@ -247,6 +251,31 @@ def _run_once(model: nn.Module) -> Tensor:
     dtype = next(model.parameters()).dtype
     outputs: tuple[Tensor, ...] = graph.module(*(t.to(dtype) for t in graph.example(seed=0, batch=1)))
     return torch.cat([output.to(dtype).flatten() for output in outputs])
+
+
+def as_device(device: str | torch.device, available: bool = True) -> torch.device:
+    """A device by name.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:1`, or another device of PyTorch.
+        available: Whether a CUDA device must be there.
+
+    Raises:
+        ValueError: Not the name of a device.
+        RuntimeError: `cuda` without a GPU, or the number of a GPU that is not there.
+    """
+    count = torch.cuda.device_count()
+    gpus = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={str(device)!r} is not one of cpu, cuda, cuda:N. PyTorch finds {gpus}: "
+            f"use {'cuda or ' if count else ''}cpu."
+        ) from error
+    if available and parsed.type == "cuda" and (parsed.index or 0) >= count:
+        raise RuntimeError(f"device={str(device)!r} is not available: PyTorch finds {gpus}; use cpu.")
+    return parsed
 
 
 def _rebuild(

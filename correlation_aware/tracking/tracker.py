@@ -15,11 +15,19 @@ from correlation_aware import zoo
 from correlation_aware._deprecation import renamed_fields
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.runtime.graphs import description
-from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
+from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime, as_device
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
 
-__all__ = ["DEFAULT_MODEL", "Timings", "TrackResult", "Tracker", "TrackerConfig", "create_tracker"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "Timings",
+    "TrackResult",
+    "Tracker",
+    "TrackerConfig",
+    "check_tracker_name",
+    "create_tracker",
+]
 
 DEFAULT_MODEL = "sbt_light_cell_track"
 
@@ -151,7 +159,8 @@ class Tracker:
     def weights(self) -> str:
         """Old name of `weights_name`, deprecated."""
         warnings.warn(
-            "Tracker.weights is now called weights_name; the old name will be removed in the next release.",
+            "Tracker.weights is now called weights_name; "
+            "the old name will be removed after the next release.",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -325,6 +334,26 @@ def _size_aspect_change(new: Tensor, old: Tensor) -> Tensor:
     return ratio(padded_size(new), padded_size(old)) * ratio(new[:, 0] / new[:, 1], old[:, 0] / old[:, 1])
 
 
+def check_tracker_name(name: str | Path) -> None:
+    """Checks that a name is that of a model with a prediction head, without loading weights.
+
+    Args:
+        name: Name of a model, with or without a tag; folders and repositories are not checked.
+
+    Raises:
+        ValueError: An unknown name or tag, or a model without a prediction head.
+    """
+    zoo.has_weights(name)  # raises for unknown names and tags
+    architecture = str(name).partition(".")[0]
+    if zoo.is_location(name) or architecture.endswith("_track"):
+        return
+    if isinstance(zoo.create_model(architecture, device="meta"), TrackModel):
+        return
+    tracker = f"{architecture.removesuffix('_cls')}_track"
+    advice = f"use {tracker}" if tracker in zoo.list_models() else "a tracker needs a `_track` model"
+    raise ValueError(f"{architecture} has no prediction head; {advice}.")
+
+
 def create_tracker(
     model: str | Path | TrackModel | None = None,
     *,
@@ -343,15 +372,15 @@ def create_tracker(
             weights with a warning.
         device: Device, such as `cpu` or `cuda`; by default a GPU if there is one.
         dtype: Dtype of the computation; `torch.float32` by default.
-        runtime: Runtime of the model: `auto`, `eager`, `compile`, `cudagraph`, `onnx` or `openvino`, see
-            `InferenceSession`.
-        config: Settings of the tracker.
+        runtime: Runtime of the model, one of `RUNTIMES`, see `InferenceSession`.
+        config: Settings of the choice of the best location, see `TrackerConfig`. Image sizes and crop factors
+            are the model's: create it with, for example, `search_factor=5` and pass the model.
 
     Raises:
-        ValueError: A model without a prediction head, an unknown name, a runtime that does not support the
-            device or dtype.
+        ValueError: A model without a prediction head, an unknown name or device, a runtime that does not
+            support the device or dtype.
         ModuleNotFoundError: The runtime is not installed.
-        RuntimeError: `cudagraph` without a GPU.
+        RuntimeError: `cudagraph` or a CUDA device without a GPU.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
     """
     if runtime not in RUNTIMES:
@@ -359,6 +388,8 @@ def create_tracker(
     if device is None:
         on_gpu = torch.cuda.is_available() and runtime not in ("onnx", "openvino")
         device = "cuda" if on_gpu or runtime == "cudagraph" else "cpu"
+    elif runtime != "cudagraph":  # the session has an error of its own for that
+        device = as_device(device)
     network: torch.nn.Module
     if isinstance(model, torch.nn.Module):
         if pretrained is not None:
@@ -368,6 +399,7 @@ def create_tracker(
         network = model
     else:
         name = DEFAULT_MODEL if model is None else model
+        check_tracker_name(name)
         if pretrained is None:
             pretrained = zoo.has_weights(name)
         if not pretrained:

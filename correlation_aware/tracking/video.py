@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, list_images
+from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, check_output_file, list_images
 
 __all__ = ["Frame", "FrameSource", "VideoWriter", "open_frames", "write_image"]
 
@@ -217,17 +217,23 @@ def write_image(path: str | Path, frame: Frame) -> None:
     """Writes one frame to an image file.
 
     Args:
-        path: Path of the file; its suffix sets the format, .png or another one that OpenCV can write.
+        path: Path of the file; its suffix, one of `IMAGE_SUFFIXES`, sets the format.
         frame: uint8 RGB (H, W, 3).
 
     Raises:
-        RuntimeError: OpenCV cannot write the format.
+        ValueError: Another suffix.
+        RuntimeError: OpenCV cannot encode the image, such as a .webp file of more than 16383 pixels a side.
         OSError: The folder does not exist or is not writable.
     """
+    path = Path(path)
+    check_output_file(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
-        ok, data = cv2.imencode(temporary.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        try:
+            ok, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        except cv2.error as error:
+            raise RuntimeError(f"OpenCV cannot write {path}: {error}") from error
         if not ok:
-            raise RuntimeError(f"OpenCV cannot write {path}")
+            raise RuntimeError(f"OpenCV cannot write {path} ({frame.shape[1]} x {frame.shape[0]})")
         temporary.write_bytes(data.tobytes())
 
 

@@ -1,4 +1,12 @@
-"""Weights: which exist, verified downloads, and conversion of other people's checkpoints."""
+"""Weights: which exist, verified downloads, and conversion of other people's checkpoints.
+
+`weights_manifest.json` has one entry per `model.tag`; the first entry of a model is its default. The name
+of the model fixes the network: an entry says where a file is, how it is verified and what it contains. Its
+fields are those of `WeightsEntry`, which also checks the rules: `source` decides which fields are needed
+(`hub`: repository and revision; `url` and `bundled`: sha256 and bytes), and an entry has the image sizes of
+the training. `role` is `model` if every tensor fits, `starting_point` if the rest keeps fresh values.
+`correlation-aware weights push` prints the entry of a file that it publishes.
+"""
 
 from correlation_aware.weights.convert import convert_state_dict, format_names
 from correlation_aware.weights.files import SUFFIXES, check_finite, read_state_dict, write_state_dict

@@ -161,10 +161,19 @@ def _load_pickle(path: Path) -> Any:
                 path=path, refused=refused[1], name=path.name, target=target, wrappers=_WRAPPERS
             )
         else:
-            lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
-            reason = lines[0].split(". ")[0] if lines else type(error).__name__
-            message = f"{path} is not a complete checkpoint of torch.save ({reason}). Get it again."
+            message = (
+                f"{path} is not a complete checkpoint of torch.save ({path.stat().st_size} bytes, "
+                f"{_reason(error)}). Download or save it again."
+            )
         raise RuntimeError(message) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why torch cannot read a file, if it says so in words."""
+    lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+    if isinstance(error, RuntimeError) and lines:
+        return lines[0].split(". ")[0]
+    return "neither a zip archive nor a pickle of tensors"  # of other bytes the reader's errors mean nothing
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -30,7 +30,8 @@ _logger = logging.getLogger(__name__)
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 _FAILURES = (OSError, RuntimeError, EntryNotFoundError, TRANSPORT_ERROR)
 _BY_HAND = (
-    "Or get the file elsewhere, and pass its path as `pretrained=` or copy that machine's HF_HOME here."
+    "Or download the file on another machine and pass its path as `pretrained=` (--weights of a command), or "
+    "copy that machine's HF_HOME here."
 )
 
 
@@ -258,7 +259,7 @@ def _explain(error: Exception, url: str, page: str, by_hand: str) -> NoReturn:
         ) from error
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(
-            f"{url} is not cached, and HF_HUB_OFFLINE is set. Unset it once. {by_hand}"
+            f"{url} is not cached, and HF_HUB_OFFLINE is set. Unset HF_HUB_OFFLINE to download it. {by_hand}"
         ) from error
     not_cached = isinstance(error, LocalEntryNotFoundError)  # the Hub could not be asked; the cause says why
     status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)

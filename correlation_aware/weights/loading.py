@@ -42,7 +42,9 @@ class LoadReport:
         return self._renamed("fresh", "missing")
 
     def _renamed(self, old: str, new: str) -> tuple[str, ...]:
-        message = f"LoadReport.{old} is called {new} now; the old name goes after the next release."
+        message = (
+            f"LoadReport.{old} is called {new} now; the old name will be removed after the next release."
+        )
         warnings.warn(message, DeprecationWarning, stacklevel=3)
         names: tuple[str, ...] = getattr(self, new)
         return names

@@ -85,6 +85,8 @@ def _folder(root: Path) -> Iterator[tuple[str, str, bytes, bytes | None]]:
 
 
 def _shards(urls: str, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, bytes | None]]:
+    if not set(":{") & set(urls[2:]) and not Path(urls).exists():  # neither a URL nor several shards
+        raise FileNotFoundError(f"There is no folder or shard {urls}.")
     for sample in _webdataset(urls, errors):
         name = f"{sample['__url__']}: {sample['__key__']}"
         image = next((sample[s[1:]] for s in IMAGE_SUFFIXES if s[1:] in sample), None)

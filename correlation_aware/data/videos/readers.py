@@ -172,10 +172,10 @@ def register_reader(name: str) -> Callable[[Reader], Reader]:
     """
 
     def add(reader: Reader) -> Reader:
-        if name in READERS or ":" in name:
-            raise ValueError(
-                f"The name {name!r} of a reader is in use or has a colon. In use: {', '.join(READERS)}."
-            )
+        if ":" in name:
+            raise ValueError(f"The name {name!r} of a reader has a colon, which separates it from the root.")
+        if name in READERS:
+            raise ValueError(f"The name {name!r} of a reader is taken, as are {', '.join(READERS)}.")
         READERS[name] = reader
         return reader
 
