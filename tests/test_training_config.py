@@ -1,5 +1,7 @@
 """Configurations: YAML round trip, error messages, parameter groups and learning rates."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,12 @@ from training_runs import SyntheticPairs
 
 import correlation_aware as ca
 from correlation_aware.training.config import OptimizerConfig, ScheduleConfig, load, to_yaml
-from correlation_aware.training.optimizer import learning_rate_factor, make_optimizer, parameter_groups
+from correlation_aware.training.optimizer import (
+    freeze,
+    learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
+)
 from correlation_aware.training.track import TrackTraining, make_track_trainer
 
 
@@ -40,6 +47,7 @@ def test_yaml_round_trip(tmp_path):
         ("run.compile=1", r"run\.compile=1 is not of type bool"),
         ("optimizer.lr=true", r"optimizer\.lr=True is not of type float"),
         ("optimizer.betas=[0.9]", r"optimizer\.betas=\[0\.9\] is not of type tuple"),
+        ("optimizer.factors={head: fast}", r"optimizer\.factors\.head='fast' is not of type float"),
         ("optimizer=3", "optimizer is a section"),
         ("optimizer.lr", r"is not key=value"),
         ("optimizer.lr.x=1", None),
@@ -71,6 +79,98 @@ def test_parameter_groups():
     assert [g["name"] for g in parameter_groups(nn.Linear(2, 2, bias=False), OptimizerConfig())] == [
         "backbone"
     ]
+
+
+def rates(model, **settings):
+    """Learning rate by parameter name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OptimizerConfig(lr=1.0, backbone_lr=1.0, **settings))
+    return {names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
+
+
+def test_factors_of_the_learning_rate_by_prefix():
+    model = ca.create_model("sbt_test_track")
+    factors = {"backbone.stages": 0.1, "backbone.stages.1.blocks.0": 0.5, "head.cls.spatial.0.bias": 0.0}
+    for name, lr in rates(model, factors=factors).items():
+        longest = max(
+            (prefix for prefix in factors if f"{name}.".startswith(f"{prefix}.")), key=len, default=""
+        )
+        assert lr == factors.get(longest, 1.0), name
+    assert rates(model, factors={"backbone.stages.1": 0.1})["backbone.stages.0.embed.proj.weight"] == 1
+
+
+def test_layer_wise_decay_follows_the_layer_groups_of_the_model():
+    model = ca.create_model("sbt_test_track")
+    of = rates(model, layer_decay=0.5)
+    assert {lr for name, lr in of.items() if name.startswith("head.")} == {1.0}
+    names = [name for name, _ in model.named_parameters()]
+    blocks = [name for name in names if name.endswith("mlp.fc1.weight") and name.startswith("backbone.")]
+    assert len(blocks) > 2 and of[blocks[-1]] == 0.5
+    assert [of[name] / of[after] for name, after in pairwise(blocks)] == [0.5] * (len(blocks) - 1)
+    assert of["backbone.stages.0.embed.proj.weight"] < of[blocks[0]]
+    for net, message in ((nn.Linear(2, 2), "group_matcher"), (OneGroup(), "one layer group")):
+        with pytest.raises(ValueError, match=message):
+            parameter_groups(net, OptimizerConfig(layer_decay=0.5))
+
+
+class OneGroup(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def group_matcher(self):
+        return {"blocks": "^never"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"frozen": ("backbone.stage.0",)},
+            r"optimizer\.frozen: no .* 'backbone\.stage\.0'.*backbone\.stages\.0",
+        ),
+        ({"frozen": ("backbone.stages.0.embe",)}, r"Near: backbone\.stages\.0\.embed"),
+        ({"frozen": ("backbone", "head")}, "freezes all parameters"),
+        ({"factors": {"neck": 0.1}}, r"optimizer\.factors: no parameter starts with 'neck'"),
+        ({"factors": {"backbone.stages.0": 0.1}, "frozen": ("backbone",)}, "are frozen; remove it"),
+    ],
+)
+def test_prefixes_without_an_effect_are_errors(settings, message):
+    model, config = ca.create_model("sbt_test_track"), OptimizerConfig(**settings)
+    with pytest.raises(ValueError, match=message):
+        freeze(model, config.frozen)
+        parameter_groups(model, config)
+
+
+def test_frozen_parts_keep_their_values_and_cost_no_backward_pass(tmp_path):
+    settings = ["model.name=sbt_test_track", "model.overrides={drop_path_rate: 0.5}", "data.batch_size=2"]
+    settings += [
+        "schedule.steps=2",
+        "schedule.warmup=0",
+        "optimizer.frozen=[backbone.stages.0, backbone.stages.1]",
+    ]
+    trainer = make_track_trainer(load(TrackTraining, None, settings), tmp_path, "cpu", SyntheticPairs())
+    stages, differentiable, modes = trainer.module.backbone.stages, [], []
+    before = {name: value.clone() for name, value in trainer.module.state_dict().items()}
+    stages[1].register_forward_hook(
+        lambda stage, _, output: differentiable.append(any(x.requires_grad for x in tensors(output)))
+    )
+    stages[2].register_forward_pre_hook(
+        lambda *_: modes.append([any(m.training for m in stage.modules()) for stage in stages])
+    )
+    trainer.fit()
+    assert differentiable and not any(differentiable)
+    assert modes[0] == [False, False, True]
+    for name, value in trainer.module.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith(
+            ("backbone.stages.0.", "backbone.stages.1.")
+        )
+
+
+def tensors(value):
+    """All tensors in nested tuples and lists."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [x for item in value for x in tensors(item)] if isinstance(value, (tuple, list)) else []
 
 
 def test_the_optimizer_has_the_settings_of_its_section():

@@ -54,11 +54,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with separate learning rates for backbone and head, gradient clipping and weight averaging.
+    """AdamW with learning rates per part of the model, gradient clipping and weight averaging.
+
+    A prefix is the start of parameter names up to a dot, such as `backbone.stages.0`, or a whole name.
 
     Attributes:
         lr: Learning rate of the head.
         backbone_lr: Learning rate of all other parameters.
+        frozen: Prefixes of parameters that are not trained. Modules of frozen parameters alone stay in
+            evaluation mode.
+        factors: Factors of the learning rate by prefix; of several prefixes of a name the longest counts.
+        layer_decay: Factor of the backbone's learning rate from each layer group to the one before it, in the
+            groups of the model's `group_matcher()`; the last group keeps its learning rate. 1 for none.
         weight_decay: Weight decay; not applied to norms, biases and the names of `no_weight_decay()`.
         betas: Decay rates of AdamW's two moments.
         clip: Maximum norm of the gradient; null for no clipping.
@@ -68,6 +75,9 @@ class OptimizerConfig:
 
     lr: float = 1e-4
     backbone_lr: float = 1e-5
+    frozen: tuple[str, ...] = ()
+    factors: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 1.0
@@ -200,6 +210,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
         if len(kinds) == len(value):
             return tuple(_coerce(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    elif origin is dict and isinstance(value, Mapping) and options[1] is not Any:
+        return {key: _coerce(options[1], item, f"{where}.{key}") for key, item in value.items()}
     elif hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)  # YAML reads 1e-4 as text

@@ -23,7 +23,7 @@ from correlation_aware._files import read_json, write_text
 from correlation_aware.training import checkpoint
 from correlation_aware.training.config import OptimizerConfig, RunConfig, ScheduleConfig
 from correlation_aware.training.log import Means, RunLog
-from correlation_aware.training.optimizer import learning_rate_factor, make_optimizer
+from correlation_aware.training.optimizer import freeze, learning_rate_factor, make_optimizer
 from correlation_aware.weights import check_finite, save_pretrained
 
 __all__ = ["Outcome", "Source", "Trainer", "make_accelerator"]
@@ -109,6 +109,7 @@ class Trainer:
         self._stop = False
 
         self.module = model.to(accelerator.device)
+        self._frozen = freeze(self.module, optimizer.frozen)
         self.ema = ModelEmaV3(self.module, optimizer.ema, use_warmup=True) if optimizer.ema else None
         if self.ema is not None:
             self.ema.requires_grad_(False)
@@ -150,6 +151,8 @@ class Trainer:
         deadline = math.inf if max_minutes is None else begin + 60 * max_minutes
         self._start(resume)
         self.model.train()
+        for module in self._frozen:  # their batch norms and drop paths too
+            module.eval()
         processes, is_main = self.accelerator.num_processes, self.accelerator.is_main_process
         first = self.step * self.run.accumulate * processes + self.accelerator.process_index
         batches = self.source.batches(first, processes)
@@ -228,12 +231,14 @@ class Trainer:
                 f"The loss is not finite at step {self.step}. Resume from the last checkpoint "
                 f"({checkpoint.latest(self.checkpoints)}) with lower learning rates or optimizer.clip."
             )
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        rates: dict[str, float] = {}  # the largest of each part
+        for group in self.optimizer.param_groups:
+            rates[group["part"]] = max(group["lr"], rates.get(group["part"], 0.0))
         batches = (self.step - first) * self.run.accumulate * self.accelerator.num_processes
         return {
             "step": self.step,
             **{name: float(f"{value:.6g}") for name, value in values.items()},
-            **{f"lr_{name}": lr for name, lr in rates.items() if not name.endswith("_no_decay")},
+            **{f"lr_{part}": lr for part, lr in rates.items()},
             f"{self.unit}_per_s": round(batches * self.source.batch_size / seconds, 2),
             "seconds": round(self.seconds, 2),
         }

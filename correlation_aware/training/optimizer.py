@@ -1,14 +1,17 @@
 """AdamW, its parameter groups, and the learning rate schedule."""
 
+import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from correlation_aware.training.config import OptimizerConfig, ScheduleConfig
 
-__all__ = ["learning_rate_factor", "make_optimizer", "parameter_groups"]
+__all__ = ["freeze", "learning_rate_factor", "make_optimizer", "parameter_groups"]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -16,30 +19,103 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     return torch.optim.AdamW(parameter_groups(model, config), betas=config.betas, fused=True)
 
 
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
+    """Excludes parameters from the training: they require no gradient, so that it is not computed.
+
+    Args:
+        model: Model to train.
+        prefixes: Prefixes of parameter names, see `OptimizerConfig`.
+
+    Returns:
+        Modules whose parameters are all frozen, which should stay in evaluation mode.
+
+    Raises:
+        ValueError: A prefix without parameters, or no parameter is left to train.
+    """
+    for prefix in prefixes:
+        for name in _names_with(model, prefix, "optimizer.frozen"):
+            model.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"optimizer.frozen={list(prefixes)} freezes all parameters: leave out the parts to train."
+        )
+    frozen = []
+    for module in model.modules() if prefixes else ():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            frozen.append(module)
+    return frozen
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Parameter groups of backbone and head, each with and without weight decay; empty groups are left out.
+    """Parameter groups by part of the model, weight decay and factor of the learning rate.
 
     Parameters under `head.` belong to the head, all others to the backbone. Norms, biases and the names of
-    the model's `no_weight_decay()` have no weight decay. The schedule multiplies a group's `initial_lr`.
+    the model's `no_weight_decay()` have no weight decay. Frozen parameters are left out. The schedule
+    multiplies a group's `initial_lr`.
+
+    Raises:
+        ValueError: A prefix of `config.factors` without parameters to train, or a layer decay for a model
+            without layer groups.
     """
     no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
-    groups = {
-        (part, decay): {
-            "name": part if decay else f"{part}_no_decay",
+    factors = _learning_rate_factors(model, config)
+    groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part, lr = ("head", config.lr) if name.startswith("head.") else ("backbone", config.backbone_lr)
+        decay, factor = parameter.ndim > 1 and name not in no_decay, factors[name]
+        label = (part if factor == 1 else f"{part}_x{factor:g}") + ("" if decay else "_no_decay")
+        group = {
+            "name": label,
+            "part": part,
             "params": [],
-            "lr": lr,
-            "initial_lr": lr,
+            "lr": lr * factor,
+            "initial_lr": lr * factor,
             "weight_decay": config.weight_decay if decay else 0.0,
         }
-        for part, lr in (("backbone", config.backbone_lr), ("head", config.lr))
-        for decay in (True, False)
-    }
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            part = "head" if name.startswith("head.") else "backbone"
-            group = groups[part, parameter.ndim > 1 and name not in no_decay]
-            group["params"].append(parameter)  # type: ignore[attr-defined]
-    return [group for group in groups.values() if group["params"]]
+        groups.setdefault((part, decay, factor), group)["params"].append(parameter)
+    order = sorted(groups, key=lambda key: (key[0], not key[1], -key[2]))
+    return [groups[key] for key in order]
+
+
+def _learning_rate_factors(model: nn.Module, config: OptimizerConfig) -> dict[str, float]:
+    """Factor of the learning rate by parameter name."""
+    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    for prefix in sorted(config.factors, key=len):  # longer prefixes overwrite shorter ones
+        names = _names_with(model, prefix, "optimizer.factors")
+        if not any(model.get_parameter(name).requires_grad for name in names):
+            raise ValueError(f"optimizer.factors: all parameters under {prefix!r} are frozen; remove it.")
+        factors.update(dict.fromkeys(names, config.factors[prefix]))
+    if config.layer_decay != 1:
+        if not hasattr(model, "group_matcher"):
+            raise ValueError(
+                f"optimizer.layer_decay={config.layer_decay:g} needs a model with a group_matcher(); "
+                f"{type(model).__name__} has none. Use optimizer.factors instead."
+            )
+        layers = group_parameters(model, model.group_matcher(), reverse=True)  # type: ignore[operator]
+        last = max(layers.values())
+        if last == 0:
+            raise ValueError(
+                f"optimizer.layer_decay={config.layer_decay:g} has no effect: all parameters of "
+                f"{type(model).__name__} are in one layer group. Use optimizer.factors instead."
+            )
+        for name, layer in layers.items():
+            factors[name] *= config.layer_decay ** (last - layer)
+    return factors
+
+
+def _names_with(model: nn.Module, prefix: str, where: str) -> list[str]:
+    """Names of parameters that are `prefix` or start with it up to a dot."""
+    known = [name for name, _ in model.named_parameters()]
+    names = [name for name in known if name == prefix or name.startswith(prefix + ".")]
+    if not names:
+        starts = {".".join(name.split(".")[: i + 1]) for name in known for i in range(name.count(".") + 1)}
+        near = difflib.get_close_matches(prefix, sorted(starts), n=5, cutoff=0.5)
+        near = near or sorted({name.split(".")[0] for name in known})
+        raise ValueError(f"{where}: no parameter starts with {prefix!r}. Near: {', '.join(near)}.")
+    return names
 
 
 def learning_rate_factor(step: int, config: ScheduleConfig) -> float:
