@@ -21,6 +21,8 @@ __all__ = [
     "natural_order",
     "read_json",
     "sha256_file",
+    "walk_files",
+    "walk_folders",
     "write_text",
 ]
 
@@ -129,7 +131,39 @@ def natural_order(path: str | Path) -> tuple[Any, ...]:
 def list_images(folder: str | Path) -> list[Path]:
     """The images directly in a folder, in natural order, without hidden files."""
     images = (path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted((path for path in images if not path.name.startswith(".")), key=natural_order)
+    visible = (path for path in images if not path.name.startswith("."))
+    return sorted(visible, key=lambda path: natural_order(path.name))
+
+
+def walk_files(root: str | Path) -> Iterator[Path]:
+    """All files below a folder in natural order, through links to folders too, without hidden ones."""
+    for folder, names in walk_folders(root):
+        for name in sorted(names, key=natural_order):
+            yield folder / name
+
+
+def walk_folders(root: str | Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all folders below it in natural order, each with the names of its files.
+
+    Links to folders are followed, except for a link to one of its own parents. Hidden folders and files are
+    left out.
+    """
+    yield from _walk(Path(root), ())
+
+
+def _walk(folder: Path, parents: tuple[str, ...]) -> Iterator[tuple[Path, list[str]]]:
+    real = os.path.realpath(folder)
+    if real in parents:
+        return
+    files: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else files).append(entry.name)
+    yield folder, files
+    for name in sorted(folders, key=natural_order):
+        yield from _walk(folder / name, (*parents, real))
 
 
 def _digest(digest: "hashlib._Hash", path: Path) -> str:

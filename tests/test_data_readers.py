@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import cv2
 import golden_pairs
@@ -13,8 +14,8 @@ from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.pairs import MixedPairs, denormalize
 from correlation_aware.data.photometric import PhotometricConfig
 from correlation_aware.data.videos.readers import Coco, Got10k, LaSOT, TrackingNet, open_set
-from correlation_aware.data.videos.sequences import Folder, read_boxes, read_flags
-from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
+from correlation_aware.data.videos.sequences import AnnotationError, Folder, Video, read_boxes, read_flags
+from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs, _VideoCache
 from correlation_aware.models.contract import Sizes
 
 QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -169,11 +170,45 @@ def test_text_files_of_boxes(tmp_path):
         read_flags(path, 3)
 
 
-def test_frames_and_boxes_must_be_as_many(tmp_path):
-    draw_frames(tmp_path, ["1.jpg", "2.jpg"])
+@pytest.mark.parametrize(
+    ("frames", "lines", "used"),
+    [
+        ("123", 4, [0, 1, 2]),  # a line too many
+        ("1234", 3, [0, 1, 2]),  # a line is missing at the end
+        ("124", 4, [0, 1, 3]),  # frame 3 is missing: lines belong to the frames of their numbers
+        ("124", 3, [0, 1, 2]),  # frames are numbered with gaps
+        ("235", 4, [0, 1, 3]),
+    ],
+)
+def test_lines_belong_to_the_frames_of_their_numbers(tmp_path, frames, lines, used):
+    draw_frames(tmp_path, [f"{name}.png" for name in frames])
+    write_boxes(tmp_path / "groundtruth.txt", boxes=BOXES[:lines])
+    video = Folder(tmp_path)[0]
+    assert [path.stem for path in video.frames] == list(frames)[: len(used)]
+    assert video.boxes.tolist() == [list(BOXES[i]) for i in used]
+    assert bool(video.remark) == (len(frames) != lines)
+
+
+def test_lines_of_unknown_frames_are_an_annotation_error(tmp_path):
     write_boxes(tmp_path / "groundtruth.txt")
-    with pytest.raises(ValueError, match="2 frames, 4 boxes"):
-        Folder(tmp_path)[0]
+    for names in (("1.jpg", "9.jpg"), ("a.jpg", "b.jpg")):
+        draw_frames(tmp_path, names)
+        with pytest.raises(AnnotationError, match=r"2 frames and 4 lines.*which line is of which frame"):
+            Folder(tmp_path)[0]
+        for name in names:
+            (tmp_path / name).unlink()
+
+
+def test_links_to_folders_are_followed_and_cycles_end(tmp_path):
+    for name in ("one", "two"):
+        draw_frames(tmp_path / "disk" / name, ["1.png", "2.png", "3.png", "4.png"])
+        write_boxes(tmp_path / "disk" / name / "groundtruth.txt")
+    (tmp_path / "set").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "disk" / name)
+    (tmp_path / "disk" / "one" / "up").symlink_to(tmp_path / "disk")
+    assert Folder(tmp_path / "set").names[0] == "one" and len(LaSOT(tmp_path / "set")) == 2
+    check_boxes(Folder(tmp_path / "set")[0])
 
 
 def test_unknown_layouts_are_named():
@@ -255,41 +290,87 @@ def test_datasets_are_sampled_by_weight(tmp_path):
         VideoPairs([(Folder(tmp_path), 0.0)], 2)
 
 
-def test_broken_files_are_named_and_counted_up_to_a_limit(got10k, caplog):
+def test_broken_files_are_named_once_and_left_out(got10k, caplog):
     broken = got10k / "train" / "GOT-10k_Train_000001"
     (broken / "00000001.jpg").write_bytes(b"no image")
     (broken / "00000004.jpg").unlink()
     (broken / "00000004.jpg").symlink_to("nowhere")
-    errors = ErrorBudget(limit=200)
+    errors = ErrorBudget(limit=2)
+    pairs = VideoPairs([(Got10k(got10k), 1.0)], 16, Sizes(32, 64), errors=errors)
     with caplog.at_level(logging.WARNING):
-        VideoPairs([(Got10k(got10k), 1.0)], 16, Sizes(32, 64), errors=errors).batch(0)
-    assert 0 < errors.count == len(caplog.records)
-    assert all("GOT-10k_Train_000001" in record.message for record in caplog.records)
-    with pytest.raises(RuntimeError, match=r"0000000[14]\.jpg.*at most 1 are skipped"):
+        for number in range(4):
+            pairs.batch(number)
+    assert sorted(errors.damaged) == [str(broken / f"0000000{i}.jpg") for i in (1, 4)]
+    assert sorted(record.args[0] for record in caplog.records) == sorted(errors.damaged)
+    with pytest.raises(RuntimeError, match=r"0000000[14]\.jpg.*at most 1 are left out"):
         VideoPairs([(Got10k(got10k), 1.0)], 16, Sizes(32, 64), errors=ErrorBudget(limit=1)).batch(0)
 
 
-def test_as_many_errors_as_the_limit_are_skipped():
+def test_as_many_damaged_files_as_the_limit_are_left_out(caplog):
     errors = ErrorBudget(limit=2)
-    for name in ("a.jpg", "b.jpg"):
+    for name in ("a.jpg", "b.jpg", "a.jpg"):
         errors.add(name, ValueError("damaged"))
     with pytest.raises(RuntimeError, match=r"c\.jpg.*damaged.*unreadable file 3, and at most 2"):
         errors.add("c.jpg", ValueError("damaged"))
+    share = ErrorBudget(limit=0.01)
+    share.files = 200
+    share.merge(errors.take_new()[:2])
+    assert "a.jpg" in share and share.count == 2
+    with pytest.raises(RuntimeError, match="unreadable file 3, and at most 2"):
+        share.add("c.jpg", "damaged")
+    caplog.clear()
+    for i in range(40):
+        share.note(f"{i}.jpg", "outside")
+    assert len(share.unusable) == 40 and len(caplog.records) == 21  # 20 names, and that there are more
+    with pytest.raises(ValueError, match="at least 0"):
+        ErrorBudget(limit=-1)
 
 
-def test_a_broken_annotation_is_counted(got10k, caplog):
+def test_a_broken_annotation_is_no_damage_and_read_once(got10k, caplog):
     (got10k / "train" / "GOT-10k_Train_000002" / "groundtruth.txt").write_text("1,2\n")
+    errors = ErrorBudget(limit=0)
+    pairs = VideoPairs([(Got10k(got10k), 1.0)], 8, Sizes(32, 64), errors=errors)
     with caplog.at_level(logging.WARNING):
-        VideoPairs([(Got10k(got10k), 1.0)], 8, Sizes(32, 64)).batch(0)
-    assert "GOT-10k_Train_000002/groundtruth.txt" in caplog.text
+        for number in range(2):
+            pairs.batch(number)
+    (record,) = caplog.records
+    assert "GOT-10k_Train_000002/groundtruth.txt" in record.message and errors.count == 0
 
 
-def test_a_box_outside_the_frame_is_counted(tmp_path, caplog):
+def test_annotations_are_read_once(got10k):
+    dataset, read = Got10k(got10k), []
+
+    class Counting:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            read.append(index)
+            return dataset[index]
+
+    pairs = VideoPairs([(Counting(), 1.0)], 12, Sizes(32, 64), workers=1)
+    for number in range(2):
+        pairs.batch(number)
+    assert sorted(read) == [0, 1]
+
+
+def test_the_cache_of_videos_is_limited_and_exact():
+    cache = _VideoCache(frames=5)
+    videos = [Video(str(i), [Path(f"{i}/1.jpg")] * 2, np.ones((2, 4)), np.ones(2, bool)) for i in range(3)]
+    for i, video in enumerate(videos):
+        cache.put((0, i), video)
+    assert cache.get((0, 0)) == (False, None) and cache.get((0, 2)) == (True, videos[2])
+    cache.put((0, 3), None)
+    assert cache.get((0, 3)) == (True, None) and cache.frames == 5
+
+
+def test_a_box_outside_the_frame_is_no_damage(tmp_path, caplog):
     draw_frames(tmp_path, ["1.png", "2.png", "3.png", "4.png"])
     write_boxes(tmp_path / "groundtruth.txt", boxes=[(500, 10, 20, 20), *BOXES[1:]])
+    errors = ErrorBudget(limit=0)
     with caplog.at_level(logging.WARNING):
-        VideoPairs([(Folder(tmp_path), 1.0)], 8, Sizes(32, 64)).batch(0)
-    assert "outside the frame" in caplog.text
+        VideoPairs([(Folder(tmp_path), 1.0)], 8, Sizes(32, 64), errors=errors).batch(0)
+    assert "outside the frame" in caplog.text and list(errors.unusable) == [str(tmp_path / "1.png")]
 
 
 def test_mixed_pairs_choose_sources_by_weight(got10k, coco):

@@ -69,6 +69,35 @@ def test_a_missing_or_truncated_shard_is_counted(tmp_path, caplog):
     assert "s-000000.tar" in caplog.text and "s-000002.tar" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pipe:touch {}/ran",
+        "a.tar::pipe:touch {}/ran",
+        "gs://bucket/a.tar",
+        "http://host/a.tar'; touch {}/ran '",
+    ],
+)
+def test_a_source_never_runs_a_command(tmp_path, source):
+    pytest.importorskip("webdataset")
+    with pytest.raises(ValueError, match=r"could run a program|a shell could"):
+        list(read_stills(source.format(tmp_path), 64, ErrorBudget(5)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_links_to_folders_are_followed_and_broken_links_are_left_out(tmp_path):
+    for folder in ("photos", "disk"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_bytes(image_bytes((60, 80, 3)))
+    (tmp_path / "photos" / "dogs").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "2.jpg").symlink_to("nowhere")
+    errors = ErrorBudget(limit=1)
+    stills = list(read_stills(tmp_path / "photos", 64, errors))
+    assert [still.label for still in stills] == ["", "dogs"]
+    assert list(errors.damaged) == [str(tmp_path / "photos" / "2.jpg")] and errors.files == 2
+
+
 def test_stills_of_a_folder_and_a_pool_of_several_sources(tmp_path):
     for name in ("cats/1.jpg", "cats/2.jpg", "dogs/1.png"):
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Still images from WebDataset shards or a folder, with the mask and the class where they have one."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from correlation_aware._extras import require
-from correlation_aware._files import IMAGE_SUFFIXES, natural_order
+from correlation_aware._files import IMAGE_SUFFIXES, walk_files
 from correlation_aware.data.error_budget import ErrorBudget
 
 __all__ = ["Still", "read_stills"]
 
 MASK = ".mask.png"
+SCHEMES = ("file", "http", "https")  # of shards
 
 Image = NDArray[np.uint8]
 
@@ -47,15 +49,16 @@ def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = 
         errors: Counter of unreadable files; by default the first one raises.
 
     Yields:
-        The images, folders in natural order.
+        The images, folders in natural order and through links to folders.
 
     Raises:
         FileNotFoundError: The source has no readable image.
+        ValueError: A shard with a scheme other than `file`, `http` and `https`.
         RuntimeError: More unreadable files than `errors` allows.
     """
     errors = errors or ErrorBudget(limit=0)
     path = Path(source)
-    raw = _folder(path) if path.is_dir() else _shards(str(source), errors)
+    raw = _folder(path, errors) if path.is_dir() else _shards(str(source), errors)
 
     def decode(entry: tuple[str, str, bytes, bytes | None]) -> Still | None:
         name, label, image, mask = entry
@@ -68,6 +71,7 @@ def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = 
     empty = True
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(raw, 256)):  # limits the encoded images in memory
+            errors.files += len(chunk)
             for still in pool.map(decode, chunk):
                 if still is not None:
                     empty = False
@@ -76,12 +80,17 @@ def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = 
         raise FileNotFoundError(f"{source} has no readable images ({', '.join(IMAGE_SUFFIXES)}).")
 
 
-def _folder(root: Path) -> Iterator[tuple[str, str, bytes, bytes | None]]:
-    for path in sorted(root.rglob("*"), key=natural_order):
+def _folder(root: Path, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, bytes | None]]:
+    for path in walk_files(root):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(MASK):
             mask = path.with_name(path.stem + MASK)
             label = path.parent.name if path.parent != root else _label(path.stem)
-            yield str(path), label, path.read_bytes(), mask.read_bytes() if mask.is_file() else None
+            try:
+                image, mask_bytes = path.read_bytes(), mask.read_bytes() if mask.is_file() else None
+            except OSError as error:  # a broken link, or no permission
+                errors.add(str(path), error)
+                continue
+            yield str(path), label, image, mask_bytes
 
 
 def _shards(urls: str, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, bytes | None]]:
@@ -97,17 +106,32 @@ def _shards(urls: str, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, b
             yield name, _label(key), image, sample.get(MASK[1:])
 
 
-def _webdataset(urls: str, errors: ErrorBudget) -> Iterable[Mapping[str, Any]]:
-    (webdataset,) = require("webdataset", message="Tar shards need {names}")
+def _webdataset(source: str, errors: ErrorBudget) -> Iterable[Mapping[str, Any]]:
+    webdataset, shardlists = require("webdataset", "webdataset.shardlists", message="Tar shards need {names}")
+    urls = shardlists.expand_urls(source)
+    for url in urls:
+        _check_scheme(url)
 
     def handler(error: Exception) -> bool:
-        errors.add(urls, error)
+        errors.add(f"{source}: {error}", type(error).__name__)  # webdataset names the shard in the message
         return True
 
     # every process reads all shards into its own pool, so shards are not split between processes
     return webdataset.WebDataset(
         urls, shardshuffle=False, handler=handler, nodesplitter=None, workersplitter=None, empty_check=False
     )
+
+
+def _check_scheme(url: str) -> None:
+    """Refuses shards that webdataset would open by running a command, such as `pipe:COMMAND`."""
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):", url)  # two letters or more: c:/shards is a path
+    if scheme and scheme[1] not in SCHEMES:
+        raise ValueError(
+            f"{url} has the scheme {scheme[1]}:, which could run a program; shards are paths or "
+            f"{', '.join(SCHEMES)} URLs. Download the shards, and name their files."
+        )
+    if scheme and re.search(r"""['"`$\\\s;|&<>]""", url):
+        raise ValueError(f"{url} has a character that a shell could interpret; download the shard instead.")
 
 
 def _label(key: str) -> str:

@@ -8,7 +8,15 @@ import numpy as np
 
 from correlation_aware._files import list_images
 from correlation_aware._plugins import load_plugins
-from correlation_aware.data.videos.sequences import Folder, SequenceSet, Video, read_boxes, read_flags
+from correlation_aware.data.videos.sequences import (
+    Folder,
+    SequenceSet,
+    Video,
+    find_ground_truth,
+    match_lines,
+    read_boxes,
+    read_flags,
+)
 
 __all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set", "register_reader"]
 
@@ -35,6 +43,7 @@ class Got10k:
             self.folders = [path.parent for path in sorted(folder.glob("*/groundtruth.txt"))]
         if not self.folders:
             raise FileNotFoundError(f"{folder} has neither a list.txt nor folders with a groundtruth.txt.")
+        self.names = [path.name for path in self.folders]
 
     def __len__(self) -> int:
         return len(self.folders)
@@ -45,7 +54,7 @@ class Got10k:
         visible &= read_flags(folder / "absence.label", len(boxes)) == 0
         if (folder / "cover.label").is_file():
             visible &= read_flags(folder / "cover.label", len(boxes)) > 0
-        return Video(str(folder), list_images(folder), boxes, visible)
+        return match_lines(str(folder), list_images(folder), boxes, visible)
 
 
 class LaSOT:
@@ -62,11 +71,12 @@ class LaSOT:
     """
 
     def __init__(self, root: str | Path, names: str | Path | None = None) -> None:
-        folders = {path.parent.name: path.parent for path in sorted(Path(root).glob("**/groundtruth.txt"))}
+        folders = {folder.name: folder for folder in find_ground_truth(root)}
         selected = list(folders) if names is None else Path(names).read_text().split()
         self.folders = [folders.get(name, Path(root) / name.rpartition("-")[0] / name) for name in selected]
         if not self.folders:
             raise FileNotFoundError(f"There is no video with a groundtruth.txt in {root}.")
+        self.names = selected
 
     def __len__(self) -> int:
         return len(self.folders)
@@ -76,7 +86,7 @@ class LaSOT:
         boxes, visible = read_boxes(folder / "groundtruth.txt")
         for flags in ("full_occlusion.txt", "out_of_view.txt"):
             visible &= read_flags(folder / flags, len(boxes)) == 0
-        return Video(str(folder), list_images(folder / "img"), boxes, visible)
+        return match_lines(str(folder), list_images(folder / "img"), boxes, visible)
 
 
 class TrackingNet:
@@ -95,6 +105,7 @@ class TrackingNet:
         self.annotations = [path for folder in folders for path in sorted(folder.glob("anno/*.txt"))]
         if not self.annotations:
             raise FileNotFoundError(f"There is no TRAIN_*/anno/*.txt in {root}.")
+        self.names = [path.stem for path in self.annotations]
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -102,13 +113,15 @@ class TrackingNet:
     def __getitem__(self, index: int) -> Video:
         path = self.annotations[index]
         boxes, visible = read_boxes(path)
-        return Video(str(path), list_images(path.parents[1] / "frames" / path.stem), boxes, visible)
+        frames = list_images(path.parents[1] / "frames" / path.stem)
+        return match_lines(str(path), frames, boxes, visible)
 
 
 class Coco:
     """COCO: `ROOT/annotations/instances_train2017.json` and `ROOT/train2017/000000000009.jpg`.
 
-    Every object is a video of one frame. Crowds and objects with a side below 16 pixels are left out.
+    Every object is a video of one frame, named by its image. Crowds and objects with a side below 16 pixels
+    are left out.
 
     Args:
         root: Folder of `annotations`; the images may also be in `ROOT/images/train2017`.
@@ -138,6 +151,13 @@ class Coco:
         self.folder = folder
         self.files = [file for file, _ in objects]
         self.boxes = np.array([box for _, box in objects], float).reshape(-1, 4)
+
+    one_frame = True  # by design, see `data.videos.check`
+
+    @property
+    def names(self) -> list[str]:
+        """Name of the image of every object, without suffix."""
+        return [Path(file).stem for file in self.files]
 
     def __len__(self) -> int:
         return len(self.files)

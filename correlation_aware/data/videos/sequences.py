@@ -9,9 +9,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from correlation_aware._files import list_images
+from correlation_aware._files import list_images, walk_folders
 
-__all__ = ["Folder", "SequenceSet", "Video", "read_boxes", "read_flags"]
+__all__ = [
+    "AnnotationError",
+    "Folder",
+    "SequenceSet",
+    "Video",
+    "find_ground_truth",
+    "match_lines",
+    "read_boxes",
+    "read_flags",
+]
+
+
+class AnnotationError(ValueError):
+    """An annotation that cannot be used, though its file is not damaged."""
 
 
 @dataclass(frozen=True)
@@ -23,26 +36,32 @@ class Video:
         frames: Image files of the T frames.
         boxes: (T, 4) xywh in pixels.
         visible: (T,) bool, whether the target is visible and its box valid for training.
+        remark: What was left out of the annotation, and why; empty if nothing was.
 
     Raises:
-        ValueError: The numbers of frames, boxes and visibility flags differ.
+        AnnotationError: The numbers of frames, boxes and visibility flags differ.
     """
 
     name: str
     frames: Sequence[Path]
     boxes: NDArray[np.float64]
     visible: NDArray[np.bool_]
+    remark: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.frames) == len(self.boxes) == len(self.visible):
-            raise ValueError(
+            raise AnnotationError(
                 f"{self.name} has {len(self.frames)} frames, {len(self.boxes)} boxes and {len(self.visible)} "
                 "visibility flags; there must be one of each per frame."
             )
 
 
 class SequenceSet(Protocol):
-    """A dataset: a list of videos whose annotations are read on access."""
+    """A dataset: a list of videos whose annotations are read on access.
+
+    A list `names` of the videos' names, which needs no annotation to be read, lets a configuration select
+    videos; it is optional.
+    """
 
     def __len__(self) -> int: ...
 
@@ -52,8 +71,9 @@ class SequenceSet(Protocol):
 class Folder:
     """Folders of frames with a `groundtruth.txt`, one box x, y, w, h per line.
 
-    The frames are in the same folder or in `img/`, in natural order. Numbers are separated by commas, tabs or
-    spaces; eight numbers are the corners of a polygon. `nan` or a box without area marks an invisible target.
+    The frames are in the same folder or in `img/`, in natural order; links to folders are followed. Numbers
+    are separated by commas, tabs or spaces; eight numbers are the corners of a polygon. `nan` or a box
+    without area marks an invisible target.
 
     Args:
         root: One such folder, or a parent folder of them at any depth.
@@ -63,9 +83,10 @@ class Folder:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.folders = sorted(path.parent for path in Path(root).rglob("groundtruth.txt"))
+        self.folders = find_ground_truth(root)
         if not self.folders:
             raise FileNotFoundError(f"There is no groundtruth.txt in {root} or below.")
+        self.names = [folder.relative_to(root).as_posix() for folder in self.folders]
 
     def __len__(self) -> int:
         return len(self.folders)
@@ -74,7 +95,53 @@ class Folder:
         folder = self.folders[index]
         boxes, visible = read_boxes(folder / "groundtruth.txt")
         inner = folder / "img"
-        return Video(str(folder), list_images(inner if inner.is_dir() else folder), boxes, visible)
+        return match_lines(str(folder), list_images(inner if inner.is_dir() else folder), boxes, visible)
+
+
+def find_ground_truth(root: str | Path) -> list[Path]:
+    """Folders with a `groundtruth.txt`, in natural order and through links to folders."""
+    return [folder for folder, names in walk_folders(root) if "groundtruth.txt" in names]
+
+
+def match_lines(
+    name: str, frames: Sequence[Path], boxes: NDArray[np.float64], visible: NDArray[np.bool_]
+) -> Video:
+    """The video of frames and annotation lines, of which some may be missing.
+
+    With as many lines as the frames' numbers span, lines belong to the frames of their numbers. Otherwise, if
+    no number is missing between the frames, line i belongs to frame i, and the rest of the longer list is
+    left out.
+
+    Args:
+        name: Name of the video in messages.
+        frames: Image files, in order.
+        boxes: (L, 4) xywh in pixels.
+        visible: (L,) bool.
+
+    Raises:
+        AnnotationError: It is unknown which lines belong to which frames.
+    """
+    if len(frames) == len(boxes):
+        return Video(name, frames, boxes, visible)
+    remark = f"{len(frames)} frames and {len(boxes)} lines of annotation"
+    digits = [re.findall(r"\d+", path.stem) for path in frames]
+    if not all(digits):
+        raise AnnotationError(
+            f"{name} has {remark}, and frames without a number: which line is of which frame is unknown."
+        )
+    numbers = np.array([int(found[-1]) for found in digits])
+    span = int(numbers[-1] - numbers[0] + 1) if len(numbers) else 0
+    if span == len(frames):
+        used = np.arange(min(len(frames), len(boxes)))
+        frames, remark = frames[: len(used)], f"{remark}: {len(used)} of them are used"
+    elif span == len(boxes):
+        used = numbers - numbers[0]
+        remark = f"{remark}: lines belong to the frames of their numbers"
+    else:
+        raise AnnotationError(
+            f"{name} has {remark}, and numbers that span {span}: which line is of which frame is unknown."
+        )
+    return Video(name, frames, boxes[used], visible[used], remark)
 
 
 def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -88,7 +155,7 @@ def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
     Raises:
         OSError: No such file.
-        ValueError: Not 4 or 8 numbers per line.
+        AnnotationError: Not 4 or 8 numbers per line.
     """
     lines = [
         re.split(r"[\s,;]+", line.strip(" \t\r,;")) for line in path.read_text().splitlines() if line.strip()
@@ -96,9 +163,9 @@ def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     try:
         table = np.array([[float(word) for word in line] for line in lines])
     except ValueError as error:
-        raise ValueError(f"{path} is not a table of numbers: {error}.") from error
+        raise AnnotationError(f"{path} is not a table of numbers: {error}.") from error
     if table.ndim != 2 or table.shape[1] not in (4, 8):
-        raise ValueError(f"{path} must have 4 numbers (x, y, w, h) or 8 (corners) per line.")
+        raise AnnotationError(f"{path} must have 4 numbers (x, y, w, h) or 8 (corners) per line.")
     if table.shape[1] == 8:
         x, y = table[:, ::2], table[:, 1::2]
         low, high = np.stack([x.min(1), y.min(1)], axis=1), np.stack([x.max(1), y.max(1)], axis=1)
@@ -118,11 +185,11 @@ def read_flags(path: Path, count: int) -> NDArray[np.int64]:
         (count,) integers.
 
     Raises:
-        ValueError: Not `count` integers.
+        AnnotationError: Not `count` integers.
     """
     if not path.is_file():
         return np.zeros(count, np.int64)
     words = re.split(r"[\s,]+", path.read_text().strip(" \r\n\t,"))
     if len(words) != count or not all(word.lstrip("-").isdigit() for word in words):
-        raise ValueError(f"{path} must have {count} integers, one per frame; it has {len(words)} words.")
+        raise AnnotationError(f"{path} must have {count} integers, one per frame; it has {len(words)} words.")
     return np.array([int(word) for word in words])

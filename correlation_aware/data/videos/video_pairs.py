@@ -1,9 +1,12 @@
 """Training pairs from annotated videos: two frames of one video, at most some frames apart."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,7 +19,7 @@ from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.keyed_random import KeyedRandom
 from correlation_aware.data.pairs import PairBatch, normalize
 from correlation_aware.data.photometric import PhotometricConfig, photometric_augment
-from correlation_aware.data.videos.sequences import SequenceSet, Video
+from correlation_aware.data.videos.sequences import AnnotationError, SequenceSet, Video
 from correlation_aware.models.contract import Sizes
 from correlation_aware.tracking.crop import Crop
 
@@ -67,6 +70,52 @@ class _Sample(NamedTuple):
     positive: bool
 
 
+class _FrameList(Sequence[Path]):
+    """Paths of frames, stored as folder and names: a tenth of the memory of `Path` objects."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        folders = {path.parent: str(path.parent) for path in paths[:1]}
+        self.folder = next(iter(folders.values()), "")
+        self.names = [path.name if path.parent in folders else str(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Path(self.folder, self.names[index])
+
+
+class _VideoCache:
+    """The most recently used videos up to a number of frames; None for a video that is left out."""
+
+    def __init__(self, frames: int = 1_000_000) -> None:
+        self.limit, self.frames = frames, 0
+        self._videos: OrderedDict[tuple[int, int], Video | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, int]) -> tuple[bool, Video | None]:
+        """Whether the video is in the cache, and the video."""
+        with self._lock:
+            if key not in self._videos:
+                return False, None
+            self._videos.move_to_end(key)
+            return True, self._videos[key]
+
+    def put(self, key: tuple[int, int], video: Video | None) -> None:
+        """Adds a video and removes the least recently used ones beyond the limit."""
+        with self._lock:
+            if key not in self._videos:
+                self.frames += _length(video)
+            self._videos[key] = video
+            while self.frames > self.limit and len(self._videos) > 1:
+                _, removed = self._videos.popitem(last=False)
+                self.frames -= _length(removed)
+
+
+def _length(video: Video | None) -> int:
+    return 1 if video is None else len(video.frames)
+
+
 class VideoPairs:
     """An endless source of pairs from videos. Batch n depends only on the seed and on n.
 
@@ -77,7 +126,7 @@ class VideoPairs:
         seed: Seed of the random number generator.
         device: Device of the batches.
         config: Sampling and augmentation.
-        errors: Counter of unreadable files; by default up to 100 are skipped.
+        errors: What is left out; by default up to 100 damaged files.
         workers: Number of threads that read images; the default of `ThreadPoolExecutor` if None.
 
     Raises:
@@ -104,6 +153,8 @@ class VideoPairs:
         self.config = config or VideoConfig()
         self.errors = errors or ErrorBudget()
         self.workers = workers
+        self.errors.files += sum(map(len, self.sets))
+        self._videos = _VideoCache()
 
     @torch.no_grad()
     def batch(self, number: int) -> PairBatch:
@@ -156,12 +207,26 @@ class VideoPairs:
         """A video with a visible target, None if its files cannot be read or it has none."""
         number = int(rng.multinomial(self.weights, 1))
         index = int(rng.integers(torch.tensor([len(self.sets[number])])))
+        known, video = self._videos.get((number, index))
+        if not known:
+            video = self._read_video(number, index)
+            self._videos.put((number, index), video)
+        return video
+
+    def _read_video(self, number: int, index: int) -> Video | None:
+        dataset = self.sets[number]
+        name = f"video {index} of {type(dataset).__name__}"
         try:
-            video = self.sets[number][index]
-        except (OSError, ValueError) as error:
-            self.errors.add(f"video {index} of {type(self.sets[number]).__name__}", error)
+            video = dataset[index]
+        except AnnotationError as error:
+            self.errors.note(name, error)
             return None
-        return video if video.visible.any() else None
+        except (OSError, ValueError) as error:
+            self.errors.add(name, error)
+            return None
+        if video.remark:
+            self.errors.note(video.name, video.remark)
+        return replace(video, frames=_FrameList(video.frames)) if video.visible.any() else None
 
     def _partner(self, rng: KeyedRandom, video: Video, at: int) -> int:
         """Index of another visible frame within the gap, or of the same one if there is none."""
@@ -172,14 +237,17 @@ class VideoPairs:
     def _frame(self, video: Video, at: int) -> Image | None:
         """A frame, None if it cannot be read or the center of its box is outside it."""
         path, (x, y, w, h) = video.frames[at], video.boxes[at]
+        if (name := str(path)) in self.errors:
+            return None
         try:
             image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
             if image is None:
                 raise ValueError("not an image, or a damaged one")
-            if not (0 < x + w / 2 < image.shape[1] and 0 < y + h / 2 < image.shape[0]):
-                raise ValueError(f"the center of the box {x:g}, {y:g}, {w:g}, {h:g} is outside the frame")
         except (OSError, ValueError, cv2.error) as error:
-            self.errors.add(str(path), error)
+            self.errors.add(name, error)
+            return None
+        if not (0 < x + w / 2 < image.shape[1] and 0 < y + h / 2 < image.shape[0]):
+            self.errors.note(name, f"the center of the box {x:g}, {y:g}, {w:g}, {h:g} is outside the frame")
             return None
         return np.asarray(image, np.uint8)
 
