@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,11 @@ def test_train_track_and_resume(run, photos, tmp_path):
     assert result.exit_code == 0, result.output
     assert "name: sbt_test_track" in result.output and "background: 0.0625" in result.output
     assert "Stopped; --resume continues: step 1" in result.output
+    assert f"{photos}: 4 photographs" in result.output
+    assert re.search(
+        r"Device cpu, 1 process, .*2 pairs per step \(1 x 1 batches of 2\); (0\.\d+) of \1 M",
+        result.output,
+    )
     result = run(*words, "--resume")
     assert result.exit_code == 0, result.output
     assert "Done: step 3" in result.output and "giou" in result.output
@@ -67,7 +73,7 @@ def test_train_track_on_videos_and_stills(run, photos, tmp_path):
     words = [w for change in changes for w in ("--set", change)]
     result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", *words)
     assert result.exit_code == 0, result.output
-    assert "Done: step 4" in result.output
+    assert "Done: step 4" in result.output and "1 videos, 4 frames" in result.output
 
 
 def test_a_head_that_does_not_fit_is_a_yellow_warning_and_the_logger_is_restored(

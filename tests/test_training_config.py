@@ -8,6 +8,7 @@ from torch import nn
 from training_runs import SyntheticPairs
 
 import correlation_aware as ca
+from correlation_aware.data.videos.subsets import VideoSet
 from correlation_aware.training.config import OptimizerConfig, ScheduleConfig, load, to_yaml
 from correlation_aware.training.optimizer import (
     freeze,
@@ -24,11 +25,14 @@ def test_yaml_round_trip(tmp_path):
         "schedule.steps=1e5",
         "model.overrides={search_size: 128, dims: [16, 32]}",
     ]
+    changes += ["data.videos={lasot:L: 2, got10k:G: {subset: val, exclude: [a.txt, b]}}"]
     changes += ["data.sources={photos/: 1, a.tar: 2}", "optimizer.clip=null", "schedule.drops=[0.5, 0.9]"]
     config = load(TrackTraining, None, changes)
     assert config.optimizer.lr == 1e-3 and config.optimizer.clip is None
     assert config.schedule.steps == 100_000 and config.schedule.drops == (0.5, 0.9)
     assert config.data.sources == {"photos/": 1.0, "a.tar": 2.0}
+    assert config.data.videos["lasot:L"] == VideoSet(2.0)
+    assert config.data.videos["got10k:G"] == VideoSet(1.0, "val", exclude=("a.txt", "b"))
     path = tmp_path / "run.yaml"
     path.write_text(to_yaml(config))
     assert load(TrackTraining, path) == config
@@ -48,6 +52,18 @@ def test_yaml_round_trip(tmp_path):
         ("optimizer.lr=true", r"optimizer\.lr=True is not of type float"),
         ("optimizer.betas=[0.9]", r"optimizer\.betas=\[0\.9\] is not of type tuple"),
         ("optimizer.factors={head: fast}", r"optimizer\.factors\.head='fast' is not of type float"),
+        ("data.batch_size=0", r"data\.batch_size=0 must be at least 1"),
+        ("data.sources={photos: -1}", r"data\.sources=-1\.0 must be at least 0"),
+        ("data.videos={got10k:x: -1}", r"weight of a dataset is -1"),
+        ("data.videos={got10k:x: {wieght: 1}}", r"Near: data\.videos\.got10k:x\.weight"),
+        ("data.frames.negative=2", r"data\.frames\.negative=2\.0 must be from 0 to 1"),
+        ("schedule.steps=0", r"schedule\.steps=0 must be at least 1"),
+        ("schedule.warmup=200000", r"schedule\.warmup=200000 is more than schedule\.steps=100000"),
+        ("loss.giou=-5", r"loss\.giou=-5\.0 must be at least 0"),
+        ("optimizer.lr=-1", r"optimizer\.lr=-1\.0 must be"),
+        ("optimizer.clip=-1", r"optimizer\.clip=-1\.0 must be above 0"),
+        ("optimizer.ema=2", r"optimizer\.ema=2\.0 must be from 0 to 1"),
+        ("run.accumulate=0", r"run\.accumulate=0 must be at least 1"),
         ("optimizer=3", "optimizer is a section"),
         ("optimizer.lr", r"is not key=value"),
         ("optimizer.lr.x=1", None),

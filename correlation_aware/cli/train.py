@@ -165,6 +165,36 @@ def pairs(
 
 
 @app.command()
+def check(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Videos as LAYOUT:ROOT, such as got10k:GOT-10k, or photographs: a folder or tar shards.",
+        ),
+    ],
+    subset: Annotated[str | None, typer.Option(help="Subset of the videos, such as val.")] = None,
+) -> None:
+    """Read training data whole: counts, sizes, what is left out and why.
+
+    Exits with 1 if boxes are wrong: corners, values in 0..1, targets below
+    2 pixels, or videos of one frame.
+    """
+    _check_installed()
+    from correlation_aware.data.check import check_source
+    from correlation_aware.data.videos.subsets import VideoSet
+
+    wrong = False
+    for location in data:
+        summary = check_source(location, VideoSet(subset=subset))
+        for line in summary.text(full=True):
+            console.print(line, markup=False, style="red" if line.startswith("  WRONG") else None)
+        wrong = wrong or bool(summary.mistakes)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
 def curves(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     output: Annotated[Path, typer.Option(help="Image file to write.")] = Path("curves.png"),

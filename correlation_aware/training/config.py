@@ -5,6 +5,7 @@ Keys that a file leaves out keep their defaults.
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,16 @@ import yaml
 
 from correlation_aware._deprecation import current_fields
 
-__all__ = ["ModelConfig", "OptimizerConfig", "RunConfig", "ScheduleConfig", "from_mapping", "load", "to_yaml"]
+__all__ = [
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "check_values",
+    "from_mapping",
+    "load",
+    "to_yaml",
+]
 
 T = TypeVar("T")
 
@@ -83,6 +93,12 @@ class OptimizerConfig:
     clip: float | None = 1.0
     ema: float = 0.9998
 
+    def __post_init__(self) -> None:
+        rates = dict.fromkeys(("lr", "backbone_lr", "factors", "weight_decay"), (0, math.inf))
+        check_values("optimizer", self, **rates, layer_decay=(0, 1), betas=(0, 1), ema=(0, 1))
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"optimizer.clip={self.clip} must be above 0, or null for no clipping.")
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -103,6 +119,15 @@ class ScheduleConfig:
     floor: float = 0.01
     drops: tuple[float, ...] = (0.8,)
     drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_values("schedule", self, steps=(1, math.inf), warmup=(0, math.inf))
+        check_values("schedule", self, floor=(0, 1), drops=(0, 1), drop=(0, 1))
+        if self.warmup > self.steps:
+            raise ValueError(
+                f"schedule.warmup={self.warmup} is more than schedule.steps={self.steps}: the learning rate "
+                "would never be reached. Lower the warm-up, to 0 for none."
+            )
 
 
 @dataclass(frozen=True)
@@ -130,6 +155,32 @@ class RunConfig:
     checkpoint_steps: int = 0
     checkpoint_minutes: float = 10.0
     keep: int = 3
+
+    def __post_init__(self) -> None:
+        check_values("run", self, accumulate=(1, math.inf), log_every=(1, math.inf), keep=(1, math.inf))
+        others = ("seed", "validate_every", "checkpoint_steps", "checkpoint_minutes")
+        check_values("run", self, **dict.fromkeys(others, (0, math.inf)))
+
+
+def check_values(section: str, config: Any, **limits: tuple[float, float]) -> None:
+    """Checks numbers of a section.
+
+    Args:
+        section: Name of the section, such as `schedule`.
+        config: Its dataclass.
+        limits: Smallest and largest value by name of the attribute; values that are no numbers pass.
+
+    Raises:
+        ValueError: A number outside its limits, or NaN.
+    """
+    for name, (low, high) in limits.items():
+        values = getattr(config, name)
+        if isinstance(values, Mapping):
+            values = list(values.values())
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                limit = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                raise ValueError(f"{section}.{name}={value} must be {limit}.")
 
 
 def load(kind: type[T], path: str | Path | None = None, changes: Sequence[str] = ()) -> T:
@@ -195,6 +246,8 @@ def to_yaml(config: Any) -> str:
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin, options = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if hasattr(hint, "of") and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return hint.of(value)
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is a section with keys, not the value {value!r}.")
         return from_mapping(hint, value, f"{where}.")
@@ -206,6 +259,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if value not in options:
             raise ValueError(f"{where}={value!r} is not one of {', '.join(map(str, options))}.")
         return value
+    if hint == tuple[str, ...] and isinstance(value, str):
+        value = [value]
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
         if len(kinds) == len(value):

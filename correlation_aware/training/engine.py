@@ -5,6 +5,7 @@ average, the optimizer's moments, the states of the random generators and n.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from correlation_aware.weights import check_finite, save_pretrained
 __all__ = ["Outcome", "Source", "Trainer", "make_accelerator"]
 
 Record = dict[str, Any]
+
+_logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -150,6 +153,7 @@ class Trainer:
         begin = time.perf_counter()
         deadline = math.inf if max_minutes is None else begin + 60 * max_minutes
         self._start(resume)
+        _logger.info("%s", self._summary())
         self.model.train()
         for module in self._frozen:  # their batch norms and drop paths too
             module.eval()
@@ -186,6 +190,19 @@ class Trainer:
         newest = checkpoint.latest(self.checkpoints)
         assert newest is not None  # the last step saves a checkpoint
         return Outcome(self.step, self.step >= self.schedule.steps, newest)
+
+    def _summary(self) -> str:
+        """Device, processes, samples per step and parameters to train, in one line."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.module.parameters()]
+        trained, total = sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+        processes, accumulate = self.accelerator.num_processes, self.run.accumulate
+        batch = self.source.batch_size
+        return (
+            f"Device {self.accelerator.device}, {processes} process{'es' * (processes > 1)}, "
+            f"{self.run.precision}; {processes * accumulate * batch} {self.unit} per step ({processes} x "
+            f"{accumulate} batches of {batch}); {trained / 1e6:.2f} of {total / 1e6:.2f} M parameters are "
+            f"trained; steps {self.step} to {self.schedule.steps}"
+        )
 
     def _train_step(self, batches: Iterator[Any], means: Means) -> None:
         factor = learning_rate_factor(self.step, self.schedule)

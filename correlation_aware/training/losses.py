@@ -3,6 +3,7 @@
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv.org/abs/2203.01666
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from correlation_aware.models.heads import TrackOutput
+from correlation_aware.training.config import check_values
 
 __all__ = ["LossConfig", "TrackLoss", "best_location_iou", "overlap", "positive_locations", "track_loss"]
 
@@ -36,6 +38,9 @@ class LossConfig:
     giou: float = 5.0
     background: float = 0.0625
     per_pair: bool = False
+
+    def __post_init__(self) -> None:
+        check_values("loss", self, **dict.fromkeys(("score", "l1", "giou", "background"), (0, math.inf)))
 
 
 class TrackLoss(NamedTuple):

@@ -4,6 +4,7 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -17,14 +18,22 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from correlation_aware.data.check import summarize_videos
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource, Renormalized
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
-from correlation_aware.data.videos.readers import open_set
+from correlation_aware.data.videos.subsets import VideoSet, open_videos
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
+from correlation_aware.training.config import (
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    check_values,
+    to_yaml,
+)
 from correlation_aware.training.engine import Trainer, make_accelerator
 from correlation_aware.training.losses import LossConfig, best_location_iou, track_loss
 from correlation_aware.weights import load_pretrained
@@ -40,6 +49,8 @@ __all__ = [
     "open_pairs",
 ]
 
+SUMMARIZED = 200  # videos of a dataset that the summary at the start of a run reads
+
 _logger = logging.getLogger(__name__)
 
 
@@ -50,21 +61,30 @@ class PairData:
     Attributes:
         sources: Folders or tar shards of still photographs, with their weights in the mix of pairs.
         videos: Annotated videos as `LAYOUT:ROOT`, such as `got10k:datasets/GOT-10k`, with their weights in
-            the mix; layouts are those of `correlation_aware.data.videos.readers`.
+            the mix, or with the keys of `VideoSet`; layouts are those of
+            `correlation_aware.data.videos.readers`.
         batch_size: Pairs per batch and process.
         max_side: Maximum height and width of a photograph in pixels; larger ones are downscaled.
-        fault_limit: Number of unreadable files that are skipped; one more ends the run.
+        fault_limit: Number of distinct damaged files that are left out, or below 1 a share of the photographs
+            and videos; more end the run.
         stills: Configuration of the pairs from photographs.
         frames: Configuration of the pairs from two frames of a video.
     """
 
     sources: dict[str, float] = field(default_factory=dict)
-    videos: dict[str, float] = field(default_factory=dict)
+    videos: dict[str, VideoSet] = field(default_factory=dict)
     batch_size: int = 32
     max_side: int = 320
-    fault_limit: int = 100
+    fault_limit: float = 100
     stills: StillConfig = field(default_factory=StillConfig)
     frames: VideoConfig = field(default_factory=VideoConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "videos", {name: VideoSet.of(part) for name, part in self.videos.items()})
+        check_values("data", self, sources=(0, math.inf), batch_size=(1, math.inf), max_side=(16, math.inf))
+        check_values("data", self, fault_limit=(0, math.inf))
+        check_values("data.frames", self.frames, negative=(0, 1), gap=(0, math.inf))
+        check_values("data.stills", self.stills, natural=(0, 1), negative=(0, 1), objects=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -161,7 +181,7 @@ def make_track_trainer(
     if start is not None:
         load_pretrained(model, start, partial=True)
     if pairs is None:
-        pairs = open_pairs(config, model, accelerator.device)
+        pairs = open_pairs(config, model, accelerator.device, describe=accelerator.is_main_process)
 
     # on a CPU the backward pass of the unfused attention is faster than that of the fused one
     unfused = accelerator.device.type == "cpu"
@@ -201,13 +221,16 @@ def make_track_model(config: ModelConfig) -> TrackModel:
     return model
 
 
-def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.device) -> PairSource:
+def open_pairs(
+    config: TrackTraining, model: TrackModel, device: str | torch.device, describe: bool = False
+) -> PairSource:
     """Opens the pairs of `config.data`, with the sizes, crop factors and normalization of the model.
 
     Args:
         config: Configuration of the run.
         model: Model to train.
         device: Device on which pairs are made.
+        describe: Whether to log a summary of every dataset of videos, of up to 200 of its videos.
 
     Raises:
         ValueError: No data, or an unknown layout.
@@ -221,11 +244,15 @@ def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.dev
         stills = StillPairs(pool, data.batch_size, sizes, seed=seed, config=data.stills)
         sources.append((stills, sum(data.sources.values())))
     if data.videos:
-        sets = [(open_set(*_split_layout(name)), weight) for name, weight in data.videos.items()]
+        sets = [(open_videos(name, part), part.weight) for name, part in data.videos.items()]
+        for name, (dataset, _) in zip(data.videos, sets) if describe else ():
+            summary = summarize_videos(name, dataset, limit=SUMMARIZED)
+            for line in summary.text():
+                _logger.log(logging.WARNING if line.startswith("  WRONG") else logging.INFO, "%s", line)
         frames = VideoPairs(
             sets, data.batch_size, sizes, seed=seed, device=device, config=data.frames, errors=errors
         )
-        sources.append((frames, sum(data.videos.values())))
+        sources.append((frames, sum(part.weight for part in data.videos.values())))
     if not sources:
         raise ValueError(
             "data.sources and data.videos are empty: name photographs or videos with their weights, such "
@@ -236,10 +263,3 @@ def open_pairs(config: TrackTraining, model: TrackModel, device: str | torch.dev
     if (mean, std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) and model.in_chans == 3:
         return mixed
     return Renormalized(mixed, mean, std, model.in_chans)
-
-
-def _split_layout(name: str) -> tuple[str, str]:
-    layout, colon, root = name.partition(":")
-    if not colon:
-        raise ValueError(f"data.videos: {name!r} is not LAYOUT:ROOT, such as got10k:datasets/GOT-10k.")
-    return layout, root

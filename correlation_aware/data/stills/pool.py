@@ -1,5 +1,6 @@
 """A pool of photographs in one tensor on the device, each at several resolutions (mip levels)."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +28,8 @@ __all__ = ["LEVELS", "ImagePool", "read_pool"]
 
 LEVELS = 5  # mip levels of a photograph
 RECTANGLES = 8  # salient rectangles of a photograph
+
+_log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 Array = NDArray[np.floating]
@@ -155,7 +158,7 @@ def read_pool(
             each source.
         max_side: Longest side in pixels; larger photographs are downscaled.
         device: Device of the pixels.
-        errors: Counter of unreadable files; by default up to 100 are skipped.
+        errors: What is left out; by default up to 100 damaged files.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: See `read_stills` and `ImagePool`.
@@ -171,6 +174,8 @@ def read_pool(
                 yield still
 
     pool = ImagePool(stills(), device=device)
+    for source, count in zip(sources, counts):
+        _log.info("%s: %d photographs", source, count)
     pool.weights = torch.cat([torch.full((n,), w / n) for n, w in zip(counts, sources.values())])
     return pool
 

@@ -18,7 +18,7 @@ from correlation_aware.data.videos.sequences import (
     read_flags,
 )
 
-__all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set", "register_reader"]
+__all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set", "reader_of", "register_reader"]
 
 
 class Got10k:
@@ -202,6 +202,18 @@ def register_reader(name: str) -> Callable[[Reader], Reader]:
     return add
 
 
+def reader_of(name: str) -> Reader:
+    """The reader of a layout, plug-ins included.
+
+    Raises:
+        ValueError: An unknown layout.
+    """
+    load_plugins()
+    if name not in READERS:
+        raise ValueError(f"Unknown layout {name!r}; known layouts: {', '.join(READERS)}.")
+    return READERS[name]
+
+
 def open_set(name: str, root: str | Path) -> SequenceSet:
     """Opens the training part of a dataset.
 
@@ -213,7 +225,4 @@ def open_set(name: str, root: str | Path) -> SequenceSet:
         ValueError: An unknown layout.
         FileNotFoundError: No dataset of that layout in `root`.
     """
-    load_plugins()
-    if name not in READERS:
-        raise ValueError(f"Unknown layout {name!r}; known layouts: {', '.join(READERS)}.")
-    return READERS[name](root)
+    return reader_of(name)(root)

@@ -1,0 +1,186 @@
+"""Summaries of training data, and mistakes in boxes that training would not notice."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from correlation_aware.data.error_budget import ErrorBudget
+from correlation_aware.data.stills.files import read_stills
+from correlation_aware.data.videos.sequences import AnnotationError, SequenceSet, Video
+from correlation_aware.data.videos.subsets import VideoSet, open_videos, shorten
+
+__all__ = ["Summary", "check_source", "summarize_videos"]
+
+WRONG_SHARE = 0.1  # of the videos: more of them with the same mistake are a mistake of the dataset
+
+
+@dataclass
+class Summary:
+    """What a source of training data has.
+
+    Attributes:
+        name: Name of the source.
+        lines: Figures and remarks for a reader.
+        mistakes: Mistakes in the boxes, each with what to do.
+        left_out: Damaged files and annotations that are left out, with the reason.
+    """
+
+    name: str
+    lines: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def text(self, full: bool = False) -> Iterator[str]:
+        """Lines to print; `full` lists all that is left out."""
+        yield f"{self.name}: {self.lines[0]}"
+        yield from (f"  {line}" for line in self.lines[1:])
+        for reason in self.left_out if full else [shorten(self.left_out)] * bool(self.left_out):
+            yield f"  left out: {reason}"
+        yield from (f"  WRONG: {mistake}" for mistake in self.mistakes)
+
+
+def check_source(location: str, part: VideoSet | float = 1.0) -> Summary:
+    """Reads all annotations of a dataset of videos, or all photographs of a source of stills.
+
+    Args:
+        location: `LAYOUT:ROOT` of videos, or a folder or tar shards of photographs.
+        part: Part of a dataset of videos.
+
+    Raises:
+        ValueError, FileNotFoundError: A source that cannot be opened.
+    """
+    _, colon, root = location.partition(":")
+    # a folder may have a colon in its name, and a URL has one
+    if colon and not Path(location).exists() and not root.startswith("//"):
+        return summarize_videos(location, open_videos(location, part))
+    if VideoSet.of(part).subset is not None:
+        raise ValueError(f"{location} has no subsets: photographs are a folder or tar shards.")
+    errors = ErrorBudget(limit=float("inf"), quiet=True)
+    sizes, masks, labels = [], 0, set()
+    for still in read_stills(location, 1 << 30, errors):
+        sizes.append(max(still.image.shape[:2]))
+        masks += still.mask is not None
+        labels.add(still.label)
+    side = int(np.median(sizes))
+    line = (
+        f"{len(sizes)} photographs, {masks} with a mask, {len(labels - {''})} classes, median side {side} px"
+    )
+    return Summary(location, [line], left_out=[f"{name} ({why})" for name, why in errors.damaged.items()])
+
+
+@dataclass(frozen=True)
+class _VideoFacts:
+    """One video: its visible boxes, size of the first frame in pixels, and number of frames."""
+
+    name: str
+    frames: int
+    boxes: NDArray[np.float64]
+    size: tuple[int, int] | None
+
+
+def summarize_videos(name: str, dataset: SequenceSet, limit: int | None = None) -> Summary:
+    """Counts videos and frames, measures targets, and looks for boxes in another format.
+
+    Args:
+        name: Name of the dataset.
+        dataset: Dataset.
+        limit: Number of videos to read, spread evenly; all by default.
+    """
+    count = len(dataset)
+    indices = range(count)
+    if limit is not None and count > limit:
+        indices = np.linspace(0, count - 1, limit).round().astype(int).tolist()  # type: ignore[assignment]
+    facts: list[_VideoFacts] = []
+    summary = Summary(name)
+    for index in indices:
+        try:
+            video = dataset[index]
+            size = _frame_size(video)
+        except AnnotationError as error:
+            summary.left_out.append(str(error).rstrip("."))
+            continue
+        except (OSError, ValueError) as error:
+            summary.left_out.append(f"video {index} ({error})")
+            continue
+        if video.remark:
+            summary.left_out.append(f"{video.name} ({video.remark})")
+        facts.append(_VideoFacts(video.name, len(video.frames), video.boxes[video.visible], size))
+    _describe(summary, facts, count, len(indices))
+    if facts:
+        _find_mistakes(summary, facts, bool(getattr(dataset, "one_frame", False)))
+    return summary
+
+
+def _frame_size(video: Video) -> tuple[int, int] | None:
+    """Width and height of the first frame, read from its header."""
+    if not len(video.frames):
+        return None
+    with Image.open(video.frames[0]) as image:
+        return image.size
+
+
+def _describe(summary: Summary, facts: Sequence[_VideoFacts], count: int, read: int) -> None:
+    frames = sum(f.frames for f in facts)
+    visible = sum(len(f.boxes) for f in facts)
+    sides = np.concatenate([np.sqrt(f.boxes[:, 2:].prod(axis=1)) for f in facts]) if facts else np.empty(0)
+    outside = sum(int(_outside(f).sum()) for f in facts)
+    sample = "" if read == count else f" (figures of {read} of them)"
+    per_video = f", {frames / len(facts):.0f} frames per video" if facts else ""
+    summary.lines.append(f"{count} videos{sample}, {frames} frames{per_video}")
+    if visible:
+        summary.lines.append(
+            f"target visible in {visible / frames:.1%} of the frames, median size {np.median(sides):.1f} px, "
+            f"center outside the frame in {outside / visible:.2%}"
+        )
+
+
+def _outside(facts: _VideoFacts) -> NDArray[np.bool_]:
+    """Visible boxes whose center is outside the frame."""
+    if facts.size is None:
+        return np.zeros(len(facts.boxes), bool)
+    center = facts.boxes[:, :2] + facts.boxes[:, 2:] / 2
+    return ((center <= 0) | (center >= np.array(facts.size))).any(axis=1)
+
+
+def _find_mistakes(summary: Summary, facts: Sequence[_VideoFacts], one_frame: bool) -> None:
+    visible = [f for f in facts if len(f.boxes)]
+    if not visible:
+        summary.mistakes.append("no video has a visible target; check the annotation files and flags")
+        return
+    few = [f.name for f in facts if len(f.boxes) < 2]
+    normalized = [f.name for f in visible if f.boxes.max() <= 1.5]
+    tiny = [
+        f.name
+        for f in visible
+        if f.name not in normalized and np.median(np.sqrt(f.boxes[:, 2:].prod(axis=1))) < 2
+    ]
+    remarks = (
+        (normalized, "have boxes in 0..1; boxes are x, y, w, h in pixels: multiply them by the frame's size"),
+        (tiny, "have targets below 2 px; boxes are x, y, w, h in pixels of the frames as stored"),
+        ([] if one_frame else few, "have fewer than two frames with a visible target: no motion to learn"),
+    )
+    for names, text in remarks:
+        if names:
+            line = f"{len(names)} of {len(facts)} videos {text} ({shorten(names)})"
+            (summary.mistakes if len(names) > WRONG_SHARE * len(facts) else summary.lines).append(line)
+    if _are_corners(visible):
+        summary.mistakes.append(
+            "the boxes look like corners x1, y1, x2, y2: read as x, y, w, h many of them leave the frame; "
+            "write w = x2 - x1 and h = y2 - y1"
+        )
+
+
+def _are_corners(facts: Sequence[_VideoFacts]) -> bool:
+    """Whether all boxes fit into their frames as corners, and many do not as x, y, w, h."""
+    known = [f for f in facts if f.size is not None]
+    if not known:
+        return False
+    boxes = np.concatenate([f.boxes for f in known])
+    sizes = np.concatenate([np.broadcast_to(np.array(f.size), (len(f.boxes), 2)) for f in known])
+    fit_as_corners = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + 1)).all(axis=1)
+    leave_as_sizes = (boxes[:, :2] + boxes[:, 2:] > 1.02 * sizes + 1).any(axis=1)
+    return bool(fit_as_corners.mean() > 0.98 and leave_as_sizes.mean() > 0.2)
