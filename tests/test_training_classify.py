@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import pickle
+import random
 import tarfile
 from itertools import islice
 
@@ -14,7 +16,14 @@ from PIL import Image
 from torchvision.transforms import functional as vision
 
 import correlation_aware as ca
-from correlation_aware.training.classify import ClassifyTraining, ImageBatch, Images, make_classify_trainer
+from correlation_aware.training.classify import (
+    ClassifyTraining,
+    ImageBatch,
+    ImageData,
+    Images,
+    _train_transform,
+    make_classify_trainer,
+)
 from correlation_aware.training.config import load
 from correlation_aware.training.shards import ShardReader
 from correlation_aware.weights import read_state_dict
@@ -216,6 +225,23 @@ def test_training_images_are_flipped_and_augmented(images_folder, tmp_path):
     assert (slopes > 0.1).sum() >= 4 and (slopes < -0.1).sum() >= 4
     policy = train_images(images_folder, tmp_path, 24, "data.auto_augment=rand-m9-mstd0.5-inc1")
     assert not torch.allclose(policy, images, atol=0.1)
+
+
+def test_the_default_policy_runs_at_every_level():
+    """timm asks for 0 bits of posterize in one of 600 images, which Pillow refuses."""
+    transform = _train_transform(ImageData(size=16))
+    (policy,) = [t for t in transform.transforms if hasattr(t, "ops")]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    names = set()
+    for op in pickle.loads(pickle.dumps(policy)).ops:  # as a worker process gets it
+        names.add(op.name)
+        op.prob, op.magnitude_std = 1.0, 0
+        for op.magnitude in range(11):
+            assert op(image).size == (16, 16)
+    assert "PosterizeIncreasing" in names and len(names) > 10
+    random.seed(0)
+    for _ in range(3000):
+        policy(image)
 
 
 def test_validation_uses_the_center_crop_of_every_image(images_folder, tmp_path):

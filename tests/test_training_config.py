@@ -46,7 +46,7 @@ def test_yaml_round_trip(tmp_path):
         ("optimiser.lr=1", r"Unknown key optimiser\. Near: optimizer"),
         ("optimizer.learn=1", r"Unknown key optimizer\.learn\. Near: optimizer\.lr"),
         ("data.stills.negativ=1", r"Near: data\.stills\.negative"),
-        ("run.precision=half", r"run\.precision='half' is not one of float32, bfloat16"),
+        ("run.precision=half", r"run\.precision='half' is not one of float32, bfloat16, float16"),
         ("run.seed=1.5", r"run\.seed=1\.5 is not of type int"),
         ("run.compile=1", r"run\.compile=1 is not of type bool"),
         ("optimizer.lr=true", r"optimizer\.lr=True is not of type float"),

@@ -1,7 +1,11 @@
 """The training loop: learning, bit-exact resume, several processes, a kill while a checkpoint is written."""
 
+import contextlib
 import copy
+import logging
 import os
+import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +20,9 @@ from training_runs import checkpoint_at, make_trainer, read_state
 
 import correlation_aware as ca
 from correlation_aware.training import checkpoint
-from correlation_aware.training.config import ModelConfig
+from correlation_aware.training.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from correlation_aware.training.log import read_log
+from correlation_aware.training.run_state import read_run_state
 from correlation_aware.training.track import TrackTraining, make_track_trainer
 
 SCRIPT = str(Path(training_runs.__file__))
@@ -108,6 +113,123 @@ def test_two_processes_equal_one_that_accumulates_two_batches(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     with pytest.raises(ValueError, match="written with processes=2, this run has 1"):
         make_trainer(tmp_path / "two").fit(resume=True)
+
+
+def test_one_process_of_several_that_were_launched_is_an_error(tmp_path, monkeypatch):
+    """What `accelerate launch --cpu --num_processes 2` sets, and MPI without its processes."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    make_trainer(tmp_path)
+    for name, value in (("ACCELERATE_MIXED_PRECISION", "no"), ("PMI_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(RuntimeError, match="Type: torchrun --nproc_per_node N"):
+            make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="float16 needs a GPU"):
+        make_trainer(tmp_path, precision="float16")
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    make_trainer(folder, 2, checkpoint_steps=1).fit()
+    return folder
+
+
+@pytest.fixture
+def run_folder(two_checkpoints, tmp_path) -> Path:
+    return Path(shutil.copytree(two_checkpoints, tmp_path / "run"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "message"),
+    [
+        ({"head": "cell"}, {}, r"step-00000002 does not fit the model.*head.*model\.overrides"),
+        ({"neck_dim": 8}, {}, None),
+        (
+            {},
+            {"frozen": ("backbone.stages.0",)},
+            r"trained other parameters: backbone\.stages\.0.*optimizer\.frozen",
+        ),
+    ],
+)
+def test_a_resume_with_other_settings_changes_nothing(run_folder, model, optimizer, message):
+    before = content(run_folder)
+    config = TrackTraining(
+        model=ModelConfig("sbt_test_track", overrides=model),
+        optimizer=OptimizerConfig(**optimizer),
+        schedule=ScheduleConfig(steps=3, warmup=0),
+    )
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_track_trainer(config, run_folder, "cpu", training_runs.SyntheticPairs()).fit(resume=True)
+    assert content(run_folder) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "weights/model.safetensors",
+        "state.json",
+        "random-0.json",
+    ],
+)
+def test_a_truncated_checkpoint_is_set_aside_for_the_one_before_it(run_folder, caplog, name):
+    path = checkpoint_at(run_folder, 2) / name
+    path.write_bytes(path.read_bytes()[:-40])
+    with caplog.at_level(logging.WARNING, "correlation_aware"):
+        outcome = make_trainer(run_folder, 2).fit(resume=True)
+    assert outcome.step == 2 and "step-00000002 cannot be read" in caplog.text
+    assert "continues from step-00000001" in caplog.text
+    names = sorted(p.name for p in (run_folder / "checkpoints").iterdir())
+    assert names == ["damaged-step-00000002", "step-00000001", "step-00000002"]
+
+
+def test_without_a_whole_checkpoint_there_is_an_error(run_folder):
+    for step in (1, 2):
+        (checkpoint_at(run_folder, step) / "state.json").unlink()
+    before = content(run_folder)
+    with pytest.raises(RuntimeError, match=r"No checkpoint of .*step-00000002: .*step-00000001: "):
+        make_trainer(run_folder, 2).fit(resume=True)
+    assert content(run_folder) == before
+
+
+class Touch:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_never_runs_code(run_folder, tmp_path):
+    """Pickles under the names that accelerate uses, and in place of every file of a checkpoint."""
+    touched, newest = tmp_path / "touched", checkpoint_at(run_folder, 2)
+    suffixes = {path.suffix for path in newest.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors", ".yaml", ".md"}
+    evil = pickle.dumps(Touch(touched))
+    for name in (
+        "custom_checkpoint_0.pkl",
+        "random_states_0.pkl",
+        "optimizer.bin",
+        "scaler.pt",
+        "pytorch_model.bin",
+    ):
+        (newest / name).write_bytes(evil)
+    make_trainer(run_folder, 3).fit(resume=True)
+    for path in checkpoint_at(run_folder, 2).rglob("*"):
+        if path.is_file():
+            kept = path.read_bytes()
+            path.write_bytes(evil)
+            with contextlib.suppress(ValueError, RuntimeError):
+                read_run_state(checkpoint_at(run_folder, 2), 0)
+            path.write_bytes(kept)
+    assert not touched.exists()
 
 
 def test_a_time_limit_stops_a_run_and_the_newest_checkpoints_are_kept(tmp_path):

@@ -48,7 +48,7 @@ def make_trainer(
         model=ModelConfig("sbt_test_track", overrides={"drop_path_rate": drop_path}),
         data=PairData(batch_size=2),
         optimizer=OptimizerConfig(lr=lr, backbone_lr=lr, ema=0.9),
-        schedule=ScheduleConfig(steps=steps, warmup=2),
+        schedule=ScheduleConfig(steps=steps, warmup=min(2, steps)),
         run=RunConfig(accumulate=accumulate, **{"log_every": 1, **run}),
     )
     return make_track_trainer(config, folder, "cpu", SyntheticPairs())
@@ -62,8 +62,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint: weights, their moving average, the optimizer's moments."""
     tensors = {f"model.{k}": v for k, v in read_state_dict(path / "model.safetensors").items()}
     tensors |= {f"ema.{k}": v for k, v in read_state_dict(path / "weights" / "model.safetensors").items()}
-    optimizer = torch.load(path / "optimizer.bin", weights_only=True)["state"]
-    return tensors | {f"{i}.{name}": value for i, state in optimizer.items() for name, value in state.items()}
+    return tensors | read_state_dict(path / "optimizer.safetensors")
 
 
 def stall(*arguments: object) -> None:

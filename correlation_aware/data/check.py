@@ -10,7 +10,7 @@ from PIL import Image
 
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.stills.files import read_stills
-from correlation_aware.data.videos.sequences import AnnotationError, SequenceSet, Video
+from correlation_aware.data.videos.sequences import AnnotationError, SequenceSet
 from correlation_aware.data.videos.subsets import VideoSet, open_videos, shorten
 
 __all__ = ["Summary", "check_source", "summarize_videos"]
@@ -74,12 +74,18 @@ def check_source(location: str, part: VideoSet | float = 1.0) -> Summary:
 
 @dataclass(frozen=True)
 class _VideoFacts:
-    """One video: its visible boxes, size of the first frame in pixels, and number of frames."""
+    """One video: number of frames, visible boxes (N, 4), and width and height of their frames (N, 2)."""
 
     name: str
     frames: int
     boxes: NDArray[np.float64]
-    size: tuple[int, int] | None
+    sizes: NDArray[np.int64]
+
+    @property
+    def outside(self) -> NDArray[np.bool_]:
+        """(N,) boxes whose center is outside the frame."""
+        center = self.boxes[:, :2] + self.boxes[:, 2:] / 2
+        return np.any((center <= 0) | (center >= self.sizes), axis=1)
 
 
 def summarize_videos(name: str, dataset: SequenceSet, limit: int | None = None) -> Summary:
@@ -91,15 +97,14 @@ def summarize_videos(name: str, dataset: SequenceSet, limit: int | None = None) 
         limit: Number of videos to read, spread evenly; all by default.
     """
     count = len(dataset)
-    indices = range(count)
-    if limit is not None and count > limit:
-        indices = np.linspace(0, count - 1, limit).round().astype(int).tolist()  # type: ignore[assignment]
+    indices = np.unique(np.linspace(0, count - 1, min(count, limit or count)).round().astype(int)).tolist()
     facts: list[_VideoFacts] = []
     summary = Summary(name)
     for index in indices:
         try:
             video = dataset[index]
-            size = _frame_size(video)
+            boxes = video.boxes[video.visible]
+            sizes = _frame_sizes([frame for frame, seen in zip(video.frames, video.visible) if seen], boxes)
         except AnnotationError as error:
             summary.left_out.append(str(error).rstrip("."))
             continue
@@ -108,26 +113,30 @@ def summarize_videos(name: str, dataset: SequenceSet, limit: int | None = None) 
             continue
         if video.remark:
             summary.left_out.append(f"{video.name} ({video.remark})")
-        facts.append(_VideoFacts(video.name, len(video.frames), video.boxes[video.visible], size))
+        facts.append(_VideoFacts(video.name, len(video.frames), boxes, sizes))
     _describe(summary, facts, count, len(indices))
     if facts:
         _find_mistakes(summary, facts, bool(getattr(dataset, "one_frame", False)))
     return summary
 
 
-def _frame_size(video: Video) -> tuple[int, int] | None:
-    """Width and height of the first frame, read from its header."""
-    if not len(video.frames):
-        return None
-    with Image.open(video.frames[0]) as image:
-        return image.size
+def _frame_sizes(frames: Sequence[Path], boxes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N, 2) width and height, from the headers of the first frame and of those that a box seems to leave."""
+    sizes = np.zeros((len(frames), 2), np.int64)
+    for i, frame in enumerate(frames):
+        if i == 0 or (boxes[i, :2] + boxes[i, 2:] > sizes[0]).any():
+            with Image.open(frame) as image:
+                sizes[i] = image.size
+        else:
+            sizes[i] = sizes[0]
+    return sizes
 
 
 def _describe(summary: Summary, facts: Sequence[_VideoFacts], count: int, read: int) -> None:
     frames = sum(f.frames for f in facts)
     visible = sum(len(f.boxes) for f in facts)
     sides = np.concatenate([np.sqrt(f.boxes[:, 2:].prod(axis=1)) for f in facts]) if facts else np.empty(0)
-    outside = sum(int(_outside(f).sum()) for f in facts)
+    outside = sum(int(f.outside.sum()) for f in facts)
     sample = "" if read == count else f" (figures of {read} of them)"
     per_video = f", {frames / len(facts):.0f} frames per video" if facts else ""
     summary.lines.append(f"{count} videos{sample}, {frames} frames{per_video}")
@@ -136,14 +145,6 @@ def _describe(summary: Summary, facts: Sequence[_VideoFacts], count: int, read: 
             f"target visible in {visible / frames:.1%} of the frames, median size {np.median(sides):.1f} px, "
             f"center outside the frame in {outside / visible:.2%}"
         )
-
-
-def _outside(facts: _VideoFacts) -> NDArray[np.bool_]:
-    """Visible boxes whose center is outside the frame."""
-    if facts.size is None:
-        return np.zeros(len(facts.boxes), bool)
-    center = facts.boxes[:, :2] + facts.boxes[:, 2:] / 2
-    return ((center <= 0) | (center >= np.array(facts.size))).any(axis=1)
 
 
 def _find_mistakes(summary: Summary, facts: Sequence[_VideoFacts], one_frame: bool) -> None:
@@ -176,11 +177,7 @@ def _find_mistakes(summary: Summary, facts: Sequence[_VideoFacts], one_frame: bo
 
 def _are_corners(facts: Sequence[_VideoFacts]) -> bool:
     """Whether all boxes fit into their frames as corners, and many do not as x, y, w, h."""
-    known = [f for f in facts if f.size is not None]
-    if not known:
-        return False
-    boxes = np.concatenate([f.boxes for f in known])
-    sizes = np.concatenate([np.broadcast_to(np.array(f.size), (len(f.boxes), 2)) for f in known])
+    boxes, sizes = np.concatenate([f.boxes for f in facts]), np.concatenate([f.sizes for f in facts])
     fit_as_corners = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + 1)).all(axis=1)
     leave_as_sizes = (boxes[:, :2] + boxes[:, 2:] > 1.02 * sizes + 1).any(axis=1)
     return bool(fit_as_corners.mean() > 0.98 and leave_as_sizes.mean() > 0.2)

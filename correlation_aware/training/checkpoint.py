@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-__all__ = ["clean", "latest", "prune", "publish", "temporary"]
+__all__ = ["clean", "complete", "latest", "prune", "publish", "set_aside", "temporary"]
 
 NAME = re.compile(r"step-(\d{8,})")
 WRITING = ".writing-"  # prefix of a checkpoint that is not complete yet
@@ -26,13 +26,13 @@ def publish(folder: Path, step: int) -> Path:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, None without one."""
-    checkpoints = _complete(folder)
+    checkpoints = complete(folder)
     return checkpoints[-1] if checkpoints else None
 
 
 def prune(folder: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints; at least one is kept."""
-    for path in _complete(folder)[: -max(1, keep)]:
+    for path in complete(folder)[: -max(1, keep)]:
         _remove(path)
 
 
@@ -43,12 +43,20 @@ def clean(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _complete(folder: Path) -> list[Path]:
-    """Complete checkpoints by step."""
+def complete(folder: Path) -> list[Path]:
+    """Complete checkpoints by step, the newest last."""
     if not folder.is_dir():
         return []
     steps = [(int(match[1]), path) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(steps)]
+
+
+def set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint to `damaged-step-...`, so that it is not resumed from again."""
+    target = path.with_name(f"damaged-{path.name}")
+    if target.exists():
+        _remove(target)
+    os.replace(path, target)
 
 
 def _remove(path: Path) -> None:

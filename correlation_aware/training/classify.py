@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,9 +138,7 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
     """
     data = config.data
     accelerator = make_accelerator(config.run, device)
-    transform = create_transform(
-        data.size, is_training=True, auto_augment=data.auto_augment, re_prob=data.erase, re_mode="pixel"
-    )
+    transform = _train_transform(data)
     dataset = _open_images("data.train", data.train, transform)
     classes = len(dataset.reader.class_to_idx)
     set_seed(config.run.seed)
@@ -183,6 +181,27 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
         validate=None if data.val is None else _Accuracy(data, dataset.reader.class_to_idx),
         unit="images",
     )
+
+
+def _train_transform(data: ImageData) -> Any:
+    transform = create_transform(
+        data.size, is_training=True, auto_augment=data.auto_augment, re_prob=data.erase, re_mode="pixel"
+    )
+    for policy in transform.transforms:
+        for op in getattr(policy, "ops", ()):  # of RandAugment
+            if op.name.startswith("Posterize"):
+                op.level_fn = _AtLeastOneBit(op.level_fn)
+    return transform
+
+
+class _AtLeastOneBit:
+    """Argument of timm's posterize, which asks for 0 bits at the highest level; Pillow takes 1 to 8."""
+
+    def __init__(self, level_fn: Callable[..., tuple[int]]) -> None:
+        self.level_fn = level_fn
+
+    def __call__(self, level: float, hparams: Any) -> tuple[int]:
+        return (max(1, self.level_fn(level, hparams)[0]),)
 
 
 def _open_images(

@@ -136,7 +136,8 @@ class RunConfig:
 
     Attributes:
         seed: Seed of the initial weights, the data and dropout.
-        precision: Dtype of the forward and backward pass (autocast); weights are always float32.
+        precision: Dtype of the forward and backward pass (autocast); weights are always float32. float16, for
+            GPUs without bfloat16, scales the loss.
         compile: Whether to compile the model with `torch.compile`; faster on a GPU only.
         accumulate: Batches per process whose gradients are accumulated before an optimizer step.
         log_every: Steps between two lines of the log.
@@ -147,7 +148,7 @@ class RunConfig:
     """
 
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     accumulate: int = 1
     log_every: int = 50

@@ -4,9 +4,9 @@ Batch n and learning rate n depend only on n, so the state to save is small: the
 average, the optimizer's moments, the states of the random generators and n.
 """
 
-import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,16 +20,25 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from correlation_aware._files import read_json, write_text
+from correlation_aware._files import write_text
 from correlation_aware.training import checkpoint
 from correlation_aware.training.config import OptimizerConfig, RunConfig, ScheduleConfig
 from correlation_aware.training.log import Means, RunLog
 from correlation_aware.training.optimizer import freeze, learning_rate_factor, make_optimizer
+from correlation_aware.training.run_state import (
+    RunState,
+    read_run_state,
+    write_process_state,
+    write_run_state,
+)
 from correlation_aware.weights import check_finite, save_pretrained
 
 __all__ = ["Outcome", "Source", "Trainer", "make_accelerator"]
 
 Record = dict[str, Any]
+
+# variables with the number of processes, of torchrun and of MPI
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "CCL_WORLD_SIZE")
 
 _logger = logging.getLogger(__name__)
 
@@ -64,11 +73,32 @@ def make_accelerator(config: RunConfig, device: str | None = None) -> Accelerato
     Args:
         config: Configuration of the run; only `precision` is used.
         device: `cpu` to train on the CPU even if there is a GPU; otherwise the launcher's choice.
+
+    Raises:
+        ValueError: float16 on a CPU.
+        RuntimeError: A launcher asks for several processes, but this is one process alone.
     """
-    precision = "bf16" if config.precision == "bfloat16" else "no"
+    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
     # accelerate connects several CPU processes only with cpu=True
     cpu = device == "cpu" or not torch.accelerator.is_available()
-    return Accelerator(mixed_precision=precision, cpu=cpu)
+    if cpu and precision == "fp16":
+        raise ValueError("run.precision=float16 needs a GPU: use bfloat16 or float32 on a CPU.")
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
+    _check_processes(accelerator.num_processes)
+    return accelerator
+
+
+def _check_processes(count: int) -> None:
+    """Raises if a launcher asked for several processes, and this is one process alone."""
+    sizes = [int(os.environ[name]) for name in WORLD_SIZES if os.environ.get(name, "").isdecimal()]
+    # without GPUs, accelerate launch starts the program once and leaves other processes to MPI
+    alone = not sizes and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    if count == 1 and (alone or max(sizes, default=1) > 1):
+        raise RuntimeError(
+            "The launcher was asked for several processes, and this is the only one: accelerate launch "
+            "starts one process without GPUs. Type: torchrun --nproc_per_node N --no-python "
+            "correlation-aware train ..."
+        )
 
 
 class Trainer:
@@ -116,12 +146,12 @@ class Trainer:
         self.ema = ModelEmaV3(self.module, optimizer.ema, use_warmup=True) if optimizer.ema else None
         if self.ema is not None:
             self.ema.requires_grad_(False)
-            accelerator.register_for_checkpointing(self.ema)
-        adamw = make_optimizer(self.module, optimizer)
-        self._configured = [{k: v for k, v in group.items() if k != "params"} for group in adamw.param_groups]
+        self._adamw = make_optimizer(self.module, optimizer)
+        groups = self._adamw.param_groups
+        self._configured = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         if run.compile:
             self.module.compile()
-        self.model, self.optimizer = accelerator.prepare(self.module, adamw)
+        self.model, self.optimizer = accelerator.prepare(self.module, self._adamw)
 
     @property
     def averaged(self) -> nn.Module:
@@ -146,9 +176,9 @@ class Trainer:
             on_record: Function called with every record of the log, in the main process.
 
         Raises:
-            ValueError: The folder contains a run and `resume` is false, or a run with another number of
-                processes or accumulated batches.
-            RuntimeError: The loss is not finite.
+            ValueError: The folder contains a run and `resume` is false, or a run with another model, other
+                trained parameters, or another number of processes or accumulated batches; nothing is written.
+            RuntimeError: The loss is not finite, or no checkpoint of the run can be read.
         """
         begin = time.perf_counter()
         deadline = math.inf if max_minutes is None else begin + 60 * max_minutes
@@ -216,8 +246,10 @@ class Trainer:
                 self.accelerator.backward(values["loss"] / self.run.accumulate)
             means.add(values)
         limit = math.inf if self.clip is None else self.clip
-        means.add({"grad_norm": self.accelerator.clip_grad_norm_(self.model.parameters(), limit)})
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
+        if not self.optimizer.step_was_skipped:  # float16 skips a step whose gradients overflow
+            means.add({"grad_norm": norm})
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.module, step=self.step + 1)
@@ -243,7 +275,7 @@ class Trainer:
         self.seconds += seconds
         names, vector = means.take()
         values = dict(zip(names, self.accelerator.reduce(vector, "mean").tolist()))
-        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+        if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
             raise RuntimeError(
                 f"The loss is not finite at step {self.step}. Resume from the last checkpoint "
                 f"({checkpoint.latest(self.checkpoints)}) with lower learning rates or optimizer.clip."
@@ -272,30 +304,67 @@ class Trainer:
         return {"step": self.step, **{f"val_{name}": value for name, value in values.items()}}
 
     def _start(self, resume: bool) -> None:
-        newest = checkpoint.latest(self.checkpoints)
-        if newest is not None and not resume:
+        complete = checkpoint.complete(self.checkpoints)
+        if complete and not resume:
             raise ValueError(
-                f"{self.folder} already contains a run ({newest.name}). Resume it, or name another folder."
+                f"{self.folder} already contains a run ({complete[-1].name}). Resume it, or name another "
+                "folder."
             )
+        set_seed(self.run.seed, device_specific=True)
+        damaged: list[Path] = []
+        if complete:
+            state, damaged = self._newest_readable(complete)
+            self._restore(state)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:  # nothing is written before the checkpoint is loaded
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoint.clean(self.checkpoints)
+            for path in damaged:
+                checkpoint.set_aside(path)
             write_text(self.text, self.folder / "config.yaml")
-        set_seed(self.run.seed, device_specific=True)
-        if newest is None:
-            return
-        state = read_json(newest / "state.json")
+
+    def _newest_readable(self, complete: list[Path]) -> tuple[RunState, list[Path]]:
+        """The newest checkpoint that all processes can read, and the newer, damaged ones."""
+        damaged: list[Path] = []
+        reasons: list[str] = []
+        for path in reversed(complete):
+            state: RunState | None = None
+            try:
+                state = read_run_state(path, self.accelerator.process_index)
+            except (ValueError, OSError, KeyError, RuntimeError) as error:
+                reasons.append(f"{path.name}: {error}")
+            failed = torch.tensor(float(state is None), device=self.accelerator.device)
+            if state is not None and not self.accelerator.reduce(failed, "sum").item():
+                if damaged:
+                    _logger.warning(
+                        "%s cannot be read (%s); training continues from %s.",
+                        ", ".join(p.name for p in damaged),
+                        "; ".join(reasons) or "in another process",
+                        path.name,
+                    )
+                return state, damaged
+            if state is None:
+                self.accelerator.reduce(failed, "sum")
+            damaged.append(path)
+        raise RuntimeError(
+            f"No checkpoint of {self.folder} can be read ({'; '.join(reasons)}). Start a new run in another "
+            "folder, with model.pretrained set to the weights of one whose folder `weights` is whole."
+        )
+
+    def _restore(self, state: RunState) -> None:
         for name, value in self._batch_layout().items():
-            if state[name] != value:
+            if state.facts[name] != value:
                 raise ValueError(
-                    f"{newest} was written with {name}={state[name]}, this run has {value}. Resume with the "
-                    f"same value, or start a new run with model.pretrained={newest / 'weights'}."
+                    f"{state.path} was written with {name}={state.facts[name]}, this run has {value}. Resume "
+                    f"with the same value, or start a new run with model.pretrained={state.path / 'weights'}."
                 )
-        self.accelerator.load_state(str(newest))
-        for group, configured in zip(self.optimizer.param_groups, self._configured):
+        average = None if self.ema is None else self.ema.module
+        state.restore(self.module, average, self._adamw)
+        for group, configured in zip(self._adamw.param_groups, self._configured):
             group.update(configured)  # learning rates and decay come from the configuration on resume too
-        self.step, self.seconds = state["step"], state["seconds"]
+        if self.accelerator.scaler is not None and state.facts.get("scale"):
+            self.accelerator.scaler.load_state_dict(state.facts["scale"])
+        self.step, self.seconds = int(state.facts["step"]), float(state.facts["seconds"])
 
     def _save(self) -> None:
         wait, is_main = self.accelerator.wait_for_everyone, self.accelerator.is_main_process
@@ -305,11 +374,13 @@ class Trainer:
             checkpoint.clean(self.checkpoints)
             target.mkdir()
         wait()
-        self.accelerator.save_state(str(target))  # every process writes its random states
+        write_process_state(target, self.accelerator.process_index)
         wait()
         if is_main:
-            state = {"step": self.step, "seconds": self.seconds, **self._batch_layout()}
-            write_text(json.dumps(state, indent=2) + "\n", target / "state.json")
+            scaler = self.accelerator.scaler  # of float16 only
+            scale = {} if scaler is None else {"scale": scaler.state_dict()}
+            facts = {"step": self.step, "seconds": self.seconds, **self._batch_layout(), **scale}
+            write_run_state(target, self.module, self._adamw, facts)
             write_text(self.text, target / "config.yaml")
             save_pretrained(self.averaged, target / "weights")
             checkpoint.publish(self.checkpoints, self.step)

@@ -1,0 +1,169 @@
+"""The state of a run in a checkpoint, as safetensors and JSON: reading it never runs code of the file."""
+
+import base64
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from correlation_aware._files import read_json, write_text
+from correlation_aware.weights import read_state_dict, write_state_dict
+
+__all__ = ["RunState", "read_run_state", "write_process_state", "write_run_state"]
+
+MODEL, AVERAGE, MOMENTS, STATE = (
+    "model.safetensors",
+    "weights/model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Content of a checkpoint.
+
+    Attributes:
+        path: Folder of the checkpoint.
+        facts: Step, seconds, processes and accumulated batches; with float16, the state of the loss scale.
+        model: Weights by name.
+        average: Moving average of the weights by name, or the weights without averaging.
+        moments: State of the optimizer by parameter name.
+        random: States of the random number generators of this process.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+    model: dict[str, Tensor]
+    average: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    random: dict[str, Any]
+
+    def restore(self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
+        """Puts the state into a model, its moving average, an optimizer and the random number generators.
+
+        Raises:
+            ValueError: The model has other tensors, or other parameters are trained; nothing is changed then.
+        """
+        _compare(self.path, self.model, model.state_dict())
+        names = _names(model, optimizer)
+        trained = set(names.values())
+        if trained != self.moments.keys() and self.moments:
+            raise ValueError(
+                f"{self.path} was written by a run that trained other parameters: "
+                f"{_some(trained ^ self.moments.keys())}. Resume with the run's own optimizer.frozen, or "
+                f"start a new run with model.pretrained={self.path / 'weights'}."
+            )
+        model.load_state_dict(self.model)
+        if average is not None:
+            average.load_state_dict(self.average)
+        state = {index: self.moments[name] for index, name in names.items() if name in self.moments}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        _restore_random(self.random)
+
+
+def write_run_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
+) -> None:
+    """Writes what is the same in all processes, but for the average, which is in the folder `weights`."""
+    write_state_dict(model.state_dict(), folder / MODEL)
+    state, names = optimizer.state_dict()["state"], _names(model, optimizer)
+    moments = {
+        f"{names[index]}:{key}": torch.as_tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+    }
+    write_state_dict(moments, folder / MOMENTS)
+    write_text(json.dumps(dict(facts), indent=2) + "\n", folder / STATE)
+
+
+def write_process_state(folder: Path, process: int) -> None:
+    """Writes the states of the random number generators of one process."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    content = {
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "torch": _encode(torch.get_rng_state()),
+        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_available()
+        else [],
+    }
+    write_text(json.dumps(content), folder / f"random-{process}.json")
+
+
+def read_run_state(path: Path, process: int) -> RunState:
+    """Reads a checkpoint whole.
+
+    Args:
+        path: Folder of the checkpoint.
+        process: Number of this process.
+
+    Raises:
+        ValueError, OSError: A damaged or missing file.
+    """
+    facts = read_json(path / STATE)
+    if not isinstance(facts, dict) or not {"step", "seconds", "processes", "accumulate"} <= facts.keys():
+        raise ValueError(f"{path / STATE} has not the keys of a run.")
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, value in read_state_dict(path / MOMENTS).items():
+        parameter, _, key = name.rpartition(":")
+        moments.setdefault(parameter, {})[key] = value
+    # with another number of processes, which is an error of its own, there may be no such file
+    states = path / f"random-{process}.json"
+    return RunState(
+        path,
+        facts,
+        read_state_dict(path / MODEL),
+        read_state_dict(path / AVERAGE),
+        moments,
+        read_json(states) if process < int(facts["processes"]) else {},
+    )
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, str]:
+    """Parameter name by index in the optimizer's state."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {index: names[id(parameter)] for index, parameter in enumerate(parameters)}
+
+
+def _compare(path: Path, stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    missing, unexpected = own.keys() - stored.keys(), stored.keys() - own.keys()
+    other = {name for name in stored.keys() & own.keys() if stored[name].shape != own[name].shape}
+    if missing or unexpected or other:
+        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
+        text = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names)
+        raise ValueError(
+            f"{path} does not fit the model: tensors {text}. Resume with the run's own model.name and "
+            f"model.overrides ({path / 'config.yaml'}), or start a new run with "
+            f"model.pretrained={path / 'weights'}."
+        )
+
+
+def _some(names: Any, count: int = 3) -> str:
+    first = sorted(names)
+    return ", ".join(first[:count]) + (", ..." if len(first) > count else "")
+
+
+def _restore_random(states: Mapping[str, Any]) -> None:
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, words, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(words, np.uint32), *rest))
+    torch.set_rng_state(_decode(states["torch"]))
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
+
+
+def _encode(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
