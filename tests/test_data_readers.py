@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pickle
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ from correlation_aware.data.videos.readers import Coco, Got10k, LaSOT, TrackingN
 from correlation_aware.data.videos.sequences import AnnotationError, Folder, Video, read_boxes, read_flags
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs, _VideoCache
 from correlation_aware.models.contract import Sizes
+from correlation_aware.training.track import PairBatches
 
 QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
 BOXES = [(20 + 8 * i, 30 + 4 * i, 24, 16) for i in range(4)]
@@ -378,6 +381,35 @@ def test_mixed_pairs_choose_sources_by_weight(got10k, coco):
     mixed = MixedPairs([(sources[0], 1.0), (sources[1], 3.0)], seed=1)
     second = [torch.equal(mixed.batch(i).search, sources[1].batch(i).search) for i in range(24)]
     assert 0.5 < np.mean(second) < 0.95
+    for batch, i in ((mixed.batch(i), i) for i in range(6)):
+        assert torch.equal(batch.search, sources[int(batch.source)].batch(i).search)
+
+
+def test_processes_prepare_the_same_batches_and_report_what_they_leave_out(got10k, caplog):
+    bad = got10k / "train" / "GOT-10k_Train_000001" / "00000001.jpg"
+    bad.write_bytes(b"no image")
+
+    def first(workers, errors):
+        pairs = VideoPairs([(Got10k(got10k), 1.0)], 6, Sizes(32, 64), errors=errors, workers=1)
+        return list(islice(PairBatches(pairs, 6, workers=workers, errors=errors).batches(1, 2), 4))
+
+    errors = ErrorBudget(limit=1)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with caplog.at_level(logging.WARNING):
+        processes = first(2, errors)
+    assert torch.equal(torch.get_rng_state(), state)  # a run draws the same numbers with and without them
+    assert list(errors.damaged) == [str(bad)] and caplog.text.count("Left out") == 1
+    for a, b in zip(processes, first(0, None), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b))
+    with pytest.raises(RuntimeError, match="at most 0 are left out"):
+        first(1, ErrorBudget(limit=0))
+
+
+def test_what_a_worker_gets_can_be_pickled(got10k):
+    pairs = VideoPairs([(Got10k(got10k), 1.0)], 2, Sizes(32, 64), workers=1)
+    copy = pickle.loads(pickle.dumps(pairs))
+    assert torch.equal(copy.batch(3).search, pairs.batch(3).search)
 
 
 def test_a_seed_gives_the_pairs_that_it_gave_before(tmp_path):

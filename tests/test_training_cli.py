@@ -10,17 +10,20 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from rich.console import Console
+from training_runs import make_trainer
 from typer.testing import CliRunner
 
 import correlation_aware as ca
 from correlation_aware import training
 from correlation_aware.cli import app, train
+from correlation_aware.data.keyed_random import KeyedRandom
 from correlation_aware.training.classify import ClassifyTraining
 from correlation_aware.training.config import load
 from correlation_aware.training.log import read_log
-from correlation_aware.training.track import TrackTraining
+from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
 
 
 @pytest.fixture
@@ -62,17 +65,22 @@ def test_train_track_and_resume(run, photos, tmp_path):
         assert cv2.imread(str(image)).shape[1] > 300
 
 
+def write_video(folder, photos):
+    """A folder of one video, of the photographs."""
+    shutil.copytree(photos, folder / "one")
+    (folder / "one" / "groundtruth.txt").write_text("40,30,50,40\n" * 4)
+    return folder
+
+
 def test_train_track_on_videos_and_stills(run, photos, tmp_path):
-    video = tmp_path / "videos" / "one"
-    video.mkdir(parents=True)
-    for image in photos.iterdir():
-        shutil.copy(image, video)
-    (video / "groundtruth.txt").write_text("40,30,50,40\n" * 4)
+    write_video(tmp_path / "videos", photos)
     changes = ["model.name=sbt_test_track", "data.batch_size=2", "schedule.steps=4", "schedule.warmup=1"]
     changes += [f"data.videos={{'folder:{tmp_path / 'videos'}': 1}}", f"data.sources={{{photos}: 1}}"]
+    changes += ["data.workers=1"]
     words = [w for change in changes for w in ("--set", change)]
     result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", *words)
     assert result.exit_code == 0, result.output
+    assert re.search(r"step 4 .* left 0:00:00", result.output)
     assert "Done: step 4" in result.output and "1 videos, 4 frames" in result.output
 
 
@@ -118,6 +126,25 @@ def test_two_processes_on_a_cpu_are_one_run(photos, tmp_path, mixer_weights):
     assert (result.stdout + result.stderr).count("keep fresh values") == 1
     state = tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json"
     assert json.loads(state.read_text())["processes"] == 2
+
+
+def test_the_choice_of_the_source_does_not_decide_its_pairs(photos, tmp_path):
+    """With one stream of random numbers, all batches of photographs would start with the same ones."""
+    videos = write_video(tmp_path / "videos", photos)
+    changes = ["model.name=sbt_test_track", f"data.sources={{{photos}: 1}}", "data.batch_size=1"]
+    config = load(TrackTraining, None, [*changes, f"data.videos={{'folder:{videos}': 1}}"])
+    mixed = open_pairs(config, make_track_model(config.model), "cpu")
+    pool, still = mixed.sources[0].pool, mixed.sources[0]
+    chosen = [n for n in range(400) if int(KeyedRandom(mixed.seed, n).multinomial(mixed.weights, 1)) == 0]
+    images = [int(pool.sample_images(KeyedRandom(still.seed, n), 1)) for n in chosen]
+    assert np.bincount(images, minlength=4).min() > 0.15 * len(images)
+
+
+def test_progress_moves_at_every_step_and_starts_where_the_run_resumes(photos, tmp_path):
+    steps = []
+    make_trainer(tmp_path, 4).fit(max_minutes=0, on_step=steps.append)
+    make_trainer(tmp_path, 4).fit(resume=True, on_step=steps.append)
+    assert steps == [0, 1, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

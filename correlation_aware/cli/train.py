@@ -2,8 +2,10 @@
 
 import logging
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +64,8 @@ def track(
     """Train a tracker on pairs of template and search images.
 
     On several GPUs or nodes: accelerate launch --no_python correlation-aware
-    train track ... Ctrl-C or SIGTERM stops with a checkpoint; a second one
+    train track ...; on CPUs torchrun --nproc_per_node 2 --no-python
+    correlation-aware train track ... Ctrl-C or SIGTERM stops with a checkpoint; a second one
     stops immediately.
     """
     _check_installed()
@@ -243,15 +246,24 @@ def _check_installed() -> None:
 
 def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> None:
     with _progress(trainer.unit) as bar, _stopped_by_signals(trainer):
-        task = bar.add_task("train", total=trainer.schedule.steps, speed="")
+        task: Any = None
+        begin, first = time.monotonic(), 0
+
+        def on_step(step: int) -> None:
+            nonlocal task, first
+            if task is None:  # a resumed run starts here
+                first = step
+                task = bar.add_task("train", total=trainer.schedule.steps, completed=step, speed="")
+            bar.update(task, completed=step)
 
         def on_record(record: dict[str, Any]) -> None:
-            bar.update(task, completed=record["step"])
             if speed := record.get(f"{trainer.unit}_per_s"):  # validation records have none
                 bar.update(task, speed=f"{speed:.0f}")
-            bar.console.print(_line(record))
+            done = record["step"] - first
+            left = (trainer.schedule.steps - record["step"]) * (time.monotonic() - begin) / max(1, done)
+            bar.console.print(_line(record) + f"  left {timedelta(seconds=round(left))}")
 
-        outcome = trainer.fit(resume, max_minutes, on_record)
+        outcome = trainer.fit(resume, max_minutes, on_record, on_step)
     if trainer.accelerator.is_main_process:
         state = "Done" if outcome.finished else "Stopped; --resume continues"
         console.print(f"{state}: step {outcome.step}, {escape(str(outcome.checkpoint / 'weights'))}")

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["ErrorBudget", "Fault"]
 
@@ -49,6 +49,12 @@ class ErrorBudget:
         self.unusable: dict[str, str] = {}
         self._new: list[Fault] = []
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __contains__(self, name: str) -> bool:
         return name in self.damaged or name in self.unusable

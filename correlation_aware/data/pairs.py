@@ -20,16 +20,19 @@ class PairBatch(NamedTuple):
         search: (B, 3, Hx, Wx) search images, normalized likewise.
         boxes: (B, 4) cxcywh in 0..1 of the search image; a box may extend beyond the image.
         positive: (B,) bool, False where the template's target is not in the search image.
+        source: Index of the source in a mix, a scalar that stays on the CPU.
     """
 
     template: Tensor
     search: Tensor
     boxes: Tensor
     positive: Tensor
+    source: Tensor = torch.zeros((), dtype=torch.long)
 
     def to(self, device: str | torch.device) -> "PairBatch":
         """The batch on a device."""
-        return PairBatch(*(field.to(device, non_blocking=True) for field in self))
+        template, search, boxes, positive = (field.to(device, non_blocking=True) for field in self[:4])
+        return PairBatch(template, search, boxes, positive, self.source)
 
 
 class PairSource(Protocol):
@@ -54,7 +57,7 @@ class MixedPairs:
     def batch(self, number: int) -> PairBatch:
         """Batch `number`, counted from 0."""
         index = int(KeyedRandom(self.seed, number).multinomial(self.weights, 1))
-        return self.sources[index].batch(number)
+        return self.sources[index].batch(number)._replace(source=torch.tensor(index))
 
 
 class Renormalized:

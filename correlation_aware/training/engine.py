@@ -167,6 +167,7 @@ class Trainer:
         resume: bool = False,
         max_minutes: float | None = None,
         on_record: Callable[[Record], None] = lambda record: None,
+        on_step: Callable[[int], None] = lambda step: None,
     ) -> Outcome:
         """Trains to the end of the schedule or up to a time limit.
 
@@ -174,6 +175,7 @@ class Trainer:
             resume: Whether to continue from the newest checkpoint, if there is one.
             max_minutes: Time limit in minutes, after which training stops with a checkpoint.
             on_record: Function called with every record of the log, in the main process.
+            on_step: Function called with the number of completed steps at the start and after every step.
 
         Raises:
             ValueError: The folder contains a run and `resume` is false, or a run with another model, other
@@ -184,6 +186,7 @@ class Trainer:
         deadline = math.inf if max_minutes is None else begin + 60 * max_minutes
         self._start(resume)
         _logger.info("%s", self._summary())
+        on_step(self.step)
         self.model.train()
         for module in self._frozen:  # their batch norms and drop paths too
             module.eval()
@@ -202,6 +205,7 @@ class Trainer:
             while self.step < self.schedule.steps and not stop:
                 self._train_step(batches, means)
                 self.step += 1
+                on_step(self.step)
                 done = self.step == self.schedule.steps
                 log_due = done or self._every(self.run.log_every)
                 now = time.perf_counter()

@@ -5,21 +5,26 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv
 
 import logging
 import math
+import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import cv2
 import torch
 from accelerate.utils import set_seed
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from correlation_aware.data.check import summarize_videos
-from correlation_aware.data.error_budget import ErrorBudget
+from correlation_aware.data.error_budget import ErrorBudget, Fault
 from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource, Renormalized
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
@@ -65,6 +70,8 @@ class PairData:
             `correlation_aware.data.videos.readers`.
         batch_size: Pairs per batch and process.
         max_side: Maximum height and width of a photograph in pixels; larger ones are downscaled.
+        workers: Processes per training process that prepare batches on the CPU; 0 to prepare them in the
+            training process, on its device.
         fault_limit: Number of distinct damaged files that are left out, or below 1 a share of the photographs
             and videos; more end the run.
         stills: Configuration of the pairs from photographs.
@@ -75,6 +82,7 @@ class PairData:
     videos: dict[str, VideoSet] = field(default_factory=dict)
     batch_size: int = 32
     max_side: int = 320
+    workers: int = 0
     fault_limit: float = 100
     stills: StillConfig = field(default_factory=StillConfig)
     frames: VideoConfig = field(default_factory=VideoConfig)
@@ -82,6 +90,7 @@ class PairData:
     def __post_init__(self) -> None:
         object.__setattr__(self, "videos", {name: VideoSet.of(part) for name, part in self.videos.items()})
         check_values("data", self, sources=(0, math.inf), batch_size=(1, math.inf), max_side=(16, math.inf))
+        check_values("data", self, workers=(0, math.inf))
         check_values("data", self, fault_limit=(0, math.inf))
         check_values("data.frames", self.frames, negative=(0, 1), gap=(0, math.inf))
         check_values("data.stills", self.stills, natural=(0, 1), negative=(0, 1), objects=(0, 1))
@@ -122,13 +131,25 @@ class PairBatches:
         pairs: Source whose batch n depends only on n.
         batch_size: Pairs per batch of `pairs`.
         ahead: Whether to prepare the next batch in a thread, while a GPU trains on the current one.
+        workers: Processes that prepare batches, two each in advance, on the CPU; 0 for none.
+        errors: What `pairs` leaves out, to which the processes report.
     """
 
-    def __init__(self, pairs: PairSource, batch_size: int, ahead: bool = False) -> None:
-        self.pairs, self.batch_size, self.ahead = pairs, batch_size, ahead
+    def __init__(
+        self,
+        pairs: PairSource,
+        batch_size: int,
+        ahead: bool = False,
+        workers: int = 0,
+        errors: ErrorBudget | None = None,
+    ) -> None:
+        self.pairs, self.batch_size, self.ahead, self.workers = pairs, batch_size, ahead, workers
+        self.errors = errors or ErrorBudget()
 
     def batches(self, start: int, stride: int) -> Iterator[PairBatch]:
         """See `Source.batches`."""
+        if self.workers:
+            yield from self._from_processes(start, stride)
         numbers = count(start, stride)
         if not self.ahead:
             for number in numbers:
@@ -141,6 +162,60 @@ class PairBatches:
                 batch = pending.result()
                 pending = thread.submit(self.pairs.batch, number)
                 yield batch
+
+    def _from_processes(self, start: int, stride: int) -> Iterator[PairBatch]:
+        """All batches, in order, from a pool of processes."""
+        self.errors.take_new()
+        # forked processes share the photographs in memory
+        start_method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        loader = DataLoader(
+            _Reported(self.pairs, self.errors),
+            batch_size=None,
+            sampler=_Numbers(start, stride),
+            num_workers=self.workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=start_method,
+            generator=torch.Generator(),  # else the loader draws from the generator of the run
+        )
+        for batch, faults in loader:
+            self.errors.merge(faults)
+            yield batch
+
+
+class _Reported(Dataset[Any]):
+    """Batch by number, with what was left out on the way."""
+
+    def __init__(self, pairs: PairSource, errors: ErrorBudget) -> None:
+        self.pairs, self.errors = pairs, errors
+
+    def __getitem__(self, number: int) -> tuple[PairBatch, list[Fault]]:
+        return self.pairs.batch(number), self.errors.take_new()
+
+
+class _Numbers(Sampler[int]):
+    """`start`, `start + stride`, ... without end."""
+
+    def __init__(self, start: int, stride: int) -> None:
+        self.start, self.stride = start, stride
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.start, self.stride)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _start_worker(number: int) -> None:
+    """One thread per process; what is left out is limited and logged by the training process."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    info = get_worker_info()
+    assert info is not None
+    errors: ErrorBudget = info.dataset.errors  # type: ignore[attr-defined]
+    errors.quiet, errors.limit = True, math.inf
 
 
 @contextmanager
@@ -180,8 +255,11 @@ def make_track_trainer(
     start = config.model.start()
     if start is not None:
         load_pretrained(model, start, partial=True)
+    errors = ErrorBudget(config.data.fault_limit)
+    workers = config.data.workers
     if pairs is None:
-        pairs = open_pairs(config, model, accelerator.device, describe=accelerator.is_main_process)
+        device_of_pairs = "cpu" if workers else accelerator.device
+        pairs = open_pairs(config, model, device_of_pairs, errors, describe=accelerator.is_main_process)
 
     # on a CPU the backward pass of the unfused attention is faster than that of the fused one
     unfused = accelerator.device.type == "cpu"
@@ -196,7 +274,7 @@ def make_track_trainer(
     return Trainer(
         model,
         compute,
-        PairBatches(pairs, config.data.batch_size, ahead=accelerator.device.type != "cpu"),
+        PairBatches(pairs, config.data.batch_size, accelerator.device.type != "cpu", workers, errors),
         folder,
         accelerator,
         optimizer=config.optimizer,
@@ -222,7 +300,11 @@ def make_track_model(config: ModelConfig) -> TrackModel:
 
 
 def open_pairs(
-    config: TrackTraining, model: TrackModel, device: str | torch.device, describe: bool = False
+    config: TrackTraining,
+    model: TrackModel,
+    device: str | torch.device,
+    errors: ErrorBudget | None = None,
+    describe: bool = False,
 ) -> PairSource:
     """Opens the pairs of `config.data`, with the sizes, crop factors and normalization of the model.
 
@@ -230,6 +312,7 @@ def open_pairs(
         config: Configuration of the run.
         model: Model to train.
         device: Device on which pairs are made.
+        errors: What is left out; by default as many damaged files as `data.fault_limit` allows.
         describe: Whether to log a summary of every dataset of videos, of up to 200 of its videos.
 
     Raises:
@@ -237,11 +320,13 @@ def open_pairs(
         FileNotFoundError, RuntimeError: Data that cannot be read.
     """
     data, sizes, seed = config.data, model.sizes, config.run.seed
-    errors = ErrorBudget(data.fault_limit)
+    errors = errors or ErrorBudget(data.fault_limit)
+    # each source has random numbers of its own: with the same ones the choice of the source would decide them
+    still_seed, video_seed = 3 * seed + 1, 3 * seed + 2
     sources: list[tuple[PairSource, float]] = []
     if data.sources:
         pool = read_pool(data.sources, data.max_side, device, errors)
-        stills = StillPairs(pool, data.batch_size, sizes, seed=seed, config=data.stills)
+        stills = StillPairs(pool, data.batch_size, sizes, seed=still_seed, config=data.stills)
         sources.append((stills, sum(data.sources.values())))
     if data.videos:
         sets = [(open_videos(name, part), part.weight) for name, part in data.videos.items()]
@@ -250,7 +335,14 @@ def open_pairs(
             for line in summary.text():
                 _logger.log(logging.WARNING if line.startswith("  WRONG") else logging.INFO, "%s", line)
         frames = VideoPairs(
-            sets, data.batch_size, sizes, seed=seed, device=device, config=data.frames, errors=errors
+            sets,
+            data.batch_size,
+            sizes,
+            seed=video_seed,
+            device=device,
+            config=data.frames,
+            errors=errors,
+            workers=1 if data.workers else None,
         )
         sources.append((frames, sum(part.weight for part in data.videos.values())))
     if not sources:
@@ -258,7 +350,7 @@ def open_pairs(
             "data.sources and data.videos are empty: name photographs or videos with their weights, such "
             "as data.sources={photos/: 1.0, shard-000000.tar: 2.0} or data.videos={got10k:GOT-10k/: 1.0}."
         )
-    mixed, cfg = MixedPairs(sources, seed), model.pretrained_cfg
+    mixed, cfg = MixedPairs(sources, 3 * seed), model.pretrained_cfg
     mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
     if (mean, std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) and model.in_chans == 3:
         return mixed

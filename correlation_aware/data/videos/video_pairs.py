@@ -93,6 +93,12 @@ class _VideoCache:
         self._videos: OrderedDict[tuple[int, int], Video | None] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit}  # a worker process starts with an empty cache
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["limit"])  # type: ignore[misc]
+
     def get(self, key: tuple[int, int]) -> tuple[bool, Video | None]:
         """Whether the video is in the cache, and the video."""
         with self._lock:
@@ -163,9 +169,12 @@ class VideoPairs:
         Raises:
             RuntimeError: More unreadable files than `errors` allows, or too few videos with a visible target.
         """
-        with ThreadPoolExecutor(self.workers) as threads:
-            keys = ((self.seed, number, i + 1) for i in range(self.batch_size))
-            samples = list(threads.map(lambda key: self._sample(KeyedRandom(*key)), keys))
+        keys = [(self.seed, number, i + 1) for i in range(self.batch_size)]
+        if self.workers == 1:
+            samples = [self._sample(KeyedRandom(*key)) for key in keys]
+        else:
+            with ThreadPoolExecutor(self.workers) as threads:
+                samples = list(threads.map(lambda key: self._sample(KeyedRandom(*key)), keys))
         rng, n = KeyedRandom(self.seed, number), self.batch_size
         noise = torch.Generator(self.device).manual_seed(rng.device_seed)
         gray = rng.bernoulli(self.config.photometric.gray, n)
