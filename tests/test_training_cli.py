@@ -20,6 +20,10 @@ import correlation_aware as ca
 from correlation_aware import training
 from correlation_aware.cli import app, train
 from correlation_aware.data.keyed_random import KeyedRandom
+from correlation_aware.data.videos.sequences import Folder
+from correlation_aware.evaluation.videos import evaluate_video
+from correlation_aware.runtime.session import InferenceSession
+from correlation_aware.tracking.tracker import Tracker
 from correlation_aware.training.classify import ClassifyTraining
 from correlation_aware.training.config import load
 from correlation_aware.training.log import read_log
@@ -147,6 +151,28 @@ def test_progress_moves_at_every_step_and_starts_where_the_run_resumes(photos, t
     assert steps == [0, 1, 1, 2, 3, 4]
 
 
+def test_validation_on_held_out_videos(run, photos, tmp_path):
+    for name in ("a", "b", "c"):
+        write_video(tmp_path / "videos" / name, photos)
+    root = f"folder:{tmp_path / 'videos'}"
+    changes = ["model.name=sbt_test_track", "data.batch_size=2", "schedule.steps=1", "schedule.warmup=1"]
+    changes += [f"validation.videos={{'{root}': {{names: c/one}}}}", "validation.video_count=1"]
+    words = ["train", "track", "--output", tmp_path / "run", "--device", "cpu"]
+    for exclude in ("", "exclude: c/one"):
+        settings = [*changes, f"data.videos={{'{root}': {{{exclude}}}}}"]
+        result = run(*words, *(w for change in settings for w in ("--set", change)))
+        if not exclude:
+            assert "1 videos of folder" in str(result.exception) and "(c/one)" in str(result.exception)
+    assert result.exit_code == 0, result.output
+    (value,) = [r["val_video_ao"] for r in read_log(tmp_path / "run" / "log.jsonl") if "val_video_ao" in r]
+    best = tmp_path / "run" / "checkpoints" / "best"
+    assert json.loads((best / "best.json").read_text()) == {"step": 1, "name": "video_ao", "value": value}
+    model = ca.create_model(best / "weights", pretrained=True).eval()
+    video = Folder(tmp_path / "videos" / "c")[0]
+    result = evaluate_video(Tracker(InferenceSession(model)), video)
+    assert result.ious.mean() == pytest.approx(value, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -154,6 +180,7 @@ def test_progress_moves_at_every_step_and_starts_where_the_run_resumes(photos, t
         ("model.name=sbt_test_track", "data.sources and data.videos are empty"),
         ("data.videos={GOT-10k: 1}", "is not LAYOUT:ROOT"),
         ("data.videos={otb:videos: 1}", "Unknown layout 'otb'; known layouts"),
+        ("validation.videos={got10k:x: 2}", "has weight 2, without an effect"),
         ("model.nam=sbt_test", "Near: model.name"),
     ],
 )

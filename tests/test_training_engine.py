@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import logging
 import os
 import pickle
@@ -19,11 +20,13 @@ import training_runs
 from training_runs import checkpoint_at, make_trainer, read_state
 
 import correlation_aware as ca
+from correlation_aware.data.pairs import MixedPairs
 from correlation_aware.training import checkpoint
-from correlation_aware.training.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from correlation_aware.training.log import read_log
 from correlation_aware.training.run_state import read_run_state
 from correlation_aware.training.track import TrackTraining, make_track_trainer
+from correlation_aware.weights import read_state_dict
 
 SCRIPT = str(Path(training_runs.__file__))
 
@@ -319,6 +322,56 @@ def test_validation_gets_the_averaged_model_and_does_not_change_the_run(whole, t
     trainer.fit(on_record=records.append)
     assert [r["step"] for r in records if "val_ao" in r] == [3, 6]
     assert_same(checkpoint_at(tmp_path, 6), checkpoint_at(whole, 6))
+
+
+def test_the_weights_with_the_best_validation_are_kept(tmp_path):
+    trainer = make_trainer(tmp_path, 4, validate_every=1, checkpoint_steps=1, keep=1)
+    values, kept = iter([0.2, 0.5, 0.3, 0.4]), {}
+
+    def validate(model):
+        kept[trainer.step] = copy.deepcopy(model.state_dict())
+        return {"ao": next(values)}
+
+    trainer.validate = validate
+    trainer.fit(on_record=lambda r: trainer.request_stop() if r["step"] == 2 else None)
+    best = tmp_path / "checkpoints" / "best"
+    again = make_trainer(tmp_path, 4, validate_every=1, checkpoint_steps=1, keep=1)
+    again.validate = lambda model: {"ao": next(values)}
+    again.fit(resume=True)
+    assert json.loads((best / "best.json").read_text()) == {"step": 2, "name": "ao", "value": 0.5}
+    weights = read_state_dict(best / "weights" / "model.safetensors")
+    assert all(torch.equal(value, kept[2][name]) for name, value in weights.items())
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_checkpoint_is_written_before_a_validation_that_fails(tmp_path):
+    trainer = make_trainer(tmp_path, 1)
+    trainer.validate = lambda model: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    assert checkpoint.latest(tmp_path / "checkpoints") == checkpoint_at(tmp_path, 1)
+
+
+def test_losses_of_every_source_are_in_the_log(tmp_path):
+    sources = [(training_runs.SyntheticPairs(), 1.0), (training_runs.SyntheticPairs(different=5), 1.0)]
+    config = TrackTraining(
+        model=ModelConfig("sbt_test_track"),
+        optimizer=OptimizerConfig(lr=0, backbone_lr=0),
+        schedule=ScheduleConfig(steps=6, warmup=0),
+        run=RunConfig(log_every=3),
+    )
+    pairs = MixedPairs(sources, 1, ("stills", "videos"))
+    trainer, each = make_track_trainer(config, tmp_path, "cpu", pairs), []
+    compute = trainer.compute
+    trainer.compute = lambda *arguments: each.append(compute(*arguments)) or each[-1]
+    records = []
+    trainer.fit(on_record=records.append)
+    for record, steps in zip(records, (each[:3], each[3:])):
+        for key in ("loss_stills", "iou_videos", "loss"):
+            values = [step[key].item() for step in steps if key in step]
+            assert (key in record) == bool(values)
+            assert not values or record[key] == pytest.approx(sum(values) / len(values), rel=1e-4)
+    assert any("loss_stills" in r and "loss_videos" in r for r in records)
 
 
 def test_partly_written_or_removed_checkpoints_are_ignored_and_cleaned(tmp_path):

@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,8 @@ from correlation_aware.cli._common import Device, Model, Weights, console, load_
 from correlation_aware.cli._messages import print_messages
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from correlation_aware.training.classify import ClassifyTraining
     from correlation_aware.training.engine import Trainer
     from correlation_aware.training.track import TrackTraining
@@ -69,15 +71,13 @@ def track(
     stops immediately.
     """
     _check_installed()
-    from correlation_aware.evaluation.synthetic import ClipValidation
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_trainer
 
     run = load(TrackTraining, _config_path(config, output, resume), changes or ())
     with _run_messages(run, device):
-        clips = run.validation
-        validate = ClipValidation(clips.sources, clips.count, clips.seed) if clips.sources else None
-        _fit(make_track_trainer(run, output, device, validate=validate), resume, max_minutes)
+        trainer = make_track_trainer(run, output, device, validate=_validation(run))
+        _fit(trainer, resume, max_minutes)
 
 
 @app.command()
@@ -207,6 +207,23 @@ def curves(
 
     plot_log(read_log(run / "log.jsonl"), output)
     console.print(f"Wrote {escape(str(output))}")
+
+
+def _validation(config: "TrackTraining") -> "Callable[[nn.Module], dict[str, float]] | None":
+    """Validation on the configured videos and clips, None without any."""
+    from correlation_aware.evaluation.synthetic import ClipValidation
+    from correlation_aware.evaluation.videos import VideoValidation
+    from correlation_aware.training.track import held_out_videos
+
+    data = config.validation
+    parts: list[Callable[[nn.Module], dict[str, float]]] = []
+    if data.videos:
+        parts.append(VideoValidation(held_out_videos(config), data.video_count))
+    if data.sources:
+        parts.append(ClipValidation(data.sources, data.count, data.seed))
+    if not parts:
+        return None
+    return lambda model: {name: value for part in parts for name, value in part(model).items()}
 
 
 def _config_path(config: Path | None, output: Path, resume: bool) -> Path | None:

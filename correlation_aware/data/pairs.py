@@ -47,9 +47,13 @@ class MixedPairs:
     Args:
         sources: Sources with their weights: the share of the batches that each one provides.
         seed: Seed of the choice of the source.
+        names: Names of the sources in the log.
     """
 
-    def __init__(self, sources: Sequence[tuple[PairSource, float]], seed: int = 0) -> None:
+    def __init__(
+        self, sources: Sequence[tuple[PairSource, float]], seed: int = 0, names: Sequence[str] = ()
+    ) -> None:
+        self.names = list(names)
         self.sources = [source for source, _ in sources]
         self.weights = torch.tensor([float(weight) for _, weight in sources])
         self.seed = seed
@@ -79,6 +83,7 @@ class Renormalized:
         if in_chans not in (1, 3):
             raise ValueError(f"Pairs are images of 1 or 3 channels, not in_chans={in_chans}.")
         self.source, self.in_chans = source, in_chans
+        self.names: list[str] = getattr(source, "names", [])
         self._mean, self._std = (255 * torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
 
     def batch(self, number: int) -> PairBatch:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from correlation_aware.data.error_budget import ErrorBudget
+from correlation_aware.data.stills.files import read_stills
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.synthetic_clips import Clip, ClipConfig, synthetic_clip
 from correlation_aware.evaluation.one_pass import (
@@ -76,6 +77,8 @@ class ClipValidation:
     def __init__(self, sources: Mapping[str, float], count: int, seed: int = 0) -> None:
         self.sources, self.count, self.seed = sources, count, seed
         self._clips: list[Clip] = []
+        for source in sources:  # a source that cannot be read ends a run before its first step
+            next(read_stills(source, 64, ErrorBudget()))
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:

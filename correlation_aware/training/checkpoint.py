@@ -5,9 +5,10 @@ import re
 import shutil
 from pathlib import Path
 
-__all__ = ["clean", "complete", "latest", "prune", "publish", "set_aside", "temporary"]
+__all__ = ["clean", "complete", "latest", "prune", "publish", "publish_best", "set_aside", "temporary"]
 
 NAME = re.compile(r"step-(\d{8,})")
+BEST = "best"  # folder of the weights with the best validation
 WRITING = ".writing-"  # prefix of a checkpoint that is not complete yet
 REMOVING = ".removing-"  # prefix of a checkpoint that is being deleted
 
@@ -22,6 +23,13 @@ def publish(folder: Path, step: int) -> Path:
     final = folder / f"step-{step:08d}"
     os.replace(temporary(folder, step), final)
     return final
+
+
+def publish_best(folder: Path, step: int) -> None:
+    """Renames the weights at `temporary` to `best`; older ones are deleted."""
+    if (folder / BEST).exists():
+        _remove(folder / BEST)
+    os.replace(temporary(folder, step), folder / BEST)
 
 
 def latest(folder: Path) -> Path | None:

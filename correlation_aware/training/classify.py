@@ -180,6 +180,7 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
         text=to_yaml(config),
         validate=None if data.val is None else _Accuracy(data, dataset.reader.class_to_idx),
         unit="images",
+        best="top1",
     )
 
 

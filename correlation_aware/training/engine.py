@@ -4,11 +4,12 @@ Batch n and learning rate n depend only on n, so the state to save is small: the
 average, the optimizer's moments, the states of the random generators and n.
 """
 
+import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from correlation_aware._files import write_text
+from correlation_aware._files import read_json, write_text
 from correlation_aware.training import checkpoint
 from correlation_aware.training.config import OptimizerConfig, RunConfig, ScheduleConfig
 from correlation_aware.training.log import Means, RunLog
@@ -117,6 +118,8 @@ class Trainer:
         text: Whole configuration as YAML, saved in every checkpoint as `config.yaml`.
         validate: Function from the averaged model to scalars for the log; runs in the main process only.
         unit: Plural name of a sample in the log, as in `pairs_per_s`.
+        best: Name of the figure of `validate` that decides which weights are kept in `checkpoints/best`.
+        optional: Names of scalars that `compute` returns for some batches only.
     """
 
     def __init__(
@@ -133,12 +136,15 @@ class Trainer:
         text: str = "",
         validate: Callable[[nn.Module], dict[str, float]] | None = None,
         unit: str = "pairs",
+        best: str | None = None,
+        optional: Sequence[str] = (),
     ) -> None:
         self.compute, self.source, self.validate, self.unit = compute, source, validate, unit
         self.schedule, self.run, self.clip, self.text = schedule, run, optimizer.clip, text
         self.folder, self.accelerator = Path(folder), accelerator
         self.checkpoints = self.folder / "checkpoints"
         self.step, self.seconds = 0, 0.0
+        self.best, self.optional = best, (*optional, "grad_norm")
         self._stop = False
 
         self.module = model.to(accelerator.device)
@@ -193,7 +199,8 @@ class Trainer:
         processes, is_main = self.accelerator.num_processes, self.accelerator.is_main_process
         first = self.step * self.run.accumulate * processes + self.accelerator.process_index
         batches = self.source.batches(first, processes)
-        means, logged, saved_at = Means(), (self.step, begin), begin  # step and time of the last record
+        means, saved_at = Means(self.optional), begin
+        logged = self.step, begin  # step and time of the last record
         with RunLog(self.folder, self.step) if is_main else nullcontext() as log:
 
             def emit(record: Record) -> None:
@@ -214,11 +221,11 @@ class Trainer:
                 save = save or stop or done or self._every(self.run.checkpoint_steps)
                 if log_due or save:
                     emit(self._record(means, logged))
-                if self.validate and (done or self._every(self.run.validate_every)):
-                    emit(self._validation())
                 if save:
                     self._save()
                     saved_at = time.perf_counter()
+                if self.validate and (done or self._every(self.run.validate_every)):
+                    emit(self._validation())
                 if log_due or save:
                     logged = self.step, time.perf_counter()
         newest = checkpoint.latest(self.checkpoints)
@@ -277,8 +284,9 @@ class Trainer:
         first, begin = logged
         seconds = time.perf_counter() - begin
         self.seconds += seconds
-        names, vector = means.take()
-        values = dict(zip(names, self.accelerator.reduce(vector, "mean").tolist()))
+        names, table = means.take()
+        sums, counts = self.accelerator.reduce(table, "sum").tolist()
+        values = {name: total / n for name, total, n in zip(names, sums, counts) if n}
         if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
             raise RuntimeError(
                 f"The loss is not finite at step {self.step}. Resume from the last checkpoint "
@@ -304,8 +312,22 @@ class Trainer:
                 training = self.averaged.training
                 values = self.validate(self.averaged.eval())
                 self.averaged.train(training)
+            if self.best in values:
+                self._keep_best(values[self.best])
         self.accelerator.wait_for_everyone()
         return {"step": self.step, **{f"val_{name}": value for name, value in values.items()}}
+
+    def _keep_best(self, value: float) -> None:
+        """Saves the averaged weights in `checkpoints/best` if this is their highest value so far."""
+        folder = self.checkpoints / checkpoint.BEST
+        before = read_json(folder / "best.json") if (folder / "best.json").is_file() else {}
+        if before.get("step", math.inf) < self.step and before.get("value", -math.inf) >= value:
+            return
+        target = checkpoint.temporary(self.checkpoints, self.step)
+        save_pretrained(self.averaged, target / "weights")
+        facts = {"step": self.step, "name": self.best, "value": value}
+        write_text(json.dumps(facts, indent=2) + "\n", target / "best.json")
+        checkpoint.publish_best(self.checkpoints, self.step)
 
     def _start(self, resume: bool) -> None:
         complete = checkpoint.complete(self.checkpoints)

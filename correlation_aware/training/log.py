@@ -16,9 +16,15 @@ __all__ = ["Means", "RunLog", "plot_log", "read_log"]
 
 
 class Means:
-    """Running means of scalars, kept on their device to avoid a synchronization at every step."""
+    """Running means of scalars, kept on their device to avoid a synchronization at every step.
 
-    def __init__(self) -> None:
+    Args:
+        optional: Names that may have no value since the last call of `take`; all others are the same, in the
+            same order, in all processes.
+    """
+
+    def __init__(self, optional: Sequence[str] = ()) -> None:
+        self.optional = tuple(optional)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -30,11 +36,13 @@ class Means:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> tuple[list[str], Tensor]:
-        """Names (n) and a vector (n,) of their means since the last call."""
-        names = list(self._sums)
-        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        """Names (n), and their sums and counts (2, n) since the last call."""
+        names = [name for name in self._sums if name not in self.optional] + list(self.optional)
+        zero = torch.zeros_like(next(iter(self._sums.values())))
+        sums = torch.stack([self._sums.get(name, zero) for name in names])
+        counts = torch.tensor([float(self._counts.get(name, 0)) for name in names], device=sums.device)
         self._sums, self._counts = {}, {}
-        return names, means
+        return names, torch.stack([sums, counts])
 
 
 class RunLog:

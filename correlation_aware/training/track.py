@@ -28,7 +28,8 @@ from correlation_aware.data.error_budget import ErrorBudget, Fault
 from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource, Renormalized
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
-from correlation_aware.data.videos.subsets import VideoSet, open_videos
+from correlation_aware.data.videos.sequences import SequenceSet
+from correlation_aware.data.videos.subsets import VideoSet, names_of, open_videos, shorten
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.training.config import (
@@ -45,15 +46,17 @@ from correlation_aware.weights import load_pretrained
 from correlation_aware.zoo import create_model
 
 __all__ = [
-    "ClipData",
     "PairBatches",
     "PairData",
     "TrackTraining",
+    "ValidationData",
+    "held_out_videos",
     "make_track_model",
     "make_track_trainer",
     "open_pairs",
 ]
 
+PER_SOURCE = ("loss", "iou")  # figures of each source in the log, where there are several
 SUMMARIZED = 200  # videos of a dataset that the summary at the start of a run reads
 
 _logger = logging.getLogger(__name__)
@@ -97,18 +100,33 @@ class PairData:
 
 
 @dataclass(frozen=True)
-class ClipData:
-    """Synthetic clips for validation, every `run.validate_every` steps.
+class ValidationData:
+    """Annotated videos and synthetic clips for validation, every `run.validate_every` steps.
+
+    The weights with the highest average overlap, on the videos if there are some, are kept in
+    `checkpoints/best`.
 
     Attributes:
+        videos: Annotated videos as `LAYOUT:ROOT` with the keys of `VideoSet`, such as
+            `{got10k:GOT-10k: {subset: val}}`; not those of the training data.
+        video_count: Number of videos of each dataset, spread evenly; 0 for all.
         sources: Folders or tar shards of photographs with their weights; not those of the training data.
         count: Number of clips, which stay in memory, 14 MB each.
         seed: Seed of the random number generator.
     """
 
+    videos: dict[str, VideoSet] = field(default_factory=dict)
+    video_count: int = 0
     sources: dict[str, float] = field(default_factory=dict)
     count: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "videos", {name: VideoSet.of(part) for name, part in self.videos.items()})
+        for name, part in self.videos.items():
+            if part.weight != 1:
+                raise ValueError(f"validation.videos: {name} has weight {part.weight:g}, without an effect.")
+        check_values("validation", self, video_count=(0, math.inf), count=(1, math.inf), seed=(0, math.inf))
 
 
 @dataclass(frozen=True)
@@ -117,7 +135,7 @@ class TrackTraining:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: PairData = field(default_factory=PairData)
-    validation: ClipData = field(default_factory=ClipData)
+    validation: ValidationData = field(default_factory=ValidationData)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -261,6 +279,7 @@ def make_track_trainer(
         device_of_pairs = "cpu" if workers else accelerator.device
         pairs = open_pairs(config, model, device_of_pairs, errors, describe=accelerator.is_main_process)
 
+    names: list[str] = getattr(pairs, "names", [])
     # on a CPU the backward pass of the unfused attention is faster than that of the fused one
     unfused = accelerator.device.type == "cpu"
 
@@ -269,7 +288,11 @@ def make_track_trainer(
             output = network(batch.template, batch.search)
         loss = track_loss(output, batch.boxes, batch.positive, config.loss)
         terms = {"loss": loss.total, "score": loss.score, "l1": loss.l1, "giou": loss.giou}
-        return {**terms, "iou": best_location_iou(output, batch.boxes, batch.positive)}
+        values = {**terms, "iou": best_location_iou(output, batch.boxes, batch.positive)}
+        if len(names) > 1:
+            name = names[int(batch.source)]
+            values |= {f"{key}_{name}": values[key].detach() for key in PER_SOURCE}
+        return values
 
     return Trainer(
         model,
@@ -282,7 +305,29 @@ def make_track_trainer(
         run=config.run,
         text=to_yaml(config),
         validate=validate,
+        best="video_ao" if config.validation.videos else "ao",
+        optional=[f"{key}_{name}" for key in PER_SOURCE for name in names] if len(names) > 1 else (),
     )
+
+
+def held_out_videos(config: TrackTraining) -> list[SequenceSet]:
+    """Opens the datasets of `validation.videos`.
+
+    Raises:
+        ValueError: A video is in the training data too, or a dataset that cannot be opened.
+    """
+    sets = []
+    for location, part in config.validation.videos.items():
+        dataset = open_videos(location, part)
+        if location in config.data.videos:
+            trained = set(names_of(open_videos(location, config.data.videos[location])))
+            if shared := [name for name in names_of(dataset) if name in trained]:
+                raise ValueError(
+                    f"validation.videos: {len(shared)} videos of {location} are in data.videos too "
+                    f"({shorten(shared)}). Exclude them there, with `exclude`."
+                )
+        sets.append(dataset)
+    return sets
 
 
 def make_track_model(config: ModelConfig) -> TrackModel:
@@ -324,6 +369,7 @@ def open_pairs(
     # each source has random numbers of its own: with the same ones the choice of the source would decide them
     still_seed, video_seed = 3 * seed + 1, 3 * seed + 2
     sources: list[tuple[PairSource, float]] = []
+    names = [name for name, used in (("stills", data.sources), ("videos", data.videos)) if used]
     if data.sources:
         pool = read_pool(data.sources, data.max_side, device, errors)
         stills = StillPairs(pool, data.batch_size, sizes, seed=still_seed, config=data.stills)
@@ -350,7 +396,7 @@ def open_pairs(
             "data.sources and data.videos are empty: name photographs or videos with their weights, such "
             "as data.sources={photos/: 1.0, shard-000000.tar: 2.0} or data.videos={got10k:GOT-10k/: 1.0}."
         )
-    mixed, cfg = MixedPairs(sources, 3 * seed), model.pretrained_cfg
+    mixed, cfg = MixedPairs(sources, 3 * seed, names), model.pretrained_cfg
     mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
     if (mean, std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) and model.in_chans == 3:
         return mixed

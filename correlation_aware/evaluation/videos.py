@@ -1,0 +1,84 @@
+"""Validation in training: one-pass evaluation of a tracker on annotated videos that are not trained on."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from correlation_aware.data.videos.sequences import SequenceSet, Video
+from correlation_aware.evaluation.one_pass import (
+    Frame,
+    OnePassTracker,
+    SequenceResult,
+    average,
+    overlap,
+    run_sequence,
+)
+from correlation_aware.runtime.session import InferenceSession
+from correlation_aware.tracking.tracker import Tracker
+
+__all__ = ["VideoValidation", "evaluate_video"]
+
+
+def evaluate_video(tracker: OnePassTracker, video: Video) -> SequenceResult:
+    """Tracks through a video once, from the first frame with a visible target on.
+
+    Args:
+        tracker: Tracker.
+        video: Annotated video.
+
+    Raises:
+        ValueError: Fewer than two frames with a visible target, or a frame that cannot be read.
+    """
+    visible = np.flatnonzero(video.visible)
+    if len(visible) < 2:
+        raise ValueError(f"{video.name} has {len(visible)} frames with a visible target; tracking needs two.")
+    start = int(visible[0])
+    boxes, scores, seconds = run_sequence(tracker, _read(video.frames[start:]), video.boxes[start])
+    overlaps = np.where(video.visible[start:], overlap(boxes, video.boxes[start:]), np.nan)
+    return SequenceResult(video.name, boxes, scores, seconds, overlaps)
+
+
+class VideoValidation:
+    """Evaluates a `_track` model on videos; their annotations are read at once.
+
+    Args:
+        sets: Datasets of videos.
+        count: Number of videos of each dataset, spread evenly; 0 for all.
+
+    Raises:
+        ValueError, OSError: A video that cannot be used, or none.
+    """
+
+    def __init__(self, sets: Sequence[SequenceSet], count: int = 0) -> None:
+        self.videos: list[Video] = []
+        for dataset in sets:
+            number = min(count, len(dataset)) or len(dataset)
+            indices = np.linspace(0, len(dataset) - 1, number).round().astype(int)
+            self.videos += [dataset[int(index)] for index in indices]
+        for video in self.videos:
+            if video.visible.sum() < 2:
+                raise ValueError(
+                    f"{video.name} has fewer than two frames with a visible target; leave it out of "
+                    "validation.videos with `exclude`."
+                )
+        if not self.videos:
+            raise ValueError("VideoValidation needs videos.")
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Average overlap and success rates, each video with equal weight."""
+        tracker = Tracker(InferenceSession(model))  # type: ignore[arg-type]
+        scores = average([evaluate_video(tracker, video) for video in self.videos])
+        return {"video_ao": scores.ao, "video_sr50": scores.sr50, "video_sr75": scores.sr75}
+
+
+def _read(paths: Sequence[Path]) -> Iterator[Frame]:
+    for path in paths:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise ValueError(f"{path} is not an image, or a damaged one.")
+        yield np.asarray(image, np.uint8)
