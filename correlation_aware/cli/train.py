@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from correlation_aware._extras import require
 from correlation_aware.cli._common import Device, Model, Weights, console, load_tracker, track_progress
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from correlation_aware.training.classify import ClassifyTraining
-    from correlation_aware.training.engine import Trainer
+    from correlation_aware.training.engine import Outcome, Trainer
     from correlation_aware.training.track import TrackTraining
 
 __all__ = ["app"]
@@ -198,6 +199,97 @@ def check(
 
 
 @app.command()
+def average(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(metavar="CHECKPOINT...", help="Folders of models, or checkpoints of runs."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the model.")],
+) -> None:
+    """Average the weights of several checkpoints of one model."""
+    from correlation_aware.training.average import average_checkpoints
+
+    folder = average_checkpoints(checkpoints, output)
+    console.print(f"Wrote the mean of {len(checkpoints)} checkpoints to {escape(str(folder))}")
+
+
+@app.command()
+def finetune(
+    videos: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="Your annotated videos: folders of frames with a groundtruth.txt, or LAYOUT:ROOT.",
+        ),
+    ],
+    output: Output,
+    model: Model = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 300,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per step.")] = 8,
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Video to evaluate on; by default every fifth. Repeatable."),
+    ] = None,
+    photographs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Folder or tar shards of photographs for half of the pairs, against forgetting. Repeatable.",
+        ),
+    ] = None,
+    clips: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Other photographs, whose synthetic clips measure what was forgotten."
+        ),
+    ] = None,
+    clip_count: Annotated[int, typer.Option(min=1, help="Number of these clips.")] = 16,
+    changes: Changes = None,
+    resume: Resume = False,
+    max_minutes: Minutes = None,
+    device: Device = None,
+) -> None:
+    """Fine-tune a trained tracker on your own videos, and measure whether it helped.
+
+    Some videos are held out. A table shows the average overlap on them before
+    and after, of the last weights and not of the best ones, and on synthetic
+    clips of other targets. --set takes the keys of `train track`.
+    """
+    _check_installed()
+    from correlation_aware import create_tracker
+    from correlation_aware.evaluation.synthetic import ClipValidation
+    from correlation_aware.evaluation.videos import VideoValidation
+    from correlation_aware.training.config import change
+    from correlation_aware.training.finetune import finetune_config
+    from correlation_aware.training.track import held_out_videos, make_track_trainer
+
+    config = finetune_config(videos, model, steps, batch, hold_out or (), photographs or ())
+    config = change(config, changes or ())
+    if clips is not None and clips in config.data.sources:
+        raise ValueError(f"--clips {clips} is among --photographs: measure forgetting on others.")
+    with _run_messages(config, device):
+        trainer = make_track_trainer(config, output, device)
+        validation = VideoValidation(held_out_videos(config))
+        others = None if clips is None else ClipValidation({clips: 1.0}, clip_count)
+
+        def measure(name: str | Path) -> dict[str, float]:
+            tracker = create_tracker(name, device=device)
+            results = zip(validation.names, validation.results(tracker))
+            overlaps = {name: float(result.ious.mean()) for name, result in results}
+            average = {"mean of held-out videos": sum(overlaps.values()) / len(overlaps)}
+            forgotten = {} if others is None else {"synthetic clips": others(tracker.model)["ao"]}
+            return {**overlaps, **average, **forgotten}
+
+        is_main = trainer.accelerator.is_main_process
+        before = measure(config.model.name) if is_main else {}
+        outcome = _fit(trainer, resume, max_minutes)
+        if is_main and outcome.finished:
+            _print_comparison(before, measure(outcome.checkpoint / "weights"))
+            if others is None:
+                console.print("What was forgotten was not measured: name other photographs with --clips.")
+
+
+@app.command()
 def curves(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     output: Annotated[Path, typer.Option(help="Image file to write.")] = Path("curves.png"),
@@ -224,6 +316,27 @@ def _validation(config: "TrackTraining") -> "Callable[[nn.Module], dict[str, flo
     if not parts:
         return None
     return lambda model: {name: value for part in parts for name, value in part(model).items()}
+
+
+def _print_comparison(before: dict[str, float], after: dict[str, float]) -> None:
+    """Table of average overlaps; a yellow line if the mean over the held-out videos is not higher."""
+    table = Table("average overlap", "before", "after", "change")
+    for name, value in before.items():
+        table.add_row(escape(name), f"{value:.3f}", f"{after[name]:.3f}", f"{after[name] - value:+.3f}")
+    console.print(table)
+    mean = "mean of held-out videos"
+    if after[mean] <= before[mean]:
+        console.print(
+            "Fine-tuning did not help on the held-out videos: keep the original weights, or train on more "
+            "videos, or with fewer steps.",
+            style="yellow",
+        )
+    elif after.get("synthetic clips", 1.0) < before.get("synthetic clips", 0.0) - 0.02:
+        console.print(
+            "The tracker forgot: it is worse on other targets. Use it for videos like these only, or add "
+            "--photographs.",
+            style="yellow",
+        )
 
 
 def _config_path(config: Path | None, output: Path, resume: bool) -> Path | None:
@@ -261,7 +374,7 @@ def _check_installed() -> None:
     require("accelerate", "yaml", message="Training needs {names}")
 
 
-def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> None:
+def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> "Outcome":
     with _progress(trainer.unit) as bar, _stopped_by_signals(trainer):
         task: Any = None
         begin, first = time.monotonic(), 0
@@ -284,6 +397,7 @@ def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> None:
     if trainer.accelerator.is_main_process:
         state = "Done" if outcome.finished else "Stopped; --resume continues"
         console.print(f"{state}: step {outcome.step}, {escape(str(outcome.checkpoint / 'weights'))}")
+    return outcome
 
 
 def _line(record: dict[str, Any]) -> str:

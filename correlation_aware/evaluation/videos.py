@@ -55,10 +55,13 @@ class VideoValidation:
 
     def __init__(self, sets: Sequence[SequenceSet], count: int = 0) -> None:
         self.videos: list[Video] = []
+        self.names: list[str] = []
         for dataset in sets:
             number = min(count, len(dataset)) or len(dataset)
             indices = np.linspace(0, len(dataset) - 1, number).round().astype(int)
             self.videos += [dataset[int(index)] for index in indices]
+            names = getattr(dataset, "names", None) or [str(i) for i in range(len(dataset))]
+            self.names += [names[int(index)] for index in indices]
         for video in self.videos:
             if video.visible.sum() < 2:
                 raise ValueError(
@@ -71,9 +74,12 @@ class VideoValidation:
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Average overlap and success rates, each video with equal weight."""
-        tracker = Tracker(InferenceSession(model))  # type: ignore[arg-type]
-        scores = average([evaluate_video(tracker, video) for video in self.videos])
+        scores = average(self.results(Tracker(InferenceSession(model))))  # type: ignore[arg-type]
         return {"video_ao": scores.ao, "video_sr50": scores.sr50, "video_sr75": scores.sr75}
+
+    def results(self, tracker: OnePassTracker) -> list[SequenceResult]:
+        """The result of a tracker on each video."""
+        return [evaluate_video(tracker, video) for video in self.videos]
 
 
 def _read(paths: Sequence[Path]) -> Iterator[Frame]:

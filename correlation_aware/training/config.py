@@ -21,6 +21,7 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "ScheduleConfig",
+    "change",
     "check_values",
     "from_mapping",
     "load",
@@ -203,19 +204,28 @@ def load(kind: type[T], path: str | Path | None = None, changes: Sequence[str] =
         content = _parse(Path(path).read_text(encoding="utf-8"), str(path)) or {}
         if not isinstance(content, dict):
             raise ValueError(f"{path} is not a mapping of sections but a {type(content).__name__}.")
-    for change in changes:
-        key, equals, text = change.partition("=")
+    return from_mapping(kind, _apply(content, changes))
+
+
+def change(config: T, changes: Sequence[str]) -> T:
+    """A configuration with `section.key=value` changes, see `load`."""
+    return from_mapping(type(config), _apply(yaml.safe_load(to_yaml(config)), changes))
+
+
+def _apply(content: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    for setting in changes:
+        key, equals, text = setting.partition("=")
         if not equals:
-            raise ValueError(f"{change!r} is not key=value, such as optimizer.lr=1e-4.")
+            raise ValueError(f"{setting!r} is not key=value, such as optimizer.lr=1e-4.")
         *sections, last = key.split(".")
         mapping = content
         for section in sections:
             mapping[section] = mapping.get(section) or {}
             mapping = mapping[section]
             if not isinstance(mapping, dict):
-                raise ValueError(f"{change!r}: {section} is a value and has no keys.")
-        mapping[last] = _parse(text, change)
-    return from_mapping(kind, content)
+                raise ValueError(f"{setting!r}: {section} is a value and has no keys.")
+        mapping[last] = _parse(text, setting)
+    return content
 
 
 def from_mapping(kind: type[T], content: Mapping[str, Any], where: str = "") -> T:
