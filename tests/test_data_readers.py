@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -393,6 +394,11 @@ def test_processes_prepare_the_same_batches_and_report_what_they_leave_out(got10
         pairs = VideoPairs([(Got10k(got10k), 1.0)], 6, Sizes(32, 64), errors=errors, workers=1)
         return list(islice(PairBatches(pairs, 6, workers=workers, errors=errors).batches(1, 2), 4))
 
+    # OpenCV has run in threads before, as when photographs are read; its own threads do not survive a fork
+    cv2.setNumThreads(2)
+    big = np.zeros((1500, 1500, 3), np.uint8)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: cv2.GaussianBlur(big, (0, 0), 3), range(8)))
     errors = ErrorBudget(limit=1)
     torch.manual_seed(0)
     state = torch.get_rng_state()

@@ -196,7 +196,12 @@ class PairBatches:
             multiprocessing_context=start_method,
             generator=torch.Generator(),  # else the loader draws from the generator of the run
         )
-        for batch, faults in loader:
+        # OpenCV's threads do not survive a fork: a worker that sets or uses them waits for ever
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        loaded = iter(loader)  # starts the processes
+        cv2.setNumThreads(threads)
+        for batch, faults in loaded:
             self.errors.merge(faults)
             yield batch
 
@@ -226,8 +231,7 @@ def _unchanged(item: Any) -> Any:
 
 
 def _start_worker(number: int) -> None:
-    """One thread per process; what is left out is limited and logged by the training process."""
-    cv2.setNumThreads(1)
+    """What is left out is limited and logged by the training process, which also handles the signals."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     info = get_worker_info()
