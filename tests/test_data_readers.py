@@ -314,6 +314,7 @@ def test_as_many_damaged_files_as_the_limit_are_left_out(caplog):
     errors = ErrorBudget(limit=2)
     for name in ("a.jpg", "b.jpg", "a.jpg"):
         errors.add(name, ValueError("damaged"))
+    assert [record.args[0] for record in caplog.records] == ["a.jpg", "b.jpg"]
     with pytest.raises(RuntimeError, match=r"c\.jpg.*damaged.*unreadable file 3, and at most 2"):
         errors.add("c.jpg", ValueError("damaged"))
     share = ErrorBudget(limit=0.01)

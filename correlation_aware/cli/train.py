@@ -3,6 +3,7 @@
 import logging
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -367,6 +368,8 @@ def _run_messages(run: "TrackTraining | ClassifyTraining", device: str | None) -
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     with print_messages(console if is_main else None, logging.INFO):
+        # of several processes, about convolutions in channels_last: no error, and nothing a user can change
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         yield
 
 
