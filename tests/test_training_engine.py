@@ -287,6 +287,16 @@ def test_a_run_starts_from_the_weights_of_its_configuration(tmp_path):
         assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
+def test_weights_that_hardly_fit_are_a_warning(tmp_path, caplog):
+    start = ca.save_pretrained(ca.create_model("sbt_test_track"), tmp_path / "model")
+    for overrides, expected in (({"dims": (8, 24, 40)}, 1), ({"head": "cell"}, 0)):
+        config = TrackTraining(model=ModelConfig("sbt_test_track", str(start), overrides))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            make_track_trainer(config, tmp_path / "run", "cpu", training_runs.SyntheticPairs())
+        assert caplog.text.count("of the backbone; the others have random weights") == expected
+
+
 def test_checkpoints_are_written_by_time(tmp_path):
     for minutes, steps in ((0.0, [1, 2, 3]), (10.0, [3])):
         folder = tmp_path / str(minutes)

@@ -42,7 +42,7 @@ from correlation_aware.training.config import (
 )
 from correlation_aware.training.engine import Trainer, make_accelerator
 from correlation_aware.training.losses import LossConfig, best_location_iou, track_loss
-from correlation_aware.weights import load_pretrained
+from correlation_aware.weights import LoadReport, load_pretrained
 from correlation_aware.zoo import create_model
 
 __all__ = [
@@ -276,7 +276,7 @@ def make_track_trainer(
     model = make_track_model(config.model)
     start = config.model.start()
     if start is not None:
-        load_pretrained(model, start, partial=True)
+        _warn_of_fresh_backbone(load_pretrained(model, start, partial=True), start)
     errors = ErrorBudget(config.data.fault_limit)
     workers = config.data.workers
     if pairs is None:
@@ -332,6 +332,20 @@ def held_out_videos(config: TrackTraining) -> list[SequenceSet]:
                 )
         sets.append(dataset)
     return sets
+
+
+def _warn_of_fresh_backbone(report: LoadReport, start: str) -> None:
+    fresh, loaded = (
+        sum(name.startswith("backbone.") for name in names) for names in (report.missing, report.loaded)
+    )
+    if fresh > loaded:
+        _logger.warning(
+            "%s fills %d of %d tensors of the backbone; the others have random weights. Are model.name and "
+            "model.overrides those of the weights?",
+            start,
+            loaded,
+            loaded + fresh,
+        )
 
 
 def make_track_model(config: ModelConfig) -> TrackModel:
