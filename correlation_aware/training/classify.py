@@ -1,6 +1,7 @@
 """ImageNet pretraining of `_cls` models, with timm's transforms, mixup and losses."""
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,14 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, to_yaml
+from correlation_aware.training.config import (
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    check_values,
+    to_yaml,
+)
 from correlation_aware.training.engine import Trainer, make_accelerator
 from correlation_aware.training.shards import ShardReader
 from correlation_aware.weights import load_pretrained
@@ -56,6 +64,10 @@ class ImageData:
     mixup: float = 0.8
     cutmix: float = 1.0
     smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_values("data", self, batch_size=(1, math.inf), size=(1, math.inf), workers=(0, math.inf))
+        check_values("data", self, mixup=(0, math.inf), cutmix=(0, math.inf), erase=(0, 1), smoothing=(0, 1))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def make_accelerator(config: RunConfig, device: str | None = None) -> Accelerato
     if cpu and precision == "fp16":
         raise ValueError("run.precision=float16 needs a GPU: use bfloat16 or float32 on a CPU.")
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
-    _check_processes(accelerator.num_processes)
+    if cpu:
+        _check_processes(accelerator.num_processes)
     return accelerator
 
 
@@ -360,7 +361,8 @@ class Trainer:
             except (ValueError, OSError, KeyError, RuntimeError) as error:
                 reasons.append(f"{path.name}: {error}")
             failed = torch.tensor(float(state is None), device=self.accelerator.device)
-            if state is not None and not self.accelerator.reduce(failed, "sum").item():
+            failures = self.accelerator.reduce(failed, "sum").item()
+            if state is not None and not failures:
                 if damaged:
                     _logger.warning(
                         "%s cannot be read (%s); training continues from %s.",
@@ -369,8 +371,6 @@ class Trainer:
                         path.name,
                     )
                 return state, damaged
-            if state is None:
-                self.accelerator.reduce(failed, "sum")
             damaged.append(path)
         raise RuntimeError(
             f"No checkpoint of {self.folder} can be read ({'; '.join(reasons)}). Start a new run in another "

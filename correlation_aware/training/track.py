@@ -5,8 +5,8 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv
 
 import logging
 import math
-import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -185,7 +185,7 @@ class PairBatches:
         """All batches, in order, from a pool of processes."""
         self.errors.take_new()
         # forked processes share the photographs in memory
-        start_method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        start_method = "fork" if sys.platform == "linux" else None
         loader = DataLoader(
             _Reported(self.pairs, self.errors),
             batch_size=None,
