@@ -9,7 +9,7 @@ from training_runs import SyntheticPairs
 
 import correlation_aware as ca
 from correlation_aware.data.videos.subsets import VideoSet
-from correlation_aware.training.config import OptimizerConfig, ScheduleConfig, load, to_yaml
+from correlation_aware.training.config import ModelConfig, OptimizerConfig, ScheduleConfig, load, to_yaml
 from correlation_aware.training.optimizer import (
     freeze,
     learning_rate_factor,
@@ -236,3 +236,15 @@ def test_loss_weights_reach_the_step(tmp_path, part):
 def test_other_loss_settings_reach_the_step(tmp_path, change, part):
     default, changed = first_record(tmp_path / "1"), first_record(tmp_path / "2", change)
     assert changed[part] != pytest.approx(default[part], rel=1e-3)
+
+
+def test_a_saved_model_as_the_name_starts_from_its_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ca.save_pretrained(ca.create_model("sbt_test_track"), "mine")
+    for name in ("mine", "local-dir:mine", "hf-hub:me/net", "sbt_light_cell_track.stills"):
+        assert ModelConfig(name).start() == name
+        with pytest.raises(ValueError, match="both name weights"):
+            ModelConfig(name, pretrained="stills").start()
+    assert ModelConfig("sbt_test_track").start() is None
+    (tmp_path / "sbt_test_track").mkdir()  # names of the zoo come first
+    assert ModelConfig("sbt_test_track").start() is None

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from correlation_aware._deprecation import current_fields
+from correlation_aware.zoo import is_location
 
 __all__ = [
     "ModelConfig",
@@ -37,7 +38,7 @@ class ModelConfig:
 
     Attributes:
         name: Architecture name. With a tag, such as `sbt_light_cell_track.stills`, training starts from
-            those weights.
+            those weights; with a saved model (a folder, `local-dir:`, `hf-hub:`) from its weights.
         pretrained: Weights to start from, for a name without a tag: a tag, `model.tag`, an `hf-hub:` name, a
             file or a folder; or those of the backbone alone, such as `backbone:resnet50` by its name in timm;
             null for random weights. Tensors that fit are loaded, the others are logged.
@@ -52,9 +53,9 @@ class ModelConfig:
         """Name of the weights to start from, None for random ones.
 
         Raises:
-            ValueError: Both the tag of `name` and `pretrained` name weights.
+            ValueError: Both `name`, by its tag or as a saved model, and `pretrained` name weights.
         """
-        tagged = "." in self.name and not Path(self.name).exists()
+        tagged = is_location(self.name) or "." in self.name
         if tagged and self.pretrained is not None:
             raise ValueError(
                 f"model.name={self.name} and model.pretrained={self.pretrained} both name weights: "
