@@ -69,25 +69,15 @@ class RigidNet(AcmeNet):
     join_templates = TwoInputModel.join_templates
 
 
-class ScaledNet(TwoInputModel):
-    """Search features times the mean of the template, times a number that no attribute shows."""
+class MaskedNet(TwoInputModel):
+    """Search features times a factor; the state has a mask of locations and the index of the best one."""
 
-    factor = (1.0,)
+    strength = (1.0,)  # of the class: no attribute of the network shows it
 
     def __init__(self):
         levels = [{"num_chs": 4, "reduction": 8, "module": "conv"}]
         super().__init__(levels, sizes=Sizes(template_size=16, search_size=32))
         self.conv = nn.Conv2d(3, 4, 8, 8)
-
-    def encode_template(self, template):
-        return make_state([self.conv(template).mean(dim=(2, 3), keepdim=True)])
-
-    def forward(self, template, search):
-        return self.conv(search) * self.state_of(template)[0] * self.factor[0]
-
-
-class MaskedNet(ScaledNet):
-    """A state with a mask of the template's locations and the index of the best one."""
 
     def encode_template(self, template):
         maps = self.conv(template).flatten(2)  # B, 4, locations
@@ -98,7 +88,7 @@ class MaskedNet(ScaledNet):
         maps, mask, best = self.state_of(template)
         factor = torch.where(mask[:, None], maps, 0).sum(dim=2, keepdim=True)
         factor = factor + maps.gather(2, best[:, None].expand(-1, 4, -1))
-        return self.conv(search) * factor[..., None]
+        return self.conv(search) * factor[..., None] * self.strength[0]
 
 
 def acme(**kwargs):

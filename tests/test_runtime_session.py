@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from acme_family import MaskedNet, ScaledNet
+from acme_family import MaskedNet
 from torch import nn
 
 import correlation_aware as ca
@@ -175,36 +175,33 @@ def test_a_plain_attribute_is_in_the_key():
 
 
 def test_a_cached_graph_that_differs_from_the_model_is_exported_again(needs, tmp_path, monkeypatch):
+    """The network has a mask and an index in its state, which the files take and give."""
     needs("onnx")
     monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
-    net, template, search = ScaledNet().eval(), torch.ones(1, 3, 16, 16), torch.ones(1, 3, 32, 32)
-    for factor in (1.0, 5.0):
-        monkeypatch.setattr(ScaledNet, "factor", [factor])
+    torch.manual_seed(0)
+    net, template, search = MaskedNet().eval(), torch.randn(2, 3, 16, 16), torch.randn(2, 3, 32, 32)
+    for strength in (1.0, 5.0):
+        monkeypatch.setattr(MaskedNet, "strength", (strength,))
         session = InferenceSession(net, runtime="onnx")
         session.set_template(template)
+        assert [t.dtype for t in session._state] == [torch.float32, torch.bool, torch.int64]
         with torch.no_grad():
-            torch.testing.assert_close(session(search)[0], net(template, search))
-    (folder,) = tmp_path.iterdir()  # made by hand: the model has no name of the zoo
-    assert folder.name.startswith("ScaledNet-")
+            torch.testing.assert_close(session(search)[0], net(template, search), rtol=1e-4, atol=1e-5)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("MaskedNet-")  # made by hand: it has no name of the zoo
 
 
-@pytest.mark.parametrize("runtime", ["eager", "onnx"])
-def test_masks_and_indices_in_a_state_stay_as_they_are(needs, runtime, tmp_path, monkeypatch):
-    needs(runtime)
-    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
+def test_masks_and_indices_in_a_state_keep_their_dtype():
     torch.manual_seed(0)
     net = MaskedNet().eval()
     template, search = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = net(template, search)
-    session = InferenceSession(net, runtime=runtime)
-    session.set_template(template)
-    torch.testing.assert_close(session(search)[0], expected, rtol=1e-4, atol=1e-5)  # float32, another order
-    if runtime == "eager":
-        session = InferenceSession(net, dtype=torch.bfloat16)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.05)):
+        session = InferenceSession(net, dtype=dtype)
         session.set_template(template)
-        assert [t.dtype for t in session._state] == [torch.bfloat16, torch.bool, torch.int64]
-        torch.testing.assert_close(session(search)[0].float(), expected, rtol=0.05, atol=0.05)  # bfloat16
+        assert [t.dtype for t in session._state] == [dtype, torch.bool, torch.int64]
+        torch.testing.assert_close(session(search)[0].float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_another_image_size_than_that_of_the_graph_is_refused(needs, tracker_model, cached):
