@@ -180,7 +180,7 @@ for _ in range(3):
             answers["raised"].append(f"{type(error).__name__}: {error}")
 answers["models"] = ca.list_models()
 names = [*timm.list_models(), *READERS, *registry.head_names(), *registry.checkpoint_formats()]
-answers["half"] = [name for name in (*names, *answers["models"]) if "half" in name and "sbt" not in name]
+answers["half"] = [name for name in (*names, *answers["models"]) if name.startswith("half")]
 answers["reported"] = registry.reported_costs("half_track")
 print(json.dumps(answers))
 """
