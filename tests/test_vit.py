@@ -327,6 +327,16 @@ def test_compiles_and_exports(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in ca.list_models(module="vit") if n.endswith("_track")])
+def test_every_name_exports(name, tmp_path):
+    """With two thin blocks, since the names differ in numbers alone; at the sizes of the name."""
+    elimination = {"elimination_blocks": (1,)} if "_ce" in name else {}
+    model = ca.create_model(name, dim=48, heads=3, depth=2, **elimination)
+    (graph,) = export(model, tmp_path, "torch", ["search"])
+    assert graph.difference < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "format", "arguments"),
     [

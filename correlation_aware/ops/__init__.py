@@ -10,7 +10,7 @@ from correlation_aware.ops.backend import BACKENDS, Backend, get_backend, set_ba
 from correlation_aware.ops.dwconv_gelu import dwconv_gelu
 from correlation_aware.ops.eoc_attention import eoc_attention
 from correlation_aware.ops.gather_patches import gather_patches
-from correlation_aware.ops.linear import linear
+from correlation_aware.ops.linear import linear, packed_weights
 from correlation_aware.ops.packed import Shape, pack, unpack
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "get_backend",
     "linear",
     "pack",
+    "packed_weights",
     "set_backend",
     "unpack",
 ]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from correlation_aware._extras import require
 from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import TemplateState, common_batch
-from correlation_aware.ops.linear import packed_weights
+from correlation_aware.ops import packed_weights
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import SUFFIXES, export, gives_outputs_of, metadata, open_graph
 from correlation_aware.runtime.fused_convolutions import fuse_convolutions, refresh
@@ -59,7 +59,7 @@ class InferenceSession:
             `openvino` run exported graphs on a CPU, which are exported once per weights and cached in
             `export_cache()`; cached graphs are compared with the model before they are used. `auto` is
             `eager`, which on an x86 CPU in float32 keeps a second copy of the weights of linear layers, see
-            `ops.linear.packed_weights`.
+            `ops.packed_weights`.
 
     Attributes:
         model: Model in evaluation mode.
