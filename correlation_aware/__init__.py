@@ -2,6 +2,7 @@
 
 from correlation_aware._version import __version__
 from correlation_aware.data.videos.readers import register_reader
+from correlation_aware.data.videos.sequences import Video
 from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel
 from correlation_aware.models.heads import TrackOutput
 from correlation_aware.models.registry import register_head, register_model
@@ -20,6 +21,7 @@ __all__ = [
     "TrackResult",
     "TrackerConfig",
     "TwoInputModel",
+    "Video",
     "__version__",
     "create_model",
     "create_tracker",

@@ -18,7 +18,7 @@ from torch import nn
 from correlation_aware import models, weights
 from correlation_aware._files import natural_order, read_json
 from correlation_aware._timm import check_described, derive_pretrained_cfg, register_with_timm
-from correlation_aware.models.contract import FeatureNet, TwoInputModel
+from correlation_aware.models.contract import FeatureNet, TwoInputModel, choose_levels
 from correlation_aware.models.registry import near_names, on_register, registered_models, timm_models
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.weights import WeightsSource
@@ -36,7 +36,7 @@ def create_model(
     pretrained: bool | str | Path = False,
     *,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
     pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
@@ -56,7 +56,7 @@ def create_model(
             a model that the network resembles, `timm:vit_base_patch16_224.mae`, or of one that is its
             backbone, `backbone:resnet50.a1_in1k`.
         features_only: Return the features of the levels `out_indices` as a list.
-        out_indices: Levels for `features_only`, 0-indexed; all by default.
+        out_indices: Levels for `features_only`, 0-indexed; the last n for a number; all by default.
         checkpoint_path: A local file loaded last, strictly.
         cache_dir: Where downloads go instead of the Hugging Face cache.
         pretrained_cfg: As in timm: a tag, or a description of the weights with `file`, `url`, `hf_hub_id` or
@@ -267,7 +267,7 @@ def _build(
     set_by_hand: Mapping[str, Any],
     *,
     features_only: bool,
-    out_indices: Sequence[int] | None,
+    out_indices: int | Sequence[int] | None,
     cache_dir: str | Path | None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -303,7 +303,7 @@ def _build(
     return model
 
 
-def _features_only(model: nn.Module, architecture: str, out_indices: Sequence[int] | None) -> nn.Module:
+def _features_only(model: nn.Module, architecture: str, out_indices: int | Sequence[int] | None) -> nn.Module:
     if isinstance(model, TwoInputModel):
         return FeatureNet(model, out_indices)
     if isinstance(model, TrackModel) or not hasattr(model, "forward_intermediates"):
@@ -311,8 +311,8 @@ def _features_only(model: nn.Module, architecture: str, out_indices: Sequence[in
             f"features_only and out_indices are for feature networks and classifiers, not {architecture!r}. "
             f"Take {architecture.removesuffix('_track')!r}, or the tracker's .backbone."
         )
-    levels = tuple(range(len(model.feature_info)))  # type: ignore[arg-type]
-    return FeatureGetterNet(model, out_indices=levels if out_indices is None else tuple(out_indices))
+    levels = len(model.feature_info)  # type: ignore[arg-type]
+    return FeatureGetterNet(model, out_indices=choose_levels(out_indices, levels, "out_indices"))
 
 
 on_register(partial(register_with_timm, create_model=create_model))

@@ -403,6 +403,10 @@ def test_nothing_warns_on_the_way_to_the_default_tracker():
 def test_features_of_a_classifier():
     net = ca.create_model("sbt_test_cls", features_only=True)
     maps = net(torch.randn(1, 3, 64, 64))
+    assert (
+        len(ca.create_model("sbt_test_cls", features_only=True, out_indices=2)(torch.zeros(1, 3, 64, 64)))
+        == 2
+    )
     assert [m.shape[2] for m in maps] == [16, 8, 4, 2] and net.feature_info.reduction() == [4, 8, 16, 32]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 import correlation_aware as ca
-from correlation_aware.data.videos.sequences import Video
 
 
 @ca.register_reader("acme")
@@ -23,7 +22,7 @@ class AcmeVideos:
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index: int) -> Video:
+    def __getitem__(self, index: int) -> ca.Video:
         name, rows = list(self.videos.items())[index]
         boxes = np.array([[float(row[key]) for key in ("x", "y", "w", "h")] for row in rows])
-        return Video(name, [self.root / row["image"] for row in rows], boxes, visible=boxes[:, 2] > 0)
+        return ca.Video(name, [self.root / row["image"] for row in rows], boxes, visible=boxes[:, 2] > 0)
