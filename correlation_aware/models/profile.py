@@ -57,7 +57,7 @@ def profile(model: Any, template_size: int | None = None, search_size: int | Non
 
 
 def _count(model: nn.Module, *inputs: object) -> int:
-    # the plain form of every operation, so that the products of the attention are seen on every device
+    # the reference of every operation, so that the products of the attention are seen on every device
     with (
         torch.no_grad(),
         set_backend("reference"),
