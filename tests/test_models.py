@@ -25,7 +25,7 @@ def small(name, **overrides):
     torch.manual_seed(0)
     smaller = {} if name.endswith("_cls") else {"template_size": 32, "search_size": 64}
     if name.startswith("supersbt"):
-        smaller |= {"dim": 64, "heads": 2, "depths": [1, 1, 2]}
+        smaller |= {"dim": 64, "heads": 2, "depths": (1, 1, 2)}
     if name.startswith("onestream_vit"):
         smaller |= {"dim": 48, "heads": 3, "depth": 2}
         smaller |= {"elimination_blocks": (1,)} if "_ce" in name else {}

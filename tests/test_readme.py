@@ -17,9 +17,10 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_model_table():
-    rows = re.findall(r"^\| (\w+) \| (.*?) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| ((?:sbt|supersbt|onestream_vit)_\w+) \| (.*?) \|$", README, re.MULTILINE)
     table = {name: cells.split(" | ") for name, cells in rows if len(cells.split("|")) == 7}
-    bases = {n for n in ca.list_models(module="sbt") if not n.endswith(("_track", "_cls"))}
+    names = [n for family in ("sbt", "supersbt", "vit") for n in ca.list_models(module=family)]
+    bases = {n for n in names if not n.endswith(("_track", "_cls"))}
     adapted = {f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")}  # feature networks alone
     assert set(table) == bases - adapted - {n for n in bases if "_test" in n}
     assert all(f"`{name}`" in README for name in adapted)
