@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from correlation_aware._extras import require
+from correlation_aware._files import IMAGE_SUFFIXES, PLOT_SUFFIXES, check_output_file, check_output_folder
 from correlation_aware.cli._common import Device, Model, Weights, console, load_tracker, track_progress
 from correlation_aware.cli._messages import print_messages
 
@@ -78,6 +79,7 @@ def track(
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_trainer
 
+    check_output_folder(output)
     run = load(TrackTraining, _config_path(config, output, resume), changes or ())
     with _run_messages(run, device):
         trainer = make_track_trainer(run, output, device, validate=_validation(run))
@@ -103,6 +105,7 @@ def classify(
     from correlation_aware.training.classify import ClassifyTraining, make_classify_trainer
     from correlation_aware.training.config import load
 
+    check_output_folder(output)
     run = load(ClassifyTraining, _config_path(config, output, resume), changes or ())
     with _run_messages(run, device):
         _fit(make_classify_trainer(run, output, device), resume, max_minutes)
@@ -131,6 +134,7 @@ def calibrate(
     from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
     from correlation_aware.weights import save_pretrained
 
+    check_output_folder(output)
     tracker = load_tracker(model, weights, device)
     calibrate_head = getattr(tracker.model.head, "calibrate", None)
     if calibrate_head is None:
@@ -166,6 +170,7 @@ def pairs(
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
 
+    check_output_file(output, IMAGE_SUFFIXES)
     run = load(TrackTraining, _config_path(config, output, False), changes or ())
     write_image(output, pair_sheet(open_pairs(run, make_track_model(run.model), "cpu").batch(batch)))
     console.print(f"Wrote {escape(str(output))}")
@@ -301,6 +306,9 @@ def curves(
     """Plot the log of a run: losses, validation, learning rate."""
     from correlation_aware.training.log import plot_log, read_log
 
+    check_output_file(output, PLOT_SUFFIXES)
+    if not (run / "log.jsonl").is_file():
+        raise FileNotFoundError(f"{run} is not the folder of a run: it has no log.jsonl.")
     plot_log(read_log(run / "log.jsonl"), output)
     console.print(f"Wrote {escape(str(output))}")
 
@@ -347,11 +355,20 @@ def _config_path(config: Path | None, output: Path, resume: bool) -> Path | None
     """Path of the configuration: a file, a shipped one by name, or on resume the one of the run."""
     if config is None:
         of_run = output / "config.yaml"
-        return of_run if resume and of_run.is_file() else None
+        if resume and not of_run.is_file():
+            raise FileNotFoundError(f"{output} has no run to resume: there is no {of_run}.")
+        return of_run if resume else None
+    if config.is_file():
+        return config
     from correlation_aware import training
 
-    shipped = Path(training.__file__).with_name("configs") / f"{config}.yaml"
-    return shipped if shipped.is_file() and not config.is_file() else config
+    folder = Path(training.__file__).with_name("configs")
+    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if str(config) not in shipped:
+        raise FileNotFoundError(
+            f"There is no configuration file {config}. The package has: {', '.join(shipped)}."
+        )
+    return shipped[str(config)]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg, adapt_input_conv
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from correlation_aware._files import write_text
+from correlation_aware._files import check_output_folder, write_text
 from correlation_aware._version import __version__
 from correlation_aware.models.contract import FeatureNet
 from correlation_aware.models.registry import registered_models
@@ -180,6 +180,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> Path:
         ValueError: A model that `create_model` did not make, or one with `features_only`.
     """
     config = json.dumps(model_config(model), indent=2)
+    check_output_folder(folder)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_state_dict(model.state_dict(), folder / "model.safetensors")

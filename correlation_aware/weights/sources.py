@@ -216,6 +216,11 @@ def local_file(path: str | Path) -> WeightsSource:
         FileNotFoundError: There is no such file, or the folder has no weights.
     """
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    if file != Path(path) and not file.is_file():
+        raise FileNotFoundError(
+            f"The folder {path} has no model.safetensors, which save_pretrained writes. Name a file, or a "
+            "folder with weights."
+        )
     if not file.is_file():
         raise FileNotFoundError(f"There is no weights file {str(file)!r}.")
     return WeightsSource(str(path), path=file)
