@@ -202,6 +202,7 @@ def test_learning_rate_factors():
     assert [learning_rate_factor(i, cosine) for i in (0, 1, 2)] == [0.5, 1.0, 1.0]
     assert learning_rate_factor(7, cosine) == pytest.approx(0.55)  # halfway
     assert learning_rate_factor(12, cosine) == pytest.approx(0.1)
+    assert [ScheduleConfig(steps=n).warmup for n in (2, 400, 100_000)] == [0, 40, 1000]
     step = ScheduleConfig(steps=10, warmup=0, decay="step", drops=(0.5, 0.8), drop=0.1)
     assert [learning_rate_factor(i, step) for i in (0, 4, 5, 8)] == pytest.approx([1, 1, 0.1, 0.01])
 

@@ -108,7 +108,7 @@ class ScheduleConfig:
 
     Attributes:
         steps: Total number of optimizer steps.
-        warmup: Steps of linear warm-up from 0.
+        warmup: Steps of linear warm-up from 0; null for a tenth of `steps`, at most 1000.
         decay: `cosine`: down to `floor`; `step`: multiplied by `drop` at each of `drops`.
         floor: Final factor of the cosine.
         drops: Positions of the drops as fractions of `steps`.
@@ -116,7 +116,7 @@ class ScheduleConfig:
     """
 
     steps: int = 100_000
-    warmup: int = 1000
+    warmup: int | None = None
     decay: Literal["cosine", "step"] = "cosine"
     floor: float = 0.01
     drops: tuple[float, ...] = (0.8,)
@@ -124,8 +124,10 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         check_values("schedule", self, steps=(1, math.inf), warmup=(0, math.inf))
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", min(1000, self.steps // 10))
         check_values("schedule", self, floor=(0, 1), drops=(0, 1), drop=(0, 1))
-        if self.warmup > self.steps:
+        if self.warmup is not None and self.warmup > self.steps:
             raise ValueError(
                 f"schedule.warmup={self.warmup} is more than schedule.steps={self.steps}: the learning rate "
                 "would never be reached. Lower the warm-up, to 0 for none."

@@ -120,9 +120,10 @@ def _names_with(model: nn.Module, prefix: str, where: str) -> list[str]:
 
 def learning_rate_factor(step: int, config: ScheduleConfig) -> float:
     """Factor of the learning rates at a step, counted from 0."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
+    warmup = config.warmup or 0
+    if step < warmup:
+        return (step + 1) / warmup
     if config.decay == "step":
         return config.drop ** sum(step >= share * config.steps for share in config.drops)
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    progress = (step - warmup) / max(1, config.steps - warmup)
     return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
