@@ -288,7 +288,7 @@ def test_a_stock_checkpoint_fills_the_rest_and_says_so(stm):
 
 
 def test_networks(stm, tmp_path):
-    net = ca.create_model("sbt_test")
+    net = ca.create_model("sbt_test", depths=(1, 1, 5), mlp_ratios=(8, 8, 4))
     ca.save_pretrained(net, tmp_path)
     network = stm.create_network("sbt_test", pretrained=str(tmp_path), depths=(1, 1, 5), mlp_ratios=(8, 8, 4))
     assert network.feature_info.reduction() == [4, 8, 16]
@@ -305,6 +305,8 @@ def test_networks(stm, tmp_path):
         stm.Encoder_Q(other)
     with pytest.raises(ValueError, match="Near: sbt_test"):
         stm.create_network("sbt_tset")
+    with pytest.raises(ValueError, match="does not fit SBT"):
+        stm.create_network("sbt_test", pretrained=str(tmp_path))
     with pytest.raises(TypeError, match=r"Unknown argument 'depth'\. Near: depths"):
         stm.create_network("sbt_test", depth=(1, 1, 2))
     with (

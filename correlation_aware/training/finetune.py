@@ -75,8 +75,6 @@ def finetune_config(
 
 
 def _with_weights(model: str) -> ModelConfig:
-    if Path(model).is_dir():
-        return ModelConfig(name=model, pretrained=model)
     config = ModelConfig(name=model)
     if config.start() is None:
         entry = default_entry(model)
