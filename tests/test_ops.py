@@ -28,7 +28,7 @@ SHAPES = {
     "template and search": [(1, 4, 4), (1, 8, 8)],
     "non-square, no side a power of two": [(2, 3, 7), (2, 9, 5)],
     "template larger than search": [(1, 11, 6), (1, 4, 3)],
-    "rows and columns left over by the reduction": [(3, 5, 5), (3, 7, 9)],
+    "rows and columns left over by the reduction": [(1, 5, 5), (1, 7, 9)],
     "fewer queries than any block": [(1, 2, 2), (1, 2, 3)],
 }
 LARGE = {  # sbt_base at 128 and 256 px, stage 1 and 3; on a GPU alone, for the interpreter's sake
