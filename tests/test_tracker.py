@@ -414,7 +414,7 @@ def test_timings_tell_the_parts_apart():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident size from /proc")
-def test_memory_is_constant_over_thousands_of_frames():
+def test_memory_is_constant_over_many_frames():
     def resident_mib():
         gc.collect()
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
@@ -422,11 +422,11 @@ def test_memory_is_constant_over_thousands_of_frames():
     tracker = make_tracker(template_size=32, search_size=64)
     frames = [noise(seed=s) for s in range(4)]
     tracker.init(frames[0], (140, 100, 30, 20))
-    for i in range(3_000):
+    for i in range(1_500):
         tracker.update(frames[i % 4])
-        if i == 500:
+        if i == 300:
             before = resident_mib()
-    assert resident_mib() - before < 16  # one 240 x 320 frame kept each time would be 0.5 GiB
+    assert resident_mib() - before < 16  # one 240 x 320 frame kept each time would be 220 MiB
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnx"])
