@@ -72,7 +72,6 @@ KINDS = {
     ("kind", "format"),
     [
         *((kind, "onnx") for kind in KINDS),
-        ("tracker", "openvino"),
         ("tracker", "torch"),
         ("strides", "torch"),
     ],
