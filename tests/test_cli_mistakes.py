@@ -176,6 +176,18 @@ def test_former_options_still_work(run: Run) -> None:
     assert run("models", "sbt_light_cell_track", "--pretrained")[1] == "sbt_light_cell_track.stills\n"
 
 
+def test_models_are_listed_by_family_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("models", "*_test_track")[1].split()
+    monkeypatch.setattr("correlation_aware.cli.models.sys.stdout.isatty", lambda: True)
+    families = run("models", "*_test_track")[1].strip().split("\n\n")
+    assert [family.splitlines()[0].rpartition("(")[2] for family in families] == [
+        f"correlation_aware.models.{name})" for name in ("vit", "sbt", "siamese", "supersbt")
+    ]
+    assert sorted(line.strip() for family in families for line in family.splitlines()[1:]) == sorted(names)
+    (line,) = run("models", "sbt_light_half_track")[1].strip().splitlines()[1:]
+    assert line.split() == ["sbt_light_half_track", "weights:", "stills"]
+
+
 def test_the_error_of_an_offline_download_names_the_option(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     code, _, error = run("weights", "download", "sbt_large_pvtv2")

@@ -1,6 +1,7 @@
 """`correlation-aware models`: the zoo as a table."""
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +30,11 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the models of the zoo."""
+    """List the models of the zoo.
+
+    On a terminal by family, with the tags of their weights; in a pipe names
+    alone, one per line.
+    """
     from correlation_aware import list_models
     from correlation_aware.models.registry import near_names
 
@@ -43,6 +48,9 @@ def models(
         near = [] if set("*?[") & set(filter) else near_names(filter, list_models())[:8]
         hint = f" Near: {', '.join(near)}." if near else ""
         raise ValueError(f"No model matches {filter!r}.{hint} 'correlation-aware models' lists all models.")
+    if not profile and not as_json and sys.stdout.isatty():
+        typer.echo(_by_family(names))
+        return
     if not profile:
         typer.echo(json.dumps(names, indent=2) if as_json else "\n".join(names))
         return
@@ -64,6 +72,26 @@ def models(
             *(f"{value:.2f}" for value in row["reported"] or ()),
         )
     Console(width=None if Console().is_terminal else 110).print(table)
+
+
+def _by_family(names: list[str]) -> str:
+    """Names under the first line of their module's documentation, each with the tags of its weights."""
+    from correlation_aware.models.registry import registered_models, timm_models
+    from correlation_aware.weights.sources import tags_of
+
+    modules = {name: function.__module__ for name, function in registered_models().items()} | timm_models()
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(modules[name.partition(".")[0]], []).append(name)
+    width = max(map(len, names))
+    blocks = []
+    for module, members in families.items():
+        lines = [(sys.modules[module].__doc__ or module).strip().splitlines()[0] + f" ({module})"]
+        for name in members:
+            tags = [] if "." in name else tags_of(name)
+            lines.append(f"  {name:{width}}  {'weights: ' + ', '.join(tags) if tags else ''}".rstrip())
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _row(name: str, template_size: int | None, search_size: int | None) -> dict[str, Any]:
