@@ -15,9 +15,11 @@ CASES = {case["name"]: case for case in json.loads((DATA / "golden_sbt.json").re
 OUTPUTS = load_file(DATA / "golden_sbt.safetensors")
 
 
-def parameter(name: str, shape: list[int]) -> Tensor:
-    """A parameter of the authors' code, filled by its name."""
-    seed = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+def parameter(name: str, shape: list[int], salt: str = "") -> Tensor:
+    """A parameter or buffer of the authors' code, filled by its name; `salt` gives other numbers."""
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    seed = int(hashlib.sha256((salt + name).encode()).hexdigest()[:8], 16)
     u = np.random.Generator(np.random.PCG64(seed)).standard_normal(prod(shape)).reshape(shape)
     if name.endswith("running_mean"):
         u = 0.1 * u
@@ -27,11 +29,11 @@ def parameter(name: str, shape: list[int]) -> Tensor:
         u = 0.05 * u
     elif len(shape) == 1:
         u = 1 + 0.1 * u
-    elif "pos_embed" in name:
+    elif "pos_embed" in name or name.endswith("cls_token"):
         u = 0.5 * u
     else:
         u = u * np.sqrt(gain(name) / prod(shape[1:]))
-    return torch.from_numpy(u.astype(np.float32))
+    return torch.from_numpy(np.asarray(u, dtype=np.float32))
 
 
 def gain(name: str) -> float:

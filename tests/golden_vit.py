@@ -6,14 +6,11 @@ checkout of github.com/botaoye/OSTrack. Nothing else of this file needs one.
 
 import json
 import sys
-from hashlib import sha256
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from golden import image
+from golden import image, parameter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,30 +23,6 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
     ("onestream_vit_test_ce_track", {}, (12, 22)),
     ("onestream_vit_test_ce_track", {"elimination_query": "all"}, (13, 23)),
 ]
-
-
-def parameter(name: str, shape: list[int], salt: str = "") -> Tensor:
-    """A parameter or buffer of the authors' code, filled by its name."""
-    if name.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    seed = int(sha256((salt + name).encode()).hexdigest()[:8], 16)
-    u = np.random.Generator(np.random.PCG64(seed)).standard_normal(prod(shape)).reshape(shape)
-    if name.endswith("running_mean"):
-        u = 0.1 * u
-    elif name.endswith("running_var"):
-        u = np.exp(0.2 * u)
-    elif name.endswith("bias"):
-        u = 0.05 * u
-    elif len(shape) == 1:
-        u = 1 + 0.1 * u
-    elif "pos_embed" in name or name.endswith("cls_token"):
-        u = 0.5 * u
-    else:
-        gain = 2.0 if name.startswith("box_head.") else 1.0
-        for part, value in (("conv5_ctr", 4.0), ("conv5_size", 4.0), ("conv5_offset", 0.25)):
-            gain = value if part in name else gain
-        u = u * np.sqrt(gain / prod(shape[1:]))
-    return torch.from_numpy(np.asarray(u, dtype=np.float32))
 
 
 def state_dict(shapes: dict[str, list[int]], salt: str = "") -> dict[str, Tensor]:

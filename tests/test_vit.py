@@ -537,7 +537,7 @@ def test_unknown_names_of_timm(source, message):
         ),
         ({"depths": 3}, TypeError, "Unknown argument 'depths'. Near: depth"),
         ({"head": "center"}, TypeError, "Unknown argument 'head'"),
-        ({"num_classes": 3}, TypeError, "num_classes=3 is for classifiers"),
+        ({"num_classes": 3}, TypeError, "num_classes=3 is for the classifiers"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

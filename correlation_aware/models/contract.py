@@ -22,6 +22,7 @@ __all__ = [
     "TemplateState",
     "TwoInputModel",
     "check_batch",
+    "check_image",
     "choose_levels",
     "common_batch",
     "find_first_conv",
@@ -181,6 +182,37 @@ def check_batch(batch: int, name: str) -> None:
     """Raises ValueError for a batch without images."""
     if batch == 0:
         raise ValueError(f"The {name} batch is empty; at least one image is needed.")
+
+
+def check_image(image: Tensor, name: str, in_chans: int, min_side: int = 1, multiple: int = 1) -> None:
+    """Checks an image that enters a network.
+
+    Args:
+        image: What should be (B, in_chans, H, W), with at least one image.
+        name: Name of the argument for messages.
+        in_chans: Channels of the network's images.
+        min_side: Smallest height and width in pixels.
+        multiple: Number that must divide height and width.
+
+    Raises:
+        ValueError: Another number of dimensions or channels, a wrong size, or an empty batch.
+    """
+    if image.ndim != 4 or image.shape[1] != in_chans:
+        raise ValueError(
+            f"{name} has shape {tuple(image.shape)}; expected (batch, {in_chans}, height, width)."
+        )
+    height, width = image.shape[2:]
+    allowed = None
+    if min(height, width) < min_side:
+        allowed = f"at least {min_side}"
+    elif height % multiple or width % multiple:
+        allowed = f"a multiple of {multiple}"
+    if allowed:
+        raise ValueError(
+            f"{name} is {height} x {width} px; each side must be {allowed}. Resize the image, or crop a "
+            "region of another size."
+        )
+    check_batch(image.shape[0], name)
 
 
 def choose_levels(indices: int | Sequence[int] | None, levels: int, name: str) -> tuple[int, ...]:

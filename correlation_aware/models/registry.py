@@ -5,8 +5,8 @@ Who reads a table sees the plug-ins' entries too: they are imported at the first
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar, overload
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar, overload
 
 import timm.models
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from correlation_aware._plugins import load_plugins, plugin_packages
 
 __all__ = [
+    "CLASSIFIER_ARGUMENTS",
     "CheckpointFormat",
     "EntryPoint",
     "checkpoint_formats",
@@ -21,11 +22,13 @@ __all__ = [
     "head_names",
     "near_names",
     "on_register",
+    "refuse_arguments",
     "register_checkpoint_format",
     "register_head",
     "register_model",
     "registered_models",
     "reported_costs",
+    "take_fields",
     "timm_models",
     "timm_tags",
 ]
@@ -34,6 +37,9 @@ EntryPoint = Callable[..., nn.Module]
 Observer = Callable[[str, EntryPoint], None]
 Function = TypeVar("Function", bound=EntryPoint)
 Head = TypeVar("Head", bound=type[nn.Module])
+Fields = TypeVar("Fields", bound=Any)  # a dataclass instance
+
+CLASSIFIER_ARGUMENTS = ("num_classes", "drop_rate", "global_pool")
 
 _MODELS: dict[str, EntryPoint] = {}
 _REPORTED: dict[str, tuple[float, float]] = {}
@@ -201,6 +207,42 @@ def head_class(name: str) -> type[nn.Module]:
     if name not in head_names():
         raise ValueError(f"head={name!r} is not one of {', '.join(_HEADS)}.")
     return _HEADS[name]
+
+
+def take_fields(arguments: Mapping[str, Any], default: Fields) -> tuple[dict[str, Any], Fields]:
+    """Splits the arguments of a model's function.
+
+    Args:
+        arguments: Arguments by name.
+        default: A dataclass instance, such as a configuration of the family or `Sizes()`.
+
+    Returns:
+        The arguments that are no fields of `default`, and `default` with those that are; lists become tuples.
+    """
+    names = {field.name for field in fields(default)}
+    chosen = {name: _as_tuple(value) for name, value in arguments.items() if name in names}
+    return {k: v for k, v in arguments.items() if k not in names}, replace(default, **chosen)
+
+
+def refuse_arguments(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raises for arguments that are left over; those of classifiers may be there if they are empty.
+
+    Args:
+        arguments: Arguments by name, without those that the model takes.
+        known: Names that it takes, for the message.
+
+    Raises:
+        TypeError: There is one.
+    """
+    for name, value in arguments.items():
+        if name not in CLASSIFIER_ARGUMENTS:
+            raise TypeError(f"Unknown argument {name!r}. Near: {', '.join(near_names(name, known))}.")
+        if value:
+            raise TypeError(f"{name}={value!r} is for the classifiers, whose names end in _cls.")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
 
 def near_names(name: str, known: Iterable[str], limit: int = 4) -> list[str]:

@@ -28,7 +28,7 @@ from correlation_aware.models.contract import (
     Sizes,
     TemplateState,
     TwoInputModel,
-    check_batch,
+    check_image,
     choose_levels,
     common_batch,
     make_state,
@@ -41,13 +41,18 @@ from correlation_aware.models.eoc import (
     concat_streams,
     init_weights,
 )
-from correlation_aware.models.registry import near_names, register_checkpoint_format, register_model
+from correlation_aware.models.registry import (
+    CLASSIFIER_ARGUMENTS,
+    refuse_arguments,
+    register_checkpoint_format,
+    register_model,
+    take_fields,
+)
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.ops import Shape, pack, unpack
 
 __all__ = ["SBT", "SBTClassifier", "SBTConfig"]
 
-CLASSIFIER_ARGUMENTS = ("num_classes", "drop_rate", "global_pool")
 MIN_SIZE = 32  # pixels; below this the spatial reduction leaves no key
 
 
@@ -310,20 +315,6 @@ class StagedNetwork(nn.Module):
         }
 
 
-def check_image(image: Tensor, name: str, in_chans: int) -> None:
-    """Raises ValueError for an image that is not (B, in_chans, H, W), or too small."""
-    if image.ndim != 4 or image.shape[1] != in_chans:
-        raise ValueError(
-            f"{name} has shape {tuple(image.shape)}; expected (batch, {in_chans}, height, width)."
-        )
-    if min(image.shape[2:]) < MIN_SIZE:
-        raise ValueError(
-            f"{name} is {image.shape[2]} x {image.shape[3]} px; each side must be at least {MIN_SIZE}. "
-            "Resize the image, or crop a larger region."
-        )
-    check_batch(image.shape[0], name)
-
-
 def check_dtype(template: Tensor, search: Tensor) -> None:
     """Raises ValueError for a template state of another dtype than the search features, but for autocast."""
     if template.dtype != search.dtype and not torch.is_autocast_enabled(search.device.type):
@@ -373,7 +364,7 @@ class SBT(StagedNetwork, TwoInputModel):
         Args:
             template: (B, 3, Hz, Wz), each side at least 32 px.
         """
-        check_image(template, "template", self.in_chans)
+        check_image(template, "template", self.in_chans, MIN_SIZE)
         (features,) = self.forward_stages(template)[-1]
         return make_state([features.permute(0, 2, 3, 1)])
 
@@ -456,7 +447,7 @@ class SBT(StagedNetwork, TwoInputModel):
         features = None if template is None else self._checked_state(template, search)
         maps: tuple[Tensor, ...] = (search,)
         outputs: list[tuple[Tensor, ...]] = []
-        check_image(search, "search", self.in_chans)
+        check_image(search, "search", self.in_chans, MIN_SIZE)
         for i, stage in enumerate(self.stages):
             chosen = [block for index, block in blocks if index == i]
             output, tapped = stage(*maps, template=features, blocks=chosen)
@@ -515,7 +506,7 @@ class SBT(StagedNetwork, TwoInputModel):
                 "torch.fx cannot trace a two-input network. For features of its stages use "
                 "create_model(..., features_only=True), for a graph torch.export."
             )
-        check_image(search, "search", self.in_chans)
+        check_image(search, "search", self.in_chans, MIN_SIZE)
         features = self._checked_state(template, search)
         return self.forward_stages(search, features, search_only=search_only)
 
@@ -590,7 +581,7 @@ class SBTClassifier(StagedNetwork):
 
     def forward_features(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / 32, W / 32), contiguous."""
-        check_image(image, "image", self.in_chans)
+        check_image(image, "image", self.in_chans, MIN_SIZE)
         for stage in self.stages:
             image = stage(image)
         return image.contiguous()
@@ -644,7 +635,7 @@ class SBTClassifier(StagedNetwork):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'.")
-        check_image(image, "image", self.in_chans)
+        check_image(image, "image", self.in_chans, MIN_SIZE)
         chosen = choose_levels(indices, len(self.stages), "indices")
         intermediates = []
         for i, stage in enumerate(self.stages):
@@ -814,8 +805,8 @@ STM = SMALL.modified(depths=(2, 2, 4), strides=(4, 2, 2), cross_blocks=((), (), 
 
 
 def _features(variant: Variant, arguments: Mapping[str, Any]) -> SBT:
-    rest, config = _take(arguments, variant.config)
-    rest, sizes = _take(rest, Sizes())
+    rest, config = take_fields(arguments, variant.config)
+    rest, sizes = take_fields(rest, Sizes())
     if "output_stride" in rest:
         config = _set_output_stride(config, rest.pop("output_stride"), "strides" in arguments)
     _refuse(rest, SBTConfig, Sizes)
@@ -828,17 +819,10 @@ def _tracker(variant: Variant, arguments: Mapping[str, Any], head: str = "mixer"
 
 
 def _classifier(variant: Variant, arguments: Mapping[str, Any]) -> SBTClassifier:
-    rest, config = _take(arguments, variant.classifier_config())
+    rest, config = take_fields(arguments, variant.classifier_config())
     own = {name: rest.pop(name) for name in CLASSIFIER_ARGUMENTS if name in rest}
     _refuse(rest, SBTConfig)
     return SBTClassifier(config, arguments.get("in_chans", 3), **own)
-
-
-def _take(arguments: Mapping[str, Any], default: Any) -> tuple[dict[str, Any], Any]:
-    """Arguments that are not fields of the dataclass `default`, and `default` with those that are."""
-    names = {field.name for field in fields(default)}
-    chosen = {name: _as_tuple(value) for name, value in arguments.items() if name in names}
-    return {k: v for k, v in arguments.items() if k not in names}, replace(default, **chosen)
 
 
 def _set_output_stride(config: SBTConfig, output_stride: int, fixed: bool) -> SBTConfig:
@@ -856,18 +840,7 @@ def _set_output_stride(config: SBTConfig, output_stride: int, fixed: bool) -> SB
 
 def _refuse(arguments: Mapping[str, Any], *known: type) -> None:
     names = ["in_chans", "output_stride", *(field.name for kind in known for field in fields(kind))]
-    for name in arguments:
-        if name in CLASSIFIER_ARGUMENTS:
-            if arguments[name]:
-                raise TypeError(
-                    f"{name}={arguments[name]!r} is for the classifiers, whose names end in _cls."
-                )
-        elif name != "in_chans":
-            raise TypeError(f"Unknown argument {name!r}. Near: {', '.join(near_names(name, names))}.")
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+    refuse_arguments({k: v for k, v in arguments.items() if k != "in_chans"}, names)
 
 
 @register_model

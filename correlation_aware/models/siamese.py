@@ -31,6 +31,7 @@ from correlation_aware.models.contract import (
     Sizes,
     TemplateState,
     TwoInputModel,
+    check_image,
     common_batch,
     make_state,
     prefix_groups,
@@ -38,9 +39,11 @@ from correlation_aware.models.contract import (
 from correlation_aware.models.eoc import EoCBlock, Keys, add_norm, apply_linear, concat_streams, init_weights
 from correlation_aware.models.registry import (
     near_names,
+    refuse_arguments,
     register_checkpoint_format,
     register_model,
     registered_models,
+    take_fields,
 )
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.ops import pack, unpack
@@ -501,7 +504,7 @@ class SiameseNet(TwoInputModel):
         Args:
             template: (B, 3, Hz, Wz) normalized RGB, each side at least 32 px.
         """
-        check_image(template, "template", self.in_chans)
+        check_image(template, "template", self.in_chans, MIN_SIZE)
         if self.config.embedded:
             return self.extractor.encode_template(template)
         return make_state(self._encode(self.extract(template)))
@@ -543,7 +546,7 @@ class SiameseNet(TwoInputModel):
     def _forward_pair(
         self, template: Tensor | TemplateState, search: Tensor, search_only: bool
     ) -> list[Tensor]:
-        check_image(search, "search", self.in_chans)
+        check_image(search, "search", self.in_chans, MIN_SIZE)
         state: Sequence[Tensor] = self.state_of(template)
         common_batch(cast(TemplateState, state), search)
         if self.config.embedded:
@@ -602,19 +605,6 @@ class SiameseNet(TwoInputModel):
         matcher = getattr(self.extractor, "group_matcher", None)
         return (
             super().group_matcher(coarse) if matcher is None else prefix_groups(matcher(coarse), "extractor.")
-        )
-
-
-def check_image(image: Tensor, name: str, in_chans: int) -> None:
-    """Raises ValueError for an image that is not (B, in_chans, H, W), or too small."""
-    if image.ndim != 4 or image.shape[1] != in_chans:
-        raise ValueError(
-            f"{name} has shape {tuple(image.shape)}; expected (batch, {in_chans}, height, width)."
-        )
-    if min(image.shape[2:]) < MIN_SIZE:
-        raise ValueError(
-            f"{name} is {image.shape[2]} x {image.shape[3]} px; each side must be at least {MIN_SIZE}. "
-            "Resize the image, or crop a larger region."
         )
 
 
@@ -736,24 +726,16 @@ TEST = SiameseConfig("test_efficientnet", (3,), lateral=2, neck="cross_attention
 
 
 def _network(cfg: SiameseConfig, arguments: Mapping[str, Any]) -> SiameseNet:
-    own = {field.name for field in fields(SiameseConfig)}
-    sizes = {field.name for field in fields(Sizes)}
-    for name, value in arguments.items():
-        if name == "num_classes" and not value:
-            continue
-        if name not in own | sizes | {"in_chans"}:
-            near = near_names(name, [*own, *sizes, "in_chans", "head"])
-            raise TypeError(f"Unknown argument {name!r}. Near: {', '.join(near)}.")
-    chosen: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in arguments.items() if name in own
-    }
-    cfg = replace(cfg, **chosen)
-    for name in chosen:
+    rest, cfg = take_fields(arguments, cfg)
+    for name in arguments:
         if cfg.neck not in NECK_ARGUMENTS.get(name, (cfg.neck,)):
             necks = ", ".join(NECK_ARGUMENTS[name])
-            raise TypeError(f"{name}={chosen[name]!r} is for the necks {necks}, not for {cfg.neck!r}.")
-    image_sizes = Sizes(**{name: value for name, value in arguments.items() if name in sizes})
-    return SiameseNet(cfg, arguments.get("in_chans", 3), image_sizes)
+            raise TypeError(f"{name}={arguments[name]!r} is for the necks {necks}, not for {cfg.neck!r}.")
+    rest, sizes = take_fields(rest, Sizes())
+    in_chans = rest.pop("in_chans", 3)
+    known = (field.name for kind in (SiameseConfig, Sizes) for field in fields(kind))
+    refuse_arguments(rest, ["in_chans", "head", *known])
+    return SiameseNet(cfg, in_chans, sizes)
 
 
 def _tracker(cfg: SiameseConfig, arguments: Mapping[str, Any]) -> TrackModel:

@@ -25,6 +25,7 @@ from correlation_aware.models.contract import (
     Sizes,
     TemplateState,
     TwoInputModel,
+    check_image,
     choose_levels,
     common_batch,
     make_state,
@@ -413,16 +414,7 @@ class SuperSBT(TwoInputModel):
 
     def _tokens(self, image: Tensor, name: str) -> list[Tensor]:
         """(B, 3, H, W) -> features after stages 1 and 2, and the tokens that enter stage 3, (B, C, h, w)."""
-        if image.ndim != 4 or image.shape[1] != self.in_chans:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}; expected (batch, {self.in_chans}, height, width)."
-            )
-        height, width = image.shape[2:]
-        if height % PATCH or width % PATCH or not height or not width:
-            raise ValueError(
-                f"{name} is {height} x {width} px; each side must be a multiple of {PATCH}. Resize the "
-                "image, or crop a region of another size."
-            )
+        check_image(image, name, self.in_chans, multiple=PATCH)
         maps, features = [], self.patch_embed(image)
         for stage, merge in zip(self.stages, self.merges):
             features = stage(features)

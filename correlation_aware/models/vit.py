@@ -30,12 +30,18 @@ from correlation_aware.models.contract import (
     Sizes,
     TemplateState,
     TwoInputModel,
+    check_image,
     choose_levels,
     common_batch,
     make_state,
 )
 from correlation_aware.models.eoc import apply_linear
-from correlation_aware.models.registry import near_names, register_checkpoint_format, register_model
+from correlation_aware.models.registry import (
+    refuse_arguments,
+    register_checkpoint_format,
+    register_model,
+    take_fields,
+)
 from correlation_aware.models.tracker import TrackModel
 
 __all__ = ["OneStreamViT", "ViTConfig"]
@@ -386,15 +392,7 @@ class OneStreamViT(TwoInputModel):
 
     def _embed(self, image: Tensor, table: Tensor, name: str) -> Tensor:
         """(B, 3, H, W) -> (B, H / 16, W / 16, C), with positions."""
-        if image.ndim != 4 or image.shape[1] != self.in_chans:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}; expected (batch, {self.in_chans}, height, width)."
-            )
-        height, width = image.shape[2:]
-        if height % PATCH or width % PATCH or not min(height, width):
-            raise ValueError(
-                f"{name} is {height} x {width} px; each side must be a multiple of {PATCH}. Resize the image."
-            )
+        check_image(image, name, self.in_chans, multiple=PATCH)
         tokens = self.patch_embed(image)
         tokens = tokens + _resize(table, tokens.shape[1:3]).permute(0, 2, 3, 1)
         return cast(Tensor, self.norm_pre(tokens))
@@ -647,21 +645,11 @@ SIZES_TEST = {"template_size": 64, "search_size": 128}
 
 
 def _features(config: ViTConfig, arguments: Mapping[str, Any], **sizes: Any) -> OneStreamViT:
-    rest = {**sizes, **arguments}
+    rest, config = take_fields({**sizes, **arguments}, config)
+    rest, image_sizes = take_fields(rest, Sizes())
     in_chans = rest.pop("in_chans", 3)
-    if rest.get("num_classes"):
-        raise TypeError(f"num_classes={rest['num_classes']!r} is for classifiers, whose names end in _cls.")
-    rest.pop("num_classes", None)
-    own = {field.name for field in fields(ViTConfig)}
-    size_names = {field.name for field in fields(Sizes)}
-    for name in rest:
-        if name not in own | size_names:
-            near = ", ".join(near_names(name, ["in_chans", *sorted(own | size_names)]))
-            raise TypeError(f"Unknown argument {name!r}. Near: {near}.")
-    chosen: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in rest.items() if n in own}
-    return OneStreamViT(
-        replace(config, **chosen), in_chans, Sizes(**{n: v for n, v in rest.items() if n in size_names})
-    )
+    refuse_arguments(rest, ["in_chans", *(f.name for kind in (ViTConfig, Sizes) for f in fields(kind))])
+    return OneStreamViT(config, in_chans, image_sizes)
 
 
 def _tracker(config: ViTConfig, arguments: Mapping[str, Any], **sizes: Any) -> TrackModel:
