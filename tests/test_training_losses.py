@@ -55,6 +55,30 @@ def test_loss_equals_values_computed_by_hand():
     assert best_location_iou(output, truth, YES).item() == pytest.approx(iou, abs=1e-5)
 
 
+def test_an_iou_aware_score_is_trained_to_be_the_iou_of_its_box():
+    logits = torch.zeros(1, 2, 2, 2)
+    output = make_output(logits, (0.35, 0.25, 0.5, 0.5))  # 0.1 too far right: IoU 2/3, as above
+    truth = torch.tensor([[0.25, 0.25, 0.5, 0.5]])
+    config = LossConfig(background=0.5, iou_aware=True)
+
+    def gradient(score: float, config: LossConfig) -> torch.Tensor:
+        logits = torch.zeros(1, 2, 2, 2)
+        logits[0, 0, 0, 0] = math.log(score / (1 - score))
+        logits.requires_grad_()
+        loss = track_loss(TrackOutput(logits, logits[:, 0], output.boxes), truth, YES, config)
+        return torch.autograd.grad(loss.score, logits)[0][0, 0]
+
+    target = gradient(2 / 3, config)
+    assert target[0, 0].item() == pytest.approx(0, abs=1e-6)  # the minimum
+    assert gradient(0.9, config)[0, 0] > 0 > gradient(0.5, config)[0, 0]
+    plain = gradient(2 / 3, LossConfig(background=0.5))
+    assert plain[0, 0] < 0
+    torch.testing.assert_close(target[1], plain[1])  # the background is not affected
+    boxes = output.boxes.clone().requires_grad_()
+    score = track_loss(TrackOutput(logits.requires_grad_(), logits[:, 0], boxes), truth, YES, config).score
+    assert torch.autograd.grad(score, boxes, allow_unused=True)[0] is None  # boxes do not follow scores
+
+
 def test_a_negative_pair_has_no_box_loss_and_ignores_its_box():
     output = make_output(torch.zeros(1, 2, 2, 2, requires_grad=True), (0.5, 0.5, 0.5, 0.5))
     loss = track_loss(output, torch.full((1, 4), math.nan), NO, LossConfig())

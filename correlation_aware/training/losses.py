@@ -31,6 +31,9 @@ class LossConfig:
             a search factor of 4 the target covers 1/16 of the locations, so the default balances the two.
         per_pair: Whether the box terms weight every pair equally; otherwise they weight every target location
             equally, and large targets more.
+        iou_aware: Whether the score of a target location is trained to be the IoU of its box with the true
+            box instead of 1, so that the location with the best box has the best score (VarifocalNet,
+            https://arxiv.org/abs/2008.13367).
     """
 
     score: float = 12.0
@@ -38,6 +41,7 @@ class LossConfig:
     giou: float = 5.0
     background: float = 0.0625
     per_pair: bool = False
+    iou_aware: bool = False
 
     def __post_init__(self) -> None:
         check_values("loss", self, **dict.fromkeys(("score", "l1", "giou", "background"), (0, math.inf)))
@@ -63,16 +67,21 @@ def track_loss(output: TrackOutput, boxes: Tensor, positive: Tensor, config: Los
     """
     boxes = torch.where(positive[:, None], boxes, 0.5)
     inside = positive_locations(boxes, positive, output.scores.shape[1:])  # B, H, W
-    class_weight = torch.tensor([1.0, config.background], device=boxes.device)
-    score = F.cross_entropy(output.logits.float(), (~inside).long(), class_weight)
+    predicted, truth = output.boxes.float(), boxes[:, :, None, None]
+    iou, giou_map = overlap(predicted, truth)  # B, H, W each
+    target = torch.where(inside, iou.detach(), 0.0) if config.iou_aware else inside.float()
+    class_weight = torch.where(inside, 1.0, config.background)
+    cross_entropy = F.cross_entropy(
+        output.logits.float(), torch.stack([target, 1 - target], 1), reduction="none"
+    )
+    score = (cross_entropy * class_weight).sum() / class_weight.sum()
 
     weight = inside.float()
     if config.per_pair:
         weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1)
     weight = weight / weight.sum().clamp(min=1)
-    predicted, truth = output.boxes.float(), boxes[:, :, None, None]
     l1 = ((predicted - truth).abs().sum(dim=1) * weight).sum()
-    giou = ((1 - overlap(predicted, truth)[1]) * weight).sum()
+    giou = ((1 - giou_map) * weight).sum()
 
     total = config.score * score + config.l1 * l1 + config.giou * giou
     return TrackLoss(total, score, l1, giou)
