@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for a GPU architecture and prints its resources; needs no GPU.
 
-    python benchmarks/compile_kernels.py [--capability 90] [--json out.json]
+    python benchmarks/compile_kernels.py [--capability 90] [--dtype bfloat16] [--json out.json]
 
 Triton includes NVIDIA's assembler, so it compiles for any architecture on any machine. The shapes are those
 of the first stage of sbt_light and the third stage of sbt_base at 128 and 256 px. A stack other than 0 means
@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when it is imported
@@ -24,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ((32, 1, 8, 32, 64), (320, 5, 2, 16, 32))  # channels, heads, reduction, sizes of template and search
 
 
@@ -44,11 +45,12 @@ class AbsentGPU:
         return 0
 
 
-def compile_all(capability: int) -> list[dict]:
+def compile_all(capability: int, dtypes: Sequence[str] = DTYPES) -> list[dict]:
     """Calls every operation, forward and backward, with launches that only compile.
 
     Args:
         capability: CUDA compute capability, such as 90.
+        dtypes: Names of the dtypes.
     """
     driver.set_active(AbsentGPU(capability))
     launch, kernels = JITFunction.run, {}
@@ -61,7 +63,7 @@ def compile_all(capability: int) -> list[dict]:
 
     JITFunction.run = compile_only
     try:
-        for dtype in DTYPES:
+        for dtype in (getattr(torch, name) for name in dtypes):
             for stage in STAGES:
                 run_all(dtype, *stage)
     finally:
@@ -116,9 +118,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--capability", type=int, default=90, help="80: A100, 86: RTX 30, 90: H100 and H200")
+    parser.add_argument("--dtype", choices=DTYPES, help="all three by default")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = compile_all(args.capability)
+    rows = compile_all(args.capability, [args.dtype] if args.dtype else DTYPES)
     print(f"triton {triton.__version__}, compute capability {args.capability}")
     print(f"{'operation':16}{'kernel':20}{'dtype':10}{'registers':>10}{'stack':>7}{'shared':>8}{'warps':>7}")
     for row in rows:

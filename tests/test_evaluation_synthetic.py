@@ -159,10 +159,11 @@ def test_eval_clips_and_a_sweep(run, photos, tmp_path):
     assert "--plot shows one combination" in str(result.exception)
 
 
-def test_a_sweep_takes_the_old_names_of_settings():
+def test_a_sweep_takes_old_names_and_settings_without_a_default():
     with pytest.warns(DeprecationWarning, match="window is now called window_weight"):
         grid = cli_eval._grid(["window=0,0.5"], TrackerConfig())
     assert list(grid) == ["window_weight=0", "window_weight=0.5"]
+    assert [c.box_vote for c in cli_eval._grid(["box_vote=0,8"], TrackerConfig()).values()] == [0.0, 8.0]
 
 
 def test_train_calibrate(run, photos, tmp_path, monkeypatch):

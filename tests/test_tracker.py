@@ -13,7 +13,8 @@ import torch
 
 import correlation_aware as ca
 from correlation_aware.demo_clip import draw_clip
-from correlation_aware.models.heads import TrackOutput
+from correlation_aware.models.heads import MixerHead, TrackOutput
+from correlation_aware.tracking.boxes import vote
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, upload_region
 
@@ -245,6 +246,52 @@ def test_size_is_damped_by_score_and_penalty():
     change = np.sqrt(165 * 135) / 60 * 1.5
     rate = score * np.exp(-0.1 * (change - 1))
     assert (w, h) == pytest.approx((30 + rate * 60, 30 + rate * 30), abs=1e-4)
+
+
+def test_boxes_vote_by_score_and_overlap(monkeypatch):
+    """A neighbor moves the box by its weight, others of little overlap and of score 0 do not."""
+    shift, score = 0.025, 0.4
+    locations = {
+        (8, 8): (0.8, (0.5, 0.5, 0.25, 0.25)),
+        (8, 9): (score, (0.5 + shift, 0.5, 0.25, 0.25)),  # IoU 0.225 / 0.275
+        (2, 2): (0.7, (0.1, 0.1, 0.25, 0.25)),
+    }
+
+    def track(box_vote):
+        config = ca.TrackerConfig(scale_penalty=0, window_weight=0, damp_size=False, box_vote=box_vote)
+        tracker = make_tracker(config=config)
+        tracker.init(noise(), (140, 100, 30, 30))
+
+        def hook(head, inputs, output):
+            logits, scores, boxes = (torch.zeros_like(t) for t in output)
+            boxes += 0.5  # at the target, with score 0
+            for (row, column), (value, box) in locations.items():
+                scores[:, row, column], boxes[:, :, row, column] = value, torch.tensor(box)
+            return TrackOutput(logits, scores, boxes)
+
+        tracker.model.head.register_forward_hook(hook)
+        x, y, w, h = tracker.update(noise()).box
+        return (x + w / 2 - 95) / 120, (y + h / 2 - 55) / 120, w / 120, h / 120  # of the crop
+
+    for exponent in (2, 8):
+        weight = score * (0.225 / 0.275) ** exponent
+        moved = 0.5 + shift * weight / (0.8 + weight)
+        assert track(exponent) == pytest.approx((moved, 0.5, 0.25, 0.25), abs=1e-5)
+    assert track(0) == pytest.approx((0.5, 0.5, 0.25, 0.25), abs=1e-5)
+    assert track(None) == track(0)  # the mixer head does not ask for a vote
+    monkeypatch.setattr(MixerHead, "box_vote", 2.0, raising=False)
+    assert track(None) == track(2) != track(0)
+    for value in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"box_vote={value} must be a finite number"):
+            ca.TrackerConfig(box_vote=value)
+
+
+def test_a_vote_without_weights_is_the_best_box():
+    best = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.4, 0.4, 0.0, 0.0]])
+    boxes = best[:, :, None, None].expand(-1, -1, 2, 2)
+    assert torch.equal(vote(boxes, torch.zeros(2, 2, 2), best, 8), best)  # scores 0
+    scores = torch.tensor([[[0.0, 0.5], [0.0, 0.0]]] * 2)
+    torch.testing.assert_close(vote(boxes, scores, best, 8), best)  # an empty box overlaps nothing
 
 
 def test_the_penalty_prefers_a_target_of_the_same_size():

@@ -7,10 +7,10 @@ import torch
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from correlation_aware.models.heads import TrackOutput
+from correlation_aware.tracking.boxes import overlap
 from correlation_aware.training.losses import (
     LossConfig,
     best_location_iou,
-    overlap,
     positive_locations,
     track_loss,
 )

@@ -178,7 +178,7 @@ def clips(
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
     """Configurations of all combinations of the values, by labels such as `window_weight=0.2 margin=5`."""
-    known = {f.name: type(getattr(default, f.name)) for f in fields(default)}
+    known = {f.name: bool if isinstance(getattr(default, f.name), bool) else float for f in fields(default)}
     axes = []
     for text in sweep:
         name, _, values = text.partition("=")

@@ -169,7 +169,12 @@ class TowerHead(nn.Module):
         dim: Channels of the search features.
         feature_size: Of no effect: the head works at any size.
         layers: Layers of each tower.
+
+    Attributes:
+        box_vote: Exponent of the tracker's vote of overlapping boxes, see `TrackerConfig.box_vote`.
     """
+
+    box_vote = 8.0
 
     def __init__(self, dim: int, feature_size: tuple[int, int] | None = None, layers: int = 2) -> None:
         super().__init__()

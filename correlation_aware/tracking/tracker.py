@@ -1,5 +1,6 @@
 """The tracker: follows one target or several through the frames of a video."""
 
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from correlation_aware._deprecation import renamed_fields
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.runtime.graphs import description
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime, as_device
+from correlation_aware.tracking.boxes import vote
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
 
@@ -44,6 +46,9 @@ class TrackerConfig:
             multiplied by exp(-scale_penalty * (c_size * c_aspect - 1)), where both changes are ratios >= 1.
         damp_size: Whether to move the size of the box only part of the way to the predicted size, at a rate
             of score times penalty factor, so that one bad frame does not ruin it.
+        box_vote: Exponent of the boxes' mean over all locations, weighted by
+            score * (IoU with the best location's box) ** box_vote; 0 for the best location's box alone, None
+            for the `box_vote` of the model's head, 0 if it has none.
         lost_threshold: Score in 0..1 below which a target is reported as lost.
         margin: Smallest width and height in pixels of the part of the box inside the frame.
     """
@@ -51,6 +56,7 @@ class TrackerConfig:
     window_weight: float = 0.49
     scale_penalty: float = 0.05
     damp_size: bool = True
+    box_vote: float | None = None
     lost_threshold: float = 0.3
     margin: float = 10.0
 
@@ -58,8 +64,9 @@ class TrackerConfig:
         for name in ("window_weight", "lost_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in 0..1.")
-        if self.scale_penalty < 0:
-            raise ValueError(f"scale_penalty={self.scale_penalty} must be at least 0.")
+        for name in ("scale_penalty", "box_vote"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a finite number of at least 0.")
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,8 @@ class Tracker:
         self.timings = Timings()
         self.device = session.device
         self._sizes = model.sizes
+        own = self.config.box_vote
+        self._box_vote = getattr(model.head, "box_vote", 0.0) if own is None else own
         mean, std = (torch.tensor(config_of_model[key], device=self.device) * 255 for key in ("mean", "std"))
         self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self._window = torch.empty(0, device=self.device)
@@ -269,7 +278,7 @@ class Tracker:
     def _select(
         self, scores: Tensor, boxes: Tensor, previous: Tensor
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Selects the location with the best score after scale penalty and window.
+        """Selects the location with the best score after scale penalty and window, and its box by vote.
 
         Args:
             scores: (N, H, W) score maps of N crops.
@@ -292,6 +301,8 @@ class Tracker:
         best = ranking.flatten(1).argmax(dim=1, keepdim=True)  # N, 1
         score, factor = scores.flatten(1).gather(1, best), factor.flatten(1).gather(1, best)
         box = boxes.flatten(2).gather(2, best[:, None].expand(-1, 4, -1))[..., 0]
+        if self._box_vote:
+            box = vote(boxes, scores, box, self._box_vote)
         if self.config.damp_size:
             box = torch.cat([box[:, :2], torch.lerp(previous, box[:, 2:], score * factor)], dim=1)
         selected = torch.cat([score, box], dim=1).cpu().numpy()  # one transfer

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from correlation_aware.models.heads import TrackOutput
+from correlation_aware.tracking.boxes import overlap
 from correlation_aware.training.config import check_values
 
-__all__ = ["LossConfig", "TrackLoss", "best_location_iou", "overlap", "positive_locations", "track_loss"]
-
-EPS = 1e-7
+__all__ = ["LossConfig", "TrackLoss", "best_location_iou", "positive_locations", "track_loss"]
 
 
 @dataclass(frozen=True)
@@ -107,34 +106,6 @@ def positive_locations(boxes: Tensor, positive: Tensor, size: torch.Size | tuple
     in_row = (rows - cy[:, None]).abs() <= (h / 2).clamp(min=0.5 / height)[:, None]  # B, H
     in_column = (columns - cx[:, None]).abs() <= (w / 2).clamp(min=0.5 / width)[:, None]  # B, W
     return in_row[:, :, None] & in_column[:, None, :] & positive[:, None, None]
-
-
-def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Elementwise IoU and GIoU of boxes.
-
-    Equal to `torchvision.ops.generalized_box_iou_loss`, without its boolean masks, which synchronize a GPU.
-
-    Args:
-        a: (B, 4, ...) cxcywh.
-        b: (B, 4, ...) cxcywh; the dimensions broadcast with those of `a`.
-
-    Returns:
-        IoU and GIoU, (B, ...) each.
-    """
-    (ax, ay, aw, ah), (bx, by, bw, bh) = a.unbind(1), b.unbind(1)
-    intersection_w, hull_w = _span(ax, aw, bx, bw)
-    intersection_h, hull_h = _span(ay, ah, by, bh)
-    intersection = intersection_w.clamp(min=0) * intersection_h.clamp(min=0)
-    union = aw * ah + bw * bh - intersection
-    hull = hull_w * hull_h
-    iou = intersection / (union + EPS)
-    return iou, iou - (hull - union) / (hull + EPS)
-
-
-def _span(a: Tensor, a_length: Tensor, b: Tensor, b_length: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of the intersection (negative for a gap) and of the hull of intervals (center, length)."""
-    a1, a2, b1, b2 = a - a_length / 2, a + a_length / 2, b - b_length / 2, b + b_length / 2
-    return torch.minimum(a2, b2) - torch.maximum(a1, b1), torch.maximum(a2, b2) - torch.minimum(a1, b1)
 
 
 @torch.no_grad()
