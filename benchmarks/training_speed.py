@@ -18,10 +18,10 @@ import correlation_aware as ca
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillPairs
 from correlation_aware.models.contract import Sizes
+from correlation_aware.training.batches import PairBatches
 from correlation_aware.training.config import OptimizerConfig
 from correlation_aware.training.losses import LossConfig, track_loss
 from correlation_aware.training.optimizer import make_optimizer
-from correlation_aware.training.track import PairBatches
 
 
 def pairs_per_second(run: Callable[[], object], pairs: int, rounds: int, device: str) -> float:

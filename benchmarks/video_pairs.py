@@ -16,7 +16,7 @@ import torch
 from correlation_aware.data.videos.subsets import open_videos
 from correlation_aware.data.videos.video_pairs import VideoPairs
 from correlation_aware.models.contract import Sizes
-from correlation_aware.training.track import PairBatches
+from correlation_aware.training.batches import PairBatches
 
 
 def main() -> None:

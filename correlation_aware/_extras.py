@@ -13,6 +13,7 @@ EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "openvino": "openvino",
+    "peft": "lora",
     "six": "eval",
     "webdataset": "train",
     "yaml": "train",

@@ -20,7 +20,7 @@ from correlation_aware.data.videos.readers import Coco, Got10k, LaSOT, TrackingN
 from correlation_aware.data.videos.sequences import AnnotationError, Folder, Video, read_boxes, read_flags
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs, _VideoCache
 from correlation_aware.models.contract import Sizes
-from correlation_aware.training.track import PairBatches
+from correlation_aware.training.batches import PairBatches
 
 QUIET = PhotometricConfig(0, 0, 0, 0, 0, 0, 0, 0, 0)
 BOXES = [(20 + 8 * i, 30 + 4 * i, 24, 16) for i in range(4)]

@@ -380,7 +380,7 @@ def _run_messages(run: "TrackTraining | ClassifyTraining", device: str | None) -
     import torch
 
     from correlation_aware.training.config import to_yaml
-    from correlation_aware.training.engine import make_accelerator
+    from correlation_aware.training.processes import make_accelerator
 
     is_main = make_accelerator(run.run, device).is_main_process
     if is_main:

@@ -26,7 +26,8 @@ from correlation_aware.training.config import (
     check_values,
     to_yaml,
 )
-from correlation_aware.training.engine import Trainer, make_accelerator
+from correlation_aware.training.engine import Trainer
+from correlation_aware.training.processes import make_accelerator
 from correlation_aware.training.shards import ShardReader
 from correlation_aware.weights import load_pretrained
 from correlation_aware.zoo import create_model

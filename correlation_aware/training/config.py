@@ -18,6 +18,7 @@ from correlation_aware._deprecation import current_fields
 from correlation_aware.zoo import is_location
 
 __all__ = [
+    "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",
@@ -65,14 +66,36 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation (LoRA): linear layers keep their weights, and the product of two matrices is added.
+
+    Checkpoints publish plain weights with the products added, which load without peft.
+
+    Attributes:
+        rank: Rank of the products.
+        alpha: Scale: the products are multiplied by `alpha / rank`.
+        targets: Prefixes of the linear layers to adapt, see `OptimizerConfig`.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("backbone",)
+
+    def __post_init__(self) -> None:
+        check_values("optimizer.lora", self, rank=(1, math.inf), alpha=(0, math.inf))
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with learning rates per part of the model, gradient clipping and weight averaging.
 
     A prefix is the start of parameter names up to a dot, such as `backbone.stages.0`, or a whole name.
 
     Attributes:
-        lr: Learning rate of the head.
+        lr: Learning rate of the head, and of the matrices of `lora`.
         backbone_lr: Learning rate of all other parameters.
+        lora: Low-rank adaptation of the backbone's linear layers, of which nothing else is trained then; null
+            to train the weights themselves.
         frozen: Prefixes of parameters that are not trained. Modules of frozen parameters alone stay in
             evaluation mode.
         factors: Factors of the learning rate by prefix; of several prefixes of a name the longest counts.
@@ -87,6 +110,7 @@ class OptimizerConfig:
 
     lr: float = 1e-4
     backbone_lr: float = 1e-5
+    lora: LoraConfig | None = None
     frozen: tuple[str, ...] = ()
     factors: dict[str, float] = field(default_factory=dict)
     layer_decay: float = 1.0

@@ -7,7 +7,6 @@ average, the optimizer's moments, the states of the random generators and n.
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from correlation_aware._files import read_json, write_text
 from correlation_aware.training import checkpoint
 from correlation_aware.training.config import OptimizerConfig, RunConfig, ScheduleConfig
 from correlation_aware.training.log import Means, RunLog
+from correlation_aware.training.lora import add_lora, merge_lora
 from correlation_aware.training.optimizer import freeze, learning_rate_factor, make_optimizer
 from correlation_aware.training.run_state import (
     RunState,
@@ -34,12 +34,9 @@ from correlation_aware.training.run_state import (
 )
 from correlation_aware.weights import check_finite, save_pretrained
 
-__all__ = ["Outcome", "Source", "Trainer", "make_accelerator"]
+__all__ = ["Outcome", "Source", "Trainer"]
 
 Record = dict[str, Any]
-
-# variables with the number of processes, of torchrun and of MPI
-WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "CCL_WORLD_SIZE")
 
 _logger = logging.getLogger(__name__)
 
@@ -66,41 +63,6 @@ class Outcome:
     step: int
     finished: bool
     checkpoint: Path
-
-
-def make_accelerator(config: RunConfig, device: str | None = None) -> Accelerator:
-    """Creates accelerate's `Accelerator` for the processes and the device of this run.
-
-    Args:
-        config: Configuration of the run; only `precision` is used.
-        device: `cpu` to train on the CPU even if there is a GPU; otherwise the launcher's choice.
-
-    Raises:
-        ValueError: float16 on a CPU.
-        RuntimeError: A launcher asks for several processes, but this is one process alone.
-    """
-    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
-    # accelerate connects several CPU processes only with cpu=True
-    cpu = device == "cpu" or not torch.accelerator.is_available()
-    if cpu and precision == "fp16":
-        raise ValueError("run.precision=float16 needs a GPU: use bfloat16 or float32 on a CPU.")
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
-    if cpu:
-        _check_processes(accelerator.num_processes)
-    return accelerator
-
-
-def _check_processes(count: int) -> None:
-    """Raises if a launcher asked for several processes, and this is one process alone."""
-    sizes = [int(os.environ[name]) for name in WORLD_SIZES if os.environ.get(name, "").isdecimal()]
-    # without GPUs, accelerate launch starts the program once and leaves other processes to MPI
-    alone = not sizes and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
-    if count == 1 and (alone or max(sizes, default=1) > 1):
-        raise RuntimeError(
-            "The launcher was asked for several processes, and this is the only one: accelerate launch "
-            "starts one process without GPUs. Type: torchrun --nproc_per_node N --no-python "
-            "correlation-aware train ..."
-        )
 
 
 class Trainer:
@@ -149,6 +111,9 @@ class Trainer:
         self._stop = False
 
         self.module = model.to(accelerator.device)
+        self.lora = optimizer.lora is not None
+        if optimizer.lora is not None:
+            add_lora(self.module, optimizer.lora)
         self._frozen = freeze(self.module, optimizer.frozen)
         self.ema = ModelEmaV3(self.module, optimizer.ema, use_warmup=True) if optimizer.ema else None
         if self.ema is not None:
@@ -162,8 +127,12 @@ class Trainer:
 
     @property
     def averaged(self) -> nn.Module:
-        """The model to publish: the moving average of the weights, or the model itself without averaging."""
+        """The moving average of the weights, or the model itself without averaging."""
         return self.module if self.ema is None else self.ema.module
+
+    def published(self) -> nn.Module:
+        """The model to publish: the averaged weights, with low-rank matrices merged into them."""
+        return merge_lora(self.averaged) if self.lora else self.averaged
 
     def request_stop(self) -> None:
         """Makes `fit` end after the current step, with a checkpoint; safe to call from a signal handler."""
@@ -310,22 +279,23 @@ class Trainer:
         values: dict[str, float] = {}
         if self.accelerator.is_main_process:
             with torch.random.fork_rng(), torch.no_grad():
-                training = self.averaged.training
-                values = self.validate(self.averaged.eval())
-                self.averaged.train(training)
+                model = self.published()
+                training = model.training
+                values = self.validate(model.eval())
+                model.train(training)
             if self.best in values:
-                self._keep_best(values[self.best])
+                self._keep_best(values[self.best], model)
         self.accelerator.wait_for_everyone()
         return {"step": self.step, **{f"val_{name}": value for name, value in values.items()}}
 
-    def _keep_best(self, value: float) -> None:
-        """Saves the averaged weights in `checkpoints/best` if this is their highest value so far."""
+    def _keep_best(self, value: float, model: nn.Module) -> None:
+        """Saves the model to publish in `checkpoints/best` if this is their highest value so far."""
         folder = self.checkpoints / checkpoint.BEST
         before = read_json(folder / "best.json") if (folder / "best.json").is_file() else {}
         if before.get("step", math.inf) < self.step and before.get("value", -math.inf) >= value:
             return
         target = checkpoint.temporary(self.checkpoints, self.step)
-        save_pretrained(self.averaged, target / "weights")
+        save_pretrained(model, target / "weights")
         facts = {"step": self.step, "name": self.best, "value": value}
         write_text(json.dumps(facts, indent=2) + "\n", target / "best.json")
         checkpoint.publish_best(self.checkpoints, self.step)
@@ -406,9 +376,10 @@ class Trainer:
             scaler = self.accelerator.scaler  # of float16 only
             scale = {} if scaler is None else {"scale": scaler.state_dict()}
             facts = {"step": self.step, "seconds": self.seconds, **self._batch_layout(), **scale}
-            write_run_state(target, self.module, self._adamw, facts)
+            average = self.averaged if self.lora else None
+            write_run_state(target, self.module, self._adamw, facts, average)
             write_text(self.text, target / "config.yaml")
-            save_pretrained(self.averaged, target / "weights")
+            save_pretrained(self.published(), target / "weights")
             checkpoint.publish(self.checkpoints, self.step)
             checkpoint.prune(self.checkpoints, self.run.keep)
         wait()

@@ -11,7 +11,7 @@ from torch import nn
 
 from correlation_aware.training.config import OptimizerConfig, ScheduleConfig
 
-__all__ = ["freeze", "learning_rate_factor", "make_optimizer", "parameter_groups"]
+__all__ = ["freeze", "learning_rate_factor", "make_optimizer", "names_with", "parameter_groups", "part_of"]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -33,26 +33,32 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
         ValueError: A prefix without parameters, or no parameter is left to train.
     """
     for prefix in prefixes:
-        for name in _names_with(model, prefix, "optimizer.frozen"):
+        for name in names_with(_parameter_names(model), prefix, "optimizer.frozen"):
             model.get_parameter(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             f"optimizer.frozen={list(prefixes)} freezes all parameters: leave out the parts to train."
         )
     frozen = []
-    for module in model.modules() if prefixes else ():
+    for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             frozen.append(module)
     return frozen
 
 
+def part_of(name: str) -> str:
+    """Part of the model that a parameter belongs to: `head`, `backbone`, or `lora`, the low-rank matrices."""
+    if name.startswith("head."):
+        return "head"
+    return "lora" if ".lora_A." in name or ".lora_B." in name else "backbone"
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Parameter groups by part of the model, weight decay and factor of the learning rate.
 
-    Parameters under `head.` belong to the head, all others to the backbone. Norms, biases and the names of
-    the model's `no_weight_decay()` have no weight decay. Frozen parameters are left out. The schedule
-    multiplies a group's `initial_lr`.
+    Parts are those of `part_of`. Norms, biases and the names of the model's `no_weight_decay()` have no
+    weight decay. Frozen parameters are left out. The schedule multiplies a group's `initial_lr`.
 
     Raises:
         ValueError: A prefix of `config.factors` without parameters to train, or a layer decay for a model
@@ -64,7 +70,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part, lr = ("head", config.lr) if name.startswith("head.") else ("backbone", config.backbone_lr)
+        part = part_of(name)
+        lr = config.backbone_lr if part == "backbone" else config.lr
         decay, factor = parameter.ndim > 1 and name not in no_decay, factors[name]
         label = (part if factor == 1 else f"{part}_x{factor:g}") + ("" if decay else "_no_decay")
         group = {
@@ -84,7 +91,7 @@ def _learning_rate_factors(model: nn.Module, config: OptimizerConfig) -> dict[st
     """Factor of the learning rate by parameter name."""
     factors = {name: 1.0 for name, _ in model.named_parameters()}
     for prefix in sorted(config.factors, key=len):  # longer prefixes overwrite shorter ones
-        names = _names_with(model, prefix, "optimizer.factors")
+        names = names_with(_parameter_names(model), prefix, "optimizer.factors")
         if not any(model.get_parameter(name).requires_grad for name in names):
             raise ValueError(f"optimizer.factors: all parameters under {prefix!r} are frozen; remove it.")
         factors.update(dict.fromkeys(names, config.factors[prefix]))
@@ -106,15 +113,28 @@ def _learning_rate_factors(model: nn.Module, config: OptimizerConfig) -> dict[st
     return factors
 
 
-def _names_with(model: nn.Module, prefix: str, where: str) -> list[str]:
-    """Names of parameters that are `prefix` or start with it up to a dot."""
-    known = [name for name, _ in model.named_parameters()]
+def _parameter_names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
+def names_with(known: Sequence[str], prefix: str, where: str, kind: str = "parameter") -> list[str]:
+    """Names that are `prefix` or start with it up to a dot.
+
+    Args:
+        known: All names.
+        prefix: Start of a name.
+        where: Key of the configuration, for messages.
+        kind: What the names are of, for messages.
+
+    Raises:
+        ValueError: No such name; the message lists similar ones.
+    """
     names = [name for name in known if name == prefix or name.startswith(prefix + ".")]
     if not names:
         starts = {".".join(name.split(".")[: i + 1]) for name in known for i in range(name.count(".") + 1)}
         near = difflib.get_close_matches(prefix, sorted(starts), n=5, cutoff=0.5)
         near = near or sorted({name.split(".")[0] for name in known})
-        raise ValueError(f"{where}: no parameter starts with {prefix!r}. Near: {', '.join(near)}.")
+        raise ValueError(f"{where}: no {kind} starts with {prefix!r}. Near: {', '.join(near)}.")
     return names
 
 

@@ -17,12 +17,13 @@ from correlation_aware.weights import read_state_dict, write_state_dict
 
 __all__ = ["RunState", "read_run_state", "write_process_state", "write_run_state"]
 
-MODEL, AVERAGE, MOMENTS, STATE = (
+MODEL, PUBLISHED, MOMENTS, STATE = (
     "model.safetensors",
     "weights/model.safetensors",
     "optimizer.safetensors",
     "state.json",
 )
+AVERAGE = "average.safetensors"  # with low-rank matrices, which the published weights do not have
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class RunState:
         if trained != self.moments.keys() and self.moments:
             raise ValueError(
                 f"{self.path} was written by a run that trained other parameters: "
-                f"{_some(trained ^ self.moments.keys())}. Resume with the run's own optimizer.frozen, or "
-                f"start a new run with model.pretrained={self.path / 'weights'}."
+                f"{_some(trained ^ self.moments.keys())}. Resume with the run's own optimizer.frozen and "
+                f"optimizer.lora, or start a new run with model.pretrained={self.path / 'weights'}."
             )
         model.load_state_dict(self.model)
         if average is not None:
@@ -69,10 +70,20 @@ class RunState:
 
 
 def write_run_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    average: nn.Module | None = None,
 ) -> None:
-    """Writes what is the same in all processes, but for the average, which is in the folder `weights`."""
+    """Writes what is the same in all processes.
+
+    The average is in the folder `weights`, unless it has other tensors than the model to publish, and is
+    passed here.
+    """
     write_state_dict(model.state_dict(), folder / MODEL)
+    if average is not None:
+        write_state_dict(average.state_dict(), folder / AVERAGE)
     state, names = optimizer.state_dict()["state"], _names(model, optimizer)
     moments = {
         f"{names[index]}:{key}": torch.as_tensor(value)
@@ -120,7 +131,7 @@ def read_run_state(path: Path, process: int) -> RunState:
         path,
         facts,
         read_state_dict(path / MODEL),
-        read_state_dict(path / AVERAGE),
+        read_state_dict(path / AVERAGE if (path / AVERAGE).exists() else path / PUBLISHED),
         moments,
         read_json(states) if process < int(facts["processes"]) else {},
     )
@@ -140,8 +151,8 @@ def _compare(path: Path, stored: Mapping[str, Tensor], own: Mapping[str, Tensor]
         kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
         text = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names)
         raise ValueError(
-            f"{path} does not fit the model: tensors {text}. Resume with the run's own model.name and "
-            f"model.overrides ({path / 'config.yaml'}), or start a new run with "
+            f"{path} does not fit the model: tensors {text}. Resume with the run's own model.name, "
+            f"model.overrides and optimizer.lora ({path / 'config.yaml'}), or start a new run with "
             f"model.pretrained={path / 'weights'}."
         )
 
