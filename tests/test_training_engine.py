@@ -78,19 +78,23 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes(whole, tmp_path):
     unfinished = checkpoint.temporary(tmp_path / "checkpoints", 3)
     try:
         deadline = time.monotonic() + 120
-        while not (unfinished / "state.json").exists():
+        while not (unfinished / "config.yaml").exists():  # the last file before it stalls
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
+        before = content(tmp_path)
+        with pytest.raises(RuntimeError, match=rf"Another run is in .* \(process {process.pid} on "):
+            make_trainer(tmp_path).fit(resume=True)
+        assert content(tmp_path) == before
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     (tmp_path / "log.jsonl").open("a").write('{"step": 3, "lo')  # an incomplete line
-    assert unfinished.exists()
+    assert unfinished.exists() and (tmp_path / "run.lock").exists()  # which is no obstacle
     newest = checkpoint.latest(tmp_path / "checkpoints")
     assert newest == checkpoint_at(tmp_path, 2)
     assert_same(newest, checkpoint_at(whole, 2))
     make_trainer(tmp_path).fit(resume=True)
-    assert not unfinished.exists()
+    assert not unfinished.exists() and not (tmp_path / "run.lock").exists()
     assert_same(checkpoint_at(tmp_path, 6), checkpoint_at(whole, 6))
     assert without_time(tmp_path) == without_time(whole)
 

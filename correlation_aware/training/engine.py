@@ -26,6 +26,7 @@ from correlation_aware.training.config import OptimizerConfig, RunConfig, Schedu
 from correlation_aware.training.log import Means, RunLog
 from correlation_aware.training.lora import add_lora, merge_lora
 from correlation_aware.training.optimizer import freeze, learning_rate_factor, make_optimizer
+from correlation_aware.training.run_lock import describe_holder, run_lock
 from correlation_aware.training.run_state import (
     RunState,
     read_run_state,
@@ -156,8 +157,25 @@ class Trainer:
         Raises:
             ValueError: The folder contains a run and `resume` is false, or a run with another model, other
                 trained parameters, or another number of processes or accumulated batches; nothing is written.
-            RuntimeError: The loss is not finite, or no checkpoint of the run can be read.
+            RuntimeError: The loss is not finite, no checkpoint of the run can be read, or another process
+                trains in the folder.
         """
+        with run_lock(self.folder) if self.accelerator.is_main_process else nullcontext(True) as free:
+            taken = torch.tensor(float(not free), device=self.accelerator.device)
+            if self.accelerator.reduce(taken, "sum").item():
+                raise RuntimeError(
+                    f"Another run is in {self.folder} ({describe_holder(self.folder)}): both would write "
+                    "the same checkpoints. Stop it or wait for its end, or name another folder."
+                )
+            return self._fit(resume, max_minutes, on_record, on_step)
+
+    def _fit(
+        self,
+        resume: bool,
+        max_minutes: float | None,
+        on_record: Callable[[Record], None],
+        on_step: Callable[[int], None],
+    ) -> Outcome:
         begin = time.perf_counter()
         deadline = math.inf if max_minutes is None else begin + 60 * max_minutes
         self._start(resume)
