@@ -29,7 +29,7 @@ from correlation_aware.training.config import (
 from correlation_aware.training.engine import Trainer
 from correlation_aware.training.processes import make_accelerator
 from correlation_aware.training.shards import ShardReader
-from correlation_aware.weights import load_pretrained
+from correlation_aware.training.start import load_start
 from correlation_aware.zoo import create_model
 
 __all__ = ["ClassifyTraining", "ImageBatch", "ImageData", "Images", "TeacherConfig", "make_classify_trainer"]
@@ -156,9 +156,7 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
     classes = len(dataset.reader.class_to_idx)
     set_seed(config.run.seed)
     model = create_model(config.model.name, **{"num_classes": classes, **config.model.overrides})
-    start = config.model.start()
-    if start is not None:
-        load_pretrained(model, start, partial=True)
+    load_start(model, config.model)
     mix = None
     if data.mixup or data.cutmix:
         mix = Mixup(data.mixup, data.cutmix, label_smoothing=data.smoothing, num_classes=classes)

@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -43,12 +43,21 @@ class ModelConfig:
         pretrained: Weights to start from, for a name without a tag: a tag, `model.tag`, an `hf-hub:` name, a
             file or a folder; or those of the backbone alone, such as `backbone:resnet50` by its name in timm;
             null for random weights. Tensors that fit are loaded, the others are logged.
+        pretrained_blocks: Number of blocks of the backbone, from the image on and with the stem, that start
+            from these weights; the others and the head stay random. null for all that fits. Blocks are the
+            layer groups of the model's `group_matcher()`.
+        pretrained_stages: Likewise of stages.
         overrides: Further arguments of `create_model`.
     """
 
     name: str = "sbt_light_track"
     pretrained: str | None = None
+    pretrained_blocks: int | None = None
+    pretrained_stages: int | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_values("model", self, pretrained_blocks=(1, math.inf), pretrained_stages=(1, math.inf))
 
     def start(self) -> str | None:
         """Name of the weights to start from, None for random ones.
@@ -63,6 +72,25 @@ class ModelConfig:
                 "remove one of them."
             )
         return self.name if tagged else self.pretrained
+
+    def pretrained_part(self) -> "PretrainedPart | None":
+        """Part of the backbone that starts from weights, None for all that fits.
+
+        Raises:
+            ValueError: Both a number of blocks and one of stages.
+        """
+        counts = {"blocks": self.pretrained_blocks, "stages": self.pretrained_stages}
+        parts = [PretrainedPart(f"model.pretrained_{kind}", n) for kind, n in counts.items() if n is not None]
+        if len(parts) > 1:
+            raise ValueError("Both model.pretrained_blocks and model.pretrained_stages are set: remove one.")
+        return parts[0] if parts else None
+
+
+class PretrainedPart(NamedTuple):
+    """Key of the configuration that is set, and its number of blocks or stages."""
+
+    key: str
+    count: int
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from correlation_aware.training.config import (
 from correlation_aware.training.engine import Trainer
 from correlation_aware.training.losses import LossConfig, best_location_iou, track_loss
 from correlation_aware.training.processes import make_accelerator
-from correlation_aware.weights import LoadReport, load_pretrained
+from correlation_aware.training.start import load_start
 from correlation_aware.zoo import create_model
 
 __all__ = [
@@ -159,9 +159,7 @@ def make_track_trainer(
     accelerator = make_accelerator(config.run, device)
     set_seed(config.run.seed)
     model = make_track_model(config.model)
-    start = config.model.start()
-    if start is not None:
-        _warn_of_fresh_backbone(load_pretrained(model, start, partial=True), start)
+    load_start(model, config.model)
     errors = ErrorBudget(config.data.fault_limit)
     workers = config.data.workers
     if pairs is None:
@@ -217,20 +215,6 @@ def held_out_videos(config: TrackTraining) -> list[SequenceSet]:
                 )
         sets.append(dataset)
     return sets
-
-
-def _warn_of_fresh_backbone(report: LoadReport, start: str) -> None:
-    fresh, loaded = (
-        sum(name.startswith("backbone.") for name in names) for names in (report.missing, report.loaded)
-    )
-    if fresh > loaded and not start.startswith("backbone:"):  # a neck is random then
-        _logger.warning(
-            "%s fills %d of %d tensors of the backbone; the others have random weights. Are model.name and "
-            "model.overrides those of the weights?",
-            start,
-            loaded,
-            loaded + fresh,
-        )
 
 
 def make_track_model(config: ModelConfig) -> TrackModel:
