@@ -90,7 +90,7 @@ class PretrainedPart(NamedTuple):
     """Key of the configuration that is set, and its number of blocks or stages."""
 
     key: str
-    count: int
+    number: int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 if sys.platform != "win32":
-    pass
+    import fcntl
 
 __all__ = ["describe_holder", "run_lock"]
 

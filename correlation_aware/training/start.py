@@ -36,11 +36,11 @@ def load_start(model: nn.Module, config: ModelConfig) -> None:
     if start is None:
         if part is not None:
             raise ValueError(
-                f"{part.key}={part.count} has no effect without weights to start from: name them with "
+                f"{part.key}={part.number} has no effect without weights to start from: name them with "
                 "model.pretrained, or remove it."
             )
         return
-    first = None if part is None else _first_tensors(model, part.key, part.count)
+    first = None if part is None else _first_tensors(model, part.key, part.number)
     own = model.state_dict()
     fresh = {} if first is None else {name: own[name].clone() for name in own if name not in first}
     report = load_pretrained(model, start, partial=True)
@@ -51,7 +51,7 @@ def load_start(model: nn.Module, config: ModelConfig) -> None:
         _logger.info(
             "%s=%d: %d tensors are from %s, %d are random.",
             part.key,
-            part.count,
+            part.number,
             len(loaded),
             start,
             len(own) - len(loaded),
