@@ -216,7 +216,7 @@ def test_links_to_folders_are_followed_and_cycles_end(tmp_path):
 
 
 def test_unknown_layouts_are_named():
-    with pytest.raises(ValueError, match="coco, folder, got10k, lasot, trackingnet"):
+    with pytest.raises(ValueError, match="coco, folder, got10k, lasot, tar, trackingnet"):
         open_set("vot", ".")
 
 

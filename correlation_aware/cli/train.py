@@ -1,4 +1,4 @@
-"""`correlation-aware train`: train trackers and classifiers, calibrate scores, plot pairs and logs."""
+"""`correlation-aware train`: train trackers and classifiers; its tools are in `train_tools`."""
 
 import logging
 import signal
@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from correlation_aware._extras import require
-from correlation_aware._files import IMAGE_SUFFIXES, PLOT_SUFFIXES, check_output_file, check_output_folder
-from correlation_aware.cli._common import Device, Model, Weights, console, load_tracker, track_progress
+from correlation_aware._files import IMAGE_SUFFIXES, check_output_file, check_output_folder
+from correlation_aware.cli import train_tools
+from correlation_aware.cli._common import Device, Model, console
 from correlation_aware.cli._messages import print_messages
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def track(
     correlation-aware train track ... Ctrl-C or SIGTERM stops with a checkpoint; a second one
     stops immediately.
     """
-    _check_installed()
+    train_tools.check_installed()
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining, make_track_trainer
 
@@ -101,7 +101,7 @@ def classify(
     model.pretrained=RUN/checkpoints/step-.../weights. Several GPUs or nodes
     as in `train track`.
     """
-    _check_installed()
+    train_tools.check_installed()
     from correlation_aware.training.classify import ClassifyTraining, make_classify_trainer
     from correlation_aware.training.config import load
 
@@ -109,47 +109,6 @@ def classify(
     run = load(ClassifyTraining, _config_path(config, output, resume), changes or ())
     with _run_messages(run, device):
         _fit(make_classify_trainer(run, output, device), resume, max_minutes)
-
-
-@app.command()
-def calibrate(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Folders or tar shards of photographs.")
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for the calibrated model.")],
-    model: Model = None,
-    weights: Weights = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of synthetic clips.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the clips.")] = 0,
-    device: Device = None,
-) -> None:
-    """Calibrate a tracker's score to the probability that its box is right.
-
-    Runs the tracker on synthetic clips made from photographs, which should
-    not be training data, and fits scale and shift of the score's logit,
-    which are saved in the weights. `eval clips --plot` with another --seed
-    shows the result.
-    """
-    from correlation_aware.evaluation.calibration import fit_calibration, reliability, scored_frames
-    from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
-    from correlation_aware.weights import save_pretrained
-
-    check_output_folder(output)
-    tracker = load_tracker(model, weights, device)
-    calibrate_head = getattr(tracker.model.head, "calibrate", None)
-    if calibrate_head is None:
-        raise ValueError(
-            f"The head of {tracker.name} has no method calibrate(scale, shift) and cannot be calibrated."
-        )
-    clips = make_clips(dict.fromkeys(sources, 1.0), count, seed)
-    results = [evaluate_clip(tracker, clip) for clip in track_progress(clips, count, "clips")]
-    scores, right = scored_frames(results)
-    scale, shift = fit_calibration(scores, right)
-    before = reliability(scores, right).error
-    calibrate_head(scale, shift)
-    save_pretrained(tracker.model, output)
-    console.print(f"{right.mean():.1%} of {len(right)} boxes are right; calibration error {before:.3f}")
-    console.print(f"logit -> {scale:.4f} * logit {shift:+.4f}; wrote {escape(str(output))}")
 
 
 @app.command()
@@ -164,7 +123,7 @@ def pairs(
     Takes the same --config and --set. Boxes are green, and red in pairs
     whose template shows another target.
     """
-    _check_installed()
+    train_tools.check_installed()
     from correlation_aware.data.sheet import pair_sheet
     from correlation_aware.tracking.video import write_image
     from correlation_aware.training.config import load
@@ -174,51 +133,6 @@ def pairs(
     run = load(TrackTraining, _config_path(config, output, False), changes or ())
     write_image(output, pair_sheet(open_pairs(run, make_track_model(run.model), "cpu").batch(batch)))
     console.print(f"Wrote {escape(str(output))}")
-
-
-@app.command()
-def check(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DATA...",
-            help="Videos as LAYOUT:ROOT, such as got10k:GOT-10k, or photographs: a folder or tar shards.",
-        ),
-    ],
-    subset: Annotated[str | None, typer.Option(help="Subset of the videos, such as val.")] = None,
-) -> None:
-    """Read training data whole: counts, sizes, what is left out and why.
-
-    Exits with 1 if boxes are wrong: corners, values in 0..1, targets below
-    2 pixels, or videos of one frame.
-    """
-    _check_installed()
-    from correlation_aware.data.check import check_source
-    from correlation_aware.data.videos.subsets import VideoSet
-
-    wrong = False
-    for location in data:
-        summary = check_source(location, VideoSet(subset=subset))
-        for line in summary.text(full=True):
-            console.print(line, markup=False, style="red" if line.startswith("  WRONG") else None)
-        wrong = wrong or bool(summary.mistakes)
-    if wrong:
-        raise typer.Exit(1)
-
-
-@app.command()
-def average(
-    checkpoints: Annotated[
-        list[Path],
-        typer.Argument(metavar="CHECKPOINT...", help="Folders of models, or checkpoints of runs."),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for the model.")],
-) -> None:
-    """Average the weights of several checkpoints of one model."""
-    from correlation_aware.training.average import average_checkpoints
-
-    folder = average_checkpoints(checkpoints, output)
-    console.print(f"Wrote the mean of {len(checkpoints)} checkpoints to {escape(str(folder))}")
 
 
 @app.command()
@@ -263,7 +177,7 @@ def finetune(
     and after, of the last weights and not of the best ones, and on synthetic
     clips of other targets. --set takes the keys of `train track`.
     """
-    _check_installed()
+    train_tools.check_installed()
     from correlation_aware import create_tracker
     from correlation_aware.evaluation.synthetic import ClipValidation
     from correlation_aware.evaluation.videos import VideoValidation
@@ -298,19 +212,8 @@ def finetune(
             console.print("The score is not calibrated any more; train calibrate does it on photographs.")
 
 
-@app.command()
-def curves(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    output: Annotated[Path, typer.Option(help="Image file to write.")] = Path("curves.png"),
-) -> None:
-    """Plot the log of a run: losses, validation, learning rate."""
-    from correlation_aware.training.log import plot_log, read_log
-
-    check_output_file(output, PLOT_SUFFIXES)
-    if not (run / "log.jsonl").is_file():
-        raise FileNotFoundError(f"{run} is not the folder of a run: it has no log.jsonl.")
-    plot_log(read_log(run / "log.jsonl"), output)
-    console.print(f"Wrote {escape(str(output))}")
+for tool in train_tools.TOOLS:
+    app.command()(tool)
 
 
 def _validation(config: "TrackTraining") -> "Callable[[nn.Module], dict[str, float]] | None":
@@ -391,10 +294,6 @@ def _run_messages(run: "TrackTraining | ClassifyTraining", device: str | None) -
         # of several processes, about convolutions in channels_last: no error, and nothing a user can change
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         yield
-
-
-def _check_installed() -> None:
-    require("accelerate", "yaml", message="Training needs {names}")
 
 
 def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> "Outcome":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.stills.files import read_stills
-from correlation_aware.data.videos.sequences import AnnotationError, SequenceSet
+from correlation_aware.data.videos.sequences import AnnotationError, File, SequenceSet
 from correlation_aware.data.videos.subsets import VideoSet, open_videos, shorten
 
 __all__ = ["Summary", "check_source", "summarize_videos"]
@@ -99,7 +100,8 @@ def summarize_videos(name: str, dataset: SequenceSet, limit: int | None = None) 
     count = len(dataset)
     indices = np.unique(np.linspace(0, count - 1, min(count, limit or count)).round().astype(int)).tolist()
     facts: list[_VideoFacts] = []
-    summary = Summary(name)
+    damaged = getattr(dataset, "damaged", {})
+    summary = Summary(name, left_out=[f"{file} ({reason})" for file, reason in damaged.items()])
     for index in indices:
         try:
             video = dataset[index]
@@ -120,12 +122,12 @@ def summarize_videos(name: str, dataset: SequenceSet, limit: int | None = None) 
     return summary
 
 
-def _frame_sizes(frames: Sequence[Path], boxes: NDArray[np.float64]) -> NDArray[np.int64]:
+def _frame_sizes(frames: Sequence[File], boxes: NDArray[np.float64]) -> NDArray[np.int64]:
     """(N, 2) width and height, from the headers of the first frame and of those that a box seems to leave."""
     sizes = np.zeros((len(frames), 2), np.int64)
     for i, frame in enumerate(frames):
         if i == 0 or (boxes[i, :2] + boxes[i, 2:] > sizes[0]).any():
-            with Image.open(frame) as image:
+            with Image.open(frame if isinstance(frame, Path) else BytesIO(frame.read_bytes())) as image:
                 sizes[i] = image.size
         else:
             sizes[i] = sizes[0]

@@ -1,14 +1,12 @@
 """Validation in training: one-pass evaluation of a tracker on annotated videos that are not trained on."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
 
-from correlation_aware.data.videos.sequences import SequenceSet, Video
+from correlation_aware.data.videos.sequences import File, SequenceSet, Video, read_frame
 from correlation_aware.evaluation.one_pass import (
     Frame,
     OnePassTracker,
@@ -82,9 +80,9 @@ class VideoValidation:
         return [evaluate_video(tracker, video) for video in self.videos]
 
 
-def _read(paths: Sequence[Path]) -> Iterator[Frame]:
-    for path in paths:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-        if image is None:
-            raise ValueError(f"{path} is not an image, or a damaged one.")
-        yield np.asarray(image, np.uint8)
+def _read(frames: Sequence[File]) -> Iterator[Frame]:
+    for frame in frames:
+        try:
+            yield read_frame(frame)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{frame} cannot be read: {error}.") from error

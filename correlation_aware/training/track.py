@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 PER_SOURCE = ("loss", "iou")  # figures of each source in the log, where there are several
+REMOTE_THREADS = 8  # that read frames over the network
 SUMMARIZED = 200  # videos of a dataset that the summary at the start of a run reads
 
 _logger = logging.getLogger(__name__)
@@ -267,6 +268,7 @@ def open_pairs(
             summary = summarize_videos(name, dataset, limit=SUMMARIZED)
             for line in summary.text():
                 _logger.log(logging.WARNING if line.startswith("  WRONG") else logging.INFO, "%s", line)
+        remote = any("://" in name for name in data.videos)  # the time of a frame is that of a request
         frames = VideoPairs(
             sets,
             data.batch_size,
@@ -275,7 +277,7 @@ def open_pairs(
             device=device,
             config=data.frames,
             errors=errors,
-            workers=1 if data.workers else None,
+            workers=REMOTE_THREADS if remote else 1 if data.workers else None,
         )
         sources.append((frames, sum(part.weight for part in data.videos.values())))
     if not sources:

@@ -1,6 +1,5 @@
 """Still images from WebDataset shards or a folder, with the mask and the class where they have one."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 from correlation_aware._extras import require
 from correlation_aware._files import IMAGE_SUFFIXES, walk_files
 from correlation_aware.data.error_budget import ErrorBudget
+from correlation_aware.data.shard_files import expand_shards
 
 __all__ = ["Still", "read_stills"]
 
 MASK = ".mask.png"
-SCHEMES = ("file", "http", "https")  # of shards
 
 Image = NDArray[np.uint8]
 
@@ -107,10 +106,8 @@ def _shards(urls: str, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, b
 
 
 def _webdataset(source: str, errors: ErrorBudget) -> Iterable[Mapping[str, Any]]:
-    webdataset, shardlists = require("webdataset", "webdataset.shardlists", message="Tar shards need {names}")
-    urls = shardlists.expand_urls(source)
-    for url in urls:
-        _check_scheme(url)
+    (webdataset,) = require("webdataset", message="Tar shards need {names}")
+    urls = expand_shards(source)
 
     def handler(error: Exception) -> bool:
         errors.add(f"{source}: {error}", type(error).__name__)  # webdataset names the shard in the message
@@ -120,18 +117,6 @@ def _webdataset(source: str, errors: ErrorBudget) -> Iterable[Mapping[str, Any]]
     return webdataset.WebDataset(
         urls, shardshuffle=False, handler=handler, nodesplitter=None, workersplitter=None, empty_check=False
     )
-
-
-def _check_scheme(url: str) -> None:
-    """Refuses shards that webdataset would open by running a command, such as `pipe:COMMAND`."""
-    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):", url)  # two letters or more: c:/shards is a path
-    if scheme and scheme[1] not in SCHEMES:
-        raise ValueError(
-            f"{url} has the scheme {scheme[1]}:, which could run a program; shards are paths or "
-            f"{', '.join(SCHEMES)} URLs. Download the shards, and name their files."
-        )
-    if scheme and re.search(r"""['"`$\\\s;|&<>]""", url):
-        raise ValueError(f"{url} has a character that a shell could interpret; download the shard instead.")
 
 
 def _label(key: str) -> str:

@@ -17,6 +17,7 @@ from correlation_aware.data.videos.sequences import (
     read_boxes,
     read_flags,
 )
+from correlation_aware.data.videos.tar_shards import TarShards
 
 __all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set", "reader_of", "register_reader"]
 
@@ -174,6 +175,7 @@ READERS: dict[str, Reader] = {
     "folder": Folder,
     "got10k": Got10k,
     "lasot": LaSOT,
+    "tar": lambda root: TarShards(str(root)),
     "trackingnet": TrackingNet,
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,7 @@ from correlation_aware._files import list_images, walk_folders
 
 __all__ = [
     "AnnotationError",
+    "File",
     "Folder",
     "SequenceSet",
     "Video",
@@ -20,11 +22,23 @@ __all__ = [
     "match_lines",
     "read_boxes",
     "read_flags",
+    "read_frame",
 ]
 
 
 class AnnotationError(ValueError):
     """An annotation that cannot be used, though its file is not damaged."""
+
+
+class File(Protocol):
+    """A file of a dataset: a path, or a member of a tar shard. As text it is its name in messages."""
+
+    @property
+    def stem(self) -> str: ...
+
+    def read_bytes(self) -> bytes: ...
+
+    def read_text(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Video:
     """
 
     name: str
-    frames: Sequence[Path]
+    frames: Sequence[File]
     boxes: NDArray[np.float64]
     visible: NDArray[np.bool_]
     remark: str = ""
@@ -59,8 +73,8 @@ class Video:
 class SequenceSet(Protocol):
     """A dataset: a list of videos whose annotations are read on access.
 
-    A list `names` of the videos' names, which needs no annotation to be read, lets a configuration select
-    videos; it is optional.
+    Optional attributes: a list `names` of the videos' names, which needs no annotation to be read, lets a
+    configuration select videos; a mapping `damaged` has the reason by name of every file that was left out.
     """
 
     def __len__(self) -> int: ...
@@ -104,7 +118,7 @@ def find_ground_truth(root: str | Path) -> list[Path]:
 
 
 def match_lines(
-    name: str, frames: Sequence[Path], boxes: NDArray[np.float64], visible: NDArray[np.bool_]
+    name: str, frames: Sequence[File], boxes: NDArray[np.float64], visible: NDArray[np.bool_]
 ) -> Video:
     """The video of frames and annotation lines, of which some may be missing.
 
@@ -144,7 +158,7 @@ def match_lines(
     return Video(name, frames, boxes[used], visible[used], remark)
 
 
-def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def read_boxes(path: File) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Reads the boxes of a text file.
 
     Args:
@@ -172,6 +186,19 @@ def read_boxes(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         table = np.concatenate([low, high - low], axis=1)
     visible = np.isfinite(table).all(axis=1) & (np.nan_to_num(table[:, 2:]) > 0).all(axis=1)
     return np.nan_to_num(table), visible
+
+
+def read_frame(frame: File) -> NDArray[np.uint8]:
+    """Reads a frame, uint8 RGB (H, W, 3).
+
+    Raises:
+        ValueError, OSError: A damaged or missing file.
+    """
+    data = np.frombuffer(frame.read_bytes(), np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+    if image is None:
+        raise ValueError("not an image, or a damaged one")
+    return np.asarray(image, np.uint8)
 
 
 def read_flags(path: Path, count: int) -> NDArray[np.int64]:

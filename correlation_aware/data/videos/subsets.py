@@ -67,6 +67,7 @@ class Part:
         names = names_of(dataset)
         self.names = [names[i] for i in self.indices]
         self.one_frame = getattr(dataset, "one_frame", False)
+        self.damaged = getattr(dataset, "damaged", {})
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -19,7 +19,7 @@ from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.keyed_random import KeyedRandom
 from correlation_aware.data.pairs import PairBatch, normalize
 from correlation_aware.data.photometric import PhotometricConfig, photometric_augment
-from correlation_aware.data.videos.sequences import AnnotationError, SequenceSet, Video
+from correlation_aware.data.videos.sequences import AnnotationError, SequenceSet, Video, read_frame
 from correlation_aware.models.contract import Sizes
 from correlation_aware.tracking.crop import Crop
 
@@ -160,6 +160,9 @@ class VideoPairs:
         self.errors = errors or ErrorBudget()
         self.workers = workers
         self.errors.files += sum(map(len, self.sets))
+        for dataset in self.sets:
+            for name, reason in getattr(dataset, "damaged", {}).items():
+                self.errors.add(name, reason)
         self._videos = _VideoCache()
 
     @torch.no_grad()
@@ -235,7 +238,10 @@ class VideoPairs:
             return None
         if video.remark:
             self.errors.note(video.name, video.remark)
-        return replace(video, frames=_FrameList(video.frames)) if video.visible.any() else None
+        if not video.visible.any():
+            return None
+        paths = [frame for frame in video.frames if isinstance(frame, Path)]  # members of shards are small
+        return replace(video, frames=_FrameList(paths)) if len(paths) == len(video.frames) else video
 
     def _partner(self, rng: KeyedRandom, video: Video, at: int) -> int:
         """Index of another visible frame within the gap, or of the same one if there is none."""
@@ -249,16 +255,14 @@ class VideoPairs:
         if (name := str(path)) in self.errors:
             return None
         try:
-            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
-            if image is None:
-                raise ValueError("not an image, or a damaged one")
+            image = read_frame(path)
         except (OSError, ValueError, cv2.error) as error:
             self.errors.add(name, error)
             return None
         if not (0 < x + w / 2 < image.shape[1] and 0 < y + h / 2 < image.shape[0]):
             self.errors.note(name, f"the center of the box {x:g}, {y:g}, {w:g}, {h:g} is outside the frame")
             return None
-        return np.asarray(image, np.uint8)
+        return image
 
     def _crop(
         self,
