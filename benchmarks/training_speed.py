@@ -1,42 +1,45 @@
-"""Pairs per second of making training pairs, of a training step, and of both as in a training run.
+"""Pairs per second of the loader, of the training step, and of both as in a training run.
 
-    python benchmarks/training_speed.py SOURCE... [--model sbt_light_cell_track] [--batch 32] [--device cuda]
+    python benchmarks/training_speed.py [--config track_cpu] [--set KEY=VALUE] ... [--device cpu]
 
-Sources are folders or tar shards of photographs. A step is forward, backward, gradient clipping and AdamW,
-under bfloat16 autocast. On a CPU pairs are made with one thread, as in `train track`.
+Takes the configuration of `correlation-aware train track` and runs its own loader and step, so that sources,
+workers, precision and sizes are those of the run to come. A step waits for its pairs where `both` is slower
+than `step`: raise data.workers then. Without workers it also prints the loader's throughput per second of
+processor time, which other load on the machine does not change.
 """
 
 import argparse
+import itertools
+import logging
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from pathlib import Path
 
+import cv2
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import correlation_aware as ca
-from correlation_aware.data.stills.pool import read_pool
-from correlation_aware.data.stills.still_pairs import StillPairs
-from correlation_aware.models.contract import Sizes
-from correlation_aware.training.batches import PairBatches
-from correlation_aware.training.config import OptimizerConfig
-from correlation_aware.training.losses import LossConfig, track_loss
-from correlation_aware.training.optimizer import make_optimizer
+from correlation_aware import training
+from correlation_aware.training.config import load
+from correlation_aware.training.log import Means
+from correlation_aware.training.track import TrackTraining, make_track_trainer
 
 
-def pairs_per_second(run: Callable[[], object], pairs: int, rounds: int, device: str) -> float:
-    """Throughput of `rounds` calls after two warm-up calls; `pairs` is the number of pairs per call."""
-    for i in range(rounds + 2):
-        if i == 2:
-            _wait(device)
-            start = time.perf_counter()
+def pairs_per_second(run: Callable[[], object], pairs: int, warmup: int, seconds: float) -> list[float]:
+    """Pairs per second of wall-clock time and of processor time; `pairs` is the number of pairs per call."""
+    for _ in range(warmup):
         run()
-    _wait(device)
-    return rounds * pairs / (time.perf_counter() - start)
+    _wait()
+    wall, cpu, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() < wall + seconds:
+        run()
+        count += pairs
+    _wait()
+    return [count / (time.perf_counter() - wall), count / max(1e-9, time.process_time() - cpu)]
 
 
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
+def _wait() -> None:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
@@ -44,40 +47,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sources", nargs="+")
-    parser.add_argument("--model", default="sbt_light_cell_track")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--template-size", type=int, default=128)
-    parser.add_argument("--search-size", type=int, default=256)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--config", default="track_cpu", help="YAML file, or name of a shipped one")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--device")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=8.0)
     args = parser.parse_args()
-    sizes = {"template_size": args.template_size, "search_size": args.search_size}
-    model = ca.create_model(args.model, **sizes).to(args.device)
-    pool = read_pool(dict.fromkeys(args.sources, 1.0), 320, args.device)
-    on_cpu = args.device == "cpu"
-    source = PairBatches(StillPairs(pool, args.batch, Sizes(**sizes)), args.batch, ahead=not on_cpu)
-    batches = source.batches(0, 1)
-    optimizer, first = make_optimizer(model, OptimizerConfig()), next(batches)
-
-    def step(batch=first) -> None:
-        attention = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()  # as in `train track`
-        with torch.autocast(args.device.split(":")[0], torch.bfloat16), attention:
-            output = model(batch.template, batch.search)
-        track_loss(output, batch.boxes, batch.positive, LossConfig()).total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    print(
-        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {args.model} {sizes}"
-    )
-    for name, run in (
-        ("generator", lambda: next(batches)),
-        ("step", step),
-        ("both", lambda: step(next(batches))),
-    ):
-        print(f"{name:10}{pairs_per_second(run, args.batch, args.rounds, args.device):10.1f} pairs/s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+    shipped = Path(training.__file__).with_name("configs") / f"{args.config}.yaml"
+    config = load(TrackTraining, shipped if shipped.is_file() else args.config, args.changes)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_track_trainer(config, folder, args.device)
+        trainer.model.train()
+        batches, means = trainer.source.batches(0, 1), Means(trainer.optional)
+        first = itertools.repeat(next(batches))
+        pairs = config.data.batch_size * config.run.accumulate
+        queued = 2 + 2 * config.data.workers  # batches that the workers have prepared in advance
+        device = trainer.accelerator.device
+        print(f"torch {torch.__version__}, {device}, {args.threads} threads, {config.run.precision}")
+        results = {}
+        for name, number, run in (
+            ("loader", config.data.batch_size, lambda: next(batches)),
+            ("step", pairs, lambda: trainer._train_step(first, means)),
+            ("both", pairs, lambda: trainer._train_step(batches, means)),
+        ):
+            results[name], cpu = pairs_per_second(run, number, queued, args.seconds)
+            more = (
+                f"  {cpu:.1f} per second of processor time"
+                if name == "loader" and not config.data.workers
+                else ""
+            )
+            print(f"{name:8}{results[name]:10.1f} pairs/s{more}")
+    waiting = max(0.0, 1 - results["both"] / results["step"])
+    print(f"the step waits for pairs in {waiting:.0%} of the time")
 
 
 if __name__ == "__main__":
