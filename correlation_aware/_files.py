@@ -1,14 +1,20 @@
 """File tools: atomic writing, JSON, hashes, and the images of a folder in natural order."""
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -16,6 +22,7 @@ __all__ = [
     "atomic_path",
     "check_output_file",
     "check_output_folder",
+    "file_lock",
     "git_hash_file",
     "list_images",
     "natural_order",
@@ -28,6 +35,8 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -87,6 +96,51 @@ def check_output_folder(path: str | Path) -> None:
     nearest = next(part for part in (Path(path), *Path(path).absolute().parents) if part.exists())
     if not nearest.is_dir():
         raise ValueError(f"{nearest} is a file; the output must be a folder. Choose another name.")
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = False, text: str = "") -> Iterator[bool]:
+    """Yields whether no other process has the lock of a file, and keeps it inside the block.
+
+    The operating system holds the lock: it ends with the process, however that ends, and a file that a killed
+    process left is no obstacle. Forked processes do not inherit it. On Windows, which has no such locks, and
+    on disks without them, of which a warning is logged, it is always free.
+
+    Args:
+        path: File to create and lock; it is removed at the end of the block.
+        wait: Whether to wait until other processes have released it.
+        text: Content of the file, for a reader.
+    """
+    if sys.platform == "win32":
+        yield True
+        return
+    file = _lock(path, wait)
+    if file is None:
+        yield False
+        return
+    os.write(file, text.encode())
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)  # before the lock ends, so that the file is not another process's
+        os.close(file)
+
+
+def _lock(path: Path, wait: bool) -> int | None:
+    """Descriptor of the locked, empty file; None if another process has the lock."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(file)
+                return None
+            _logger.warning("%s cannot be locked (%s): start no other process that uses it.", path, error)
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            os.ftruncate(file, 0)
+            return file
+        os.close(file)  # the process that had the lock has just removed its file
 
 
 def write_text(text: str, path: str | Path) -> None:

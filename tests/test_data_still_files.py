@@ -2,15 +2,20 @@
 
 import io
 import logging
+import multiprocessing
 import tarfile
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from correlation_aware.data.error_budget import ErrorBudget
-from correlation_aware.data.stills.files import read_stills
-from correlation_aware.data.stills.pool import read_pool
+from correlation_aware.data.stills import pool as pools
+from correlation_aware.data.stills.files import Still, read_stills
+from correlation_aware.data.stills.geometry import Region, place, rounded_outline
+from correlation_aware.data.stills.pool import ImagePool, analyze, read_pool
+from correlation_aware.data.stills.sampling import sample
 
 
 def image_bytes(shape, suffix=".jpg", seed=0):
@@ -114,3 +119,78 @@ def test_stills_of_a_folder_and_a_pool_of_several_sources(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty"):
         list(read_stills(tmp_path / "empty", 64))
+
+
+def tensors(pool):
+    return {name: value for name, value in vars(pool).items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of three photographs, one with a mask, and a damaged one."""
+    for name in ("cats/1.jpg", "cats/2.jpg", "dogs/1.png"):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(image_bytes((60, 80, 3), name[-4:], len(name)))
+    (tmp_path / "pets" / "dogs" / "1.mask.png").write_bytes(object_mask(60, 80))
+    (tmp_path / "pets" / "dogs" / "2.jpg").write_bytes(b"broken")
+    return tmp_path / "pets"
+
+
+def test_a_cache_has_the_pool_and_what_was_left_out(pets, tmp_path, monkeypatch):
+    sources, cache = {str(pets): 2.0}, tmp_path / "cache"
+    expected, first = tensors(read_pool(sources, 64)), ErrorBudget(1)
+    made = tensors(read_pool(sources, 64, errors=first, cache=cache))
+    with monkeypatch.context() as patch:
+        patch.setattr(pools, "analyze", None)  # not called again
+        second = ErrorBudget(1)
+        again = tensors(read_pool(sources, 64, errors=second, cache=cache))
+        assert (second.damaged, second.files) == (first.damaged, 4) and first.files == 4
+        for pool in (made, again):
+            assert expected.keys() == pool.keys()
+            assert all(torch.equal(expected[name], value) for name, value in pool.items())
+        with pytest.raises(RuntimeError, match=r"2\.jpg cannot be read"):
+            read_pool(sources, 64, errors=ErrorBudget(0), cache=cache)
+    (pets / "cats" / "2.jpg").write_bytes(image_bytes((90, 80, 3)))
+    assert read_pool(sources, 64, cache=cache).height[1, 0] == 64
+    assert read_pool(sources, 32, cache=cache).height.max() == 32
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == len(list(cache.iterdir())) == 3
+
+
+def test_of_several_processes_one_analyzes(pets, tmp_path, monkeypatch):
+    log, prepare = tmp_path / "log", pools._prepare
+
+    def logged(*args, **kwargs):
+        with log.open("a") as file:
+            file.write("photograph\n")
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr(pools, "_prepare", logged)
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=read_pool, args=({str(pets): 1.0}, 64), kwargs={"cache": tmp_path / "cache"})
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0] and log.read_text().count("\n") == 3
+
+
+def test_a_pool_of_more_than_two_billion_pixels_is_sampled_at_its_end(pets, tmp_path):
+    small = read_pool({str(pets): 1.0}, 64)
+    count, last = len(small.pixels), 2**31 + 1000
+    with (tmp_path / "pixels.bin").open("wb") as file:  # a hole, then the photographs
+        file.seek(4 * last)
+        file.write(small.pixels.numpy().tobytes())
+    pixels = torch.from_file(str(tmp_path / "pixels.bin"), shared=False, size=last + count, dtype=torch.int32)
+    large = ImagePool.analyzed(pixels, analyze([Still(np.zeros((8, 8, 3), np.uint8))] * 3, lambda _: None))
+    for name, value in tensors(small).items():
+        setattr(large, name, value)
+    large.pixels, large.offset = pixels, small.offset + last
+    images = torch.arange(3)
+    half = small.sizes(images) / 2
+    region = Region(images, half, half, rounded_outline(3), torch.zeros(3, dtype=torch.bool))
+    placement = place(half, torch.full((3, 2), 16.0), torch.full((3,), 0.5))
+    results = [sample(pool, region, placement, (32, 32)).rgb for pool in (small, large)]
+    assert torch.equal(*results) and results[0].std() > 10

@@ -67,6 +67,8 @@ class PairData:
             the mix, or with the keys of `VideoSet`; layouts are those of
             `correlation_aware.data.videos.readers`.
         batch_size: Pairs per batch and process.
+        cache: Folder that keeps the analyzed photographs: they are read once, and processes and runs share
+            them; null to keep them in the memory of every process.
         max_side: Maximum height and width of a photograph in pixels; larger ones are downscaled.
         workers: Processes per training process that prepare batches on the CPU; 0 to prepare them in the
             training process, on its device.
@@ -79,6 +81,7 @@ class PairData:
     sources: dict[str, float] = field(default_factory=dict)
     videos: dict[str, VideoSet] = field(default_factory=dict)
     batch_size: int = 32
+    cache: str | None = None
     max_side: int = 320
     workers: int = 0
     fault_limit: float = 100
@@ -259,7 +262,7 @@ def open_pairs(
     sources: list[tuple[PairSource, float]] = []
     names = [name for name, used in (("stills", data.sources), ("videos", data.videos)) if used]
     if data.sources:
-        pool = read_pool(data.sources, data.max_side, device, errors)
+        pool = read_pool(data.sources, data.max_side, device, errors, data.cache)
         stills = StillPairs(pool, data.batch_size, sizes, seed=still_seed, config=data.stills)
         sources.append((stills, sum(data.sources.values())))
     if data.videos:

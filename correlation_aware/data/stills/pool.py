@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -23,8 +24,9 @@ from correlation_aware.data.stills.objects import (
     salient_rectangles,
     tight_outline,
 )
+from correlation_aware.data.stills.pool_cache import Write, cached
 
-__all__ = ["LEVELS", "ImagePool", "read_pool"]
+__all__ = ["LEVELS", "ImagePool", "analyze", "read_pool"]
 
 LEVELS = 5  # mip levels of a photograph
 RECTANGLES = 8  # salient rectangles of a photograph
@@ -56,7 +58,7 @@ class ImagePool:
         weights: (N,) relative sampling frequency.
 
     Raises:
-        ValueError: No photographs, more than 2^31 pixels, or invalid weights.
+        ValueError: No photographs, more than 2^31 pixels in memory, or invalid weights.
     """
 
     def __init__(
@@ -67,28 +69,29 @@ class ImagePool:
         plain_background: bool = True,
     ) -> None:
         pieces: list[NDArray[np.int32]] = []
-        entries: list[_Entry] = []
-        numbered = enumerate(stills)
-        prepare = partial(_prepare, plain_background=plain_background)
-        with ThreadPoolExecutor() as threads:
-            while chunk := list(islice(numbered, 256)):  # limits the decoded images in memory
-                for pixels, entry in threads.map(prepare, chunk):
-                    pieces.append(pixels)
-                    entries.append(entry)
-        if not entries:
-            raise ValueError("The pool has no photographs: pass at least one.")
-        self.pixels = _concatenate(pieces).to(device)
-        sizes = torch.tensor([entry.sizes for entry in entries])
-        self.height, self.width = sizes.unbind(2)
-        areas = sizes.prod(dim=2).flatten()
+        table = analyze(stills, pieces.append, plain_background)
+        self._fill(_concatenate(pieces).to(device), table, weights)
+
+    @classmethod
+    def analyzed(cls, pixels: Tensor, table: Mapping[str, Tensor]) -> "ImagePool":
+        """The pool of photographs that were analyzed before.
+
+        Args:
+            pixels: (P,) int32, see `ImagePool`.
+            table: Result of `analyze`.
+        """
+        pool = cls.__new__(cls)
+        pool._fill(pixels, table, None)
+        return pool
+
+    def _fill(self, pixels: Tensor, table: Mapping[str, Tensor], weights: Iterable[float] | None) -> None:
+        self.pixels = pixels
+        self.height, self.width = table["sizes"].unbind(2)
+        areas = table["sizes"].prod(dim=2).flatten()
         self.offset = (areas.cumsum(0) - areas).view_as(self.width)
-        self.mean, self._rectangles, self._boxes, self._outlines = (
-            torch.from_numpy(np.stack(column)).float()
-            for column in zip(*((e.mean, e.rectangles, e.box, e.outline) for e in entries))
-        )
-        self.masked = torch.tensor([entry.masked for entry in entries])
-        names = {label: i for i, label in enumerate(sorted({entry.label for entry in entries} - {""}))}
-        self.label = torch.tensor([names.get(entry.label, -1) for entry in entries])
+        self.mean, self._rectangles = table["mean"], table["rectangles"]
+        self._boxes, self._outlines = table["box"], table["outline"]
+        self.masked, self.label = table["masked"], table["label"]
         self.weights = torch.ones(len(self)) if weights is None else torch.tensor(list(weights)).float()
         if len(self.weights) != len(self) or bool((self.weights < 0).any()) or not self.weights.any():
             raise ValueError(f"{len(self)} photographs need {len(self)} weights, none below 0 and not all 0.")
@@ -150,6 +153,7 @@ def read_pool(
     max_side: int = 400,
     device: str | torch.device = "cpu",
     errors: ErrorBudget | None = None,
+    cache: str | Path | None = None,
 ) -> ImagePool:
     """Reads photographs of several sources into one pool.
 
@@ -159,25 +163,77 @@ def read_pool(
         max_side: Longest side in pixels; larger photographs are downscaled.
         device: Device of the pixels.
         errors: What is left out; by default up to 100 damaged files.
+        cache: Folder that keeps the analyzed photographs for other processes and runs, see `pool_cache`; None
+            to keep them in the memory of this process.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: See `read_stills` and `ImagePool`.
     """
     errors = errors or ErrorBudget()
-    counts: list[int] = []
+    if cache is None:
+        counts: list[int] = []
+        pool = ImagePool(_read_all(sources, max_side, errors, counts), device=device)
+    else:
 
-    def stills() -> Iterable[Still]:
-        for source in sources:
-            counts.append(0)
-            for still in read_stills(source, max_side, errors):
-                counts[-1] += 1
-                yield still
+        def run(counts: list[int], write: Write) -> dict[str, Tensor]:
+            return analyze(_read_all(sources, max_side, errors, counts), write)
 
-    pool = ImagePool(stills(), device=device)
+        pixels, table, counts = cached(sources, max_side, errors, cache, run)
+        pool = ImagePool.analyzed(pixels.to(device), table)
     for source, count in zip(sources, counts):
         _log.info("%s: %d photographs", source, count)
     pool.weights = torch.cat([torch.full((n,), w / n) for n, w in zip(counts, sources.values())])
     return pool
+
+
+def _read_all(
+    sources: Iterable[str], max_side: int, errors: ErrorBudget, counts: list[int]
+) -> Iterable[Still]:
+    """All photographs; the number of each source is appended to `counts`."""
+    for source in sources:
+        counts.append(0)
+        for still in read_stills(source, max_side, errors):
+            counts[-1] += 1
+            yield still
+
+
+def analyze(stills: Iterable[Still], write: Write, plain_background: bool = True) -> dict[str, Tensor]:
+    """Finds objects and salient regions of N photographs.
+
+    Args:
+        stills: Photographs.
+        write: Function that takes the packed pixels of every photograph, in order.
+        plain_background: See `ImagePool`.
+
+    Returns:
+        Columns with a row for every photograph: `sizes` (N, LEVELS, 2), height and width; `mean` (N, 3);
+        `rectangles` (N, RECTANGLES, 4) and `box` (N, 4) xywh; `outline` (N, OUTLINE_POINTS, 2); `masked` and
+        `label` (N,).
+
+    Raises:
+        ValueError: No photographs.
+    """
+    entries: list[_Entry] = []
+    numbered = enumerate(stills)
+    prepare = partial(_prepare, plain_background=plain_background)
+    with ThreadPoolExecutor() as threads:
+        while chunk := list(islice(numbered, 256)):  # limits the decoded images in memory
+            for pixels, entry in threads.map(prepare, chunk):
+                write(pixels)
+                entries.append(entry)
+    if not entries:
+        raise ValueError("The pool has no photographs: pass at least one.")
+    names = {label: i for i, label in enumerate(sorted({entry.label for entry in entries} - {""}))}
+    columns = ("mean", "rectangles", "box", "outline")
+    return {
+        "sizes": torch.tensor([entry.sizes for entry in entries]),
+        **{
+            name: torch.from_numpy(np.stack([getattr(entry, name) for entry in entries])).float()
+            for name in columns
+        },
+        "masked": torch.tensor([entry.masked for entry in entries]),
+        "label": torch.tensor([names.get(entry.label, -1) for entry in entries]),
+    }
 
 
 def _concatenate(pieces: list[NDArray[np.int32]]) -> Tensor:
@@ -185,8 +241,8 @@ def _concatenate(pieces: list[NDArray[np.int32]]) -> Tensor:
     count = sum(map(len, pieces))
     if count >= 2**31:
         raise ValueError(
-            f"The photographs have {count} pixels and a pool holds 2^31 at most: lower max_side or pass "
-            "fewer photographs."
+            f"The photographs have {count} pixels, and memory holds 2^31 at most: set data.cache to a "
+            "folder, which keeps them on disk, lower max_side or pass fewer photographs."
         )
     pixels, end = torch.empty(count, dtype=torch.int32), count
     while pieces:

@@ -83,7 +83,8 @@ def _parameters(
 
     Returns:
         (n, 18) homography, half size, center and size of the photograph in pixels of the mip level, bend,
-        whether the border reflects; and (n, 2) int32, offset of the level in the pool and border color.
+        whether the border reflects; and (n, 2) int32, or int64 of a large pool, offset of the level in the
+        pool and border color.
     """
     to_region = torch.linalg.inv(placement.double())  # pixels of the image to region coordinates
     middle = torch.tensor([size[1] / 2, size[0] / 2, 1.0], dtype=torch.float64)
@@ -100,7 +101,8 @@ def _parameters(
     columns = [to_region.float().flatten(1), half_size, center, photo_size, bend, reflects]
     red, green, blue = pool.mean[region.image].round().int().unbind(1)
     border_color = (red | green << 8 | blue << 16) * (border == MEAN)
-    integers = torch.stack([pool.offset[photo].int(), border_color.int()], dim=1)
+    whole = torch.int32 if len(pool.pixels) < 2**31 else torch.int64
+    integers = torch.stack([pool.offset[photo].to(whole), border_color.to(whole)], dim=1)
     return torch.cat(columns, dim=1), integers
 
 
@@ -123,7 +125,7 @@ def _sample(
         y = torch.where(reflect > 0, height - (height - y.remainder(2 * height)).abs(), y)
     edge = torch.minimum((width / 2 - (x - width / 2).abs_()), (height / 2 - (y - height / 2).abs_()))
     start, border_color = integers.T.reshape(2, n, 1, 1)
-    packed = torch.where(edge >= 0, _bilinear(pixels, x, y, width, height, start), border_color)
+    packed = torch.where(edge >= 0, _bilinear(pixels, x, y, width, height, start), border_color.int())
     rgba = packed[..., None].view(torch.uint8).permute(0, 3, 1, 2)
     rgb = rgba[:, :3].to(torch.float32, memory_format=torch.contiguous_format)
     return Sampled(rgb, rgba[:, 3] / 255, edge.div_(torch.minimum(width, height)), region_x, region_y)
@@ -141,11 +143,11 @@ def _bilinear(pixels: Tensor, x: Tensor, y: Tensor, width: Tensor, height: Tenso
     row, last_column, last_row = width.int(), width.int() - 1, height.int() - 1
     right = (x0 < last_column).int()
     down = (y0 < last_row).int().mul_(row)
-    index = y0.mul_(row).add_(x0).add_(start)
+    even, odd = torch.zeros_like(x0), torch.zeros_like(x0)
+    index = y0.mul_(row).add_(x0)
+    index = index.add_(start) if start.dtype == index.dtype else index + start
     both = (fx * fy).add_(128).bitwise_right_shift_(8)
     weights = (256 - fx).sub_(fy).add_(both), fx - both, both, fy - both
-    even = torch.zeros_like(index)
-    odd = torch.zeros_like(index)
     for step, weight in zip((None, right, down, -right), weights):  # offsets clockwise from the top left
         index = index if step is None else index.add_(step)
         tap = pixels.index_select(0, index.flatten()).view_as(index)
