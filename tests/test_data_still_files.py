@@ -4,6 +4,7 @@ import io
 import logging
 import multiprocessing
 import tarfile
+import time
 
 import cv2
 import numpy as np
@@ -162,14 +163,18 @@ def test_of_several_processes_one_analyzes(pets, tmp_path, monkeypatch):
     def logged(*args, **kwargs):
         with log.open("a") as file:
             file.write("photograph\n")
+        time.sleep(0.2)  # the others arrive meanwhile
         return prepare(*args, **kwargs)
 
     monkeypatch.setattr(pools, "_prepare", logged)
     context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=read_pool, args=({str(pets): 1.0}, 64), kwargs={"cache": tmp_path / "cache"})
-        for _ in range(3)
-    ]
+    together = context.Barrier(3)
+
+    def read():
+        together.wait()
+        assert len(read_pool({str(pets): 1.0}, 64, cache=tmp_path / "cache")) == 3
+
+    processes = [context.Process(target=read) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
