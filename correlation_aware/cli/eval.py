@@ -27,9 +27,23 @@ from correlation_aware.cli._common import (
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
+    from correlation_aware.evaluation.trackers import NamedTracker
     from correlation_aware.tracking.tracker import TrackerConfig
 
 __all__ = ["app"]
+
+Tracker = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TRACKER",
+        help="Another tracker instead of a model: still, opencv:csrt, opencv:kcf, opencv:mil, "
+        "opencv:nano:BACKBONE,HEAD, opencv:vit:MODEL, nanotrack-v2:BACKBONE,HEAD, "
+        "nanotrack-v3:BACKBONE,HEAD, or module:factory of a tracker with init and update.",
+    ),
+]
+Name = Annotated[
+    str | None, typer.Option(help="Name of the tracker in results; by default that of the model.")
+]
 
 app = typer.Typer(help="Evaluate a tracker on annotated sequences.", no_args_is_help=True)
 
@@ -50,6 +64,8 @@ def got10k(
     weights: Weights = None,
     device: Device = None,
     runtime: Runtime = "auto",
+    tracker: Tracker = None,
+    name: Name = None,
     subset: Annotated[
         str, typer.Option(help="val, train or test; test has no public annotations: result files only.")
     ] = "val",
@@ -86,23 +102,23 @@ def got10k(
         check_output_file(as_json)
     dataset = open_dataset(root, subset)  # type: ignore[arg-type]
     names = sequences.split(",") if sequences else None
-    tracker = load_tracker(model, weights, device, runtime)
+    about = _load(tracker, name, model, weights, device, runtime)
     results: list[SequenceResult] = []
     sequence_count = len(names or dataset.seq_names)
-    for result in track_progress(evaluate(tracker, dataset, names), sequence_count, "sequences"):
+    for result in track_progress(evaluate(about.tracker, dataset, names), sequence_count, "sequences"):
         if output is not None:
-            write_results(output, tracker.name, result)
+            write_results(output, about.name, result)
         results.append(result)
     if subset != "test":
         rows = {result.name: score([result]) for result in results if result.ious.size}
         totals = {"average": average(results), "all frames": score(results)}
         _print_table(rows, totals)
         if as_json is not None:
-            report = _report(tracker.name, str(tracker.weights_name), rows, totals)
+            report = _report(about.name, about.weights, rows, totals)
             write_text(json.dumps(report, indent=2) + "\n", as_json)
             console.print(f"Wrote {escape(str(as_json))}")
     if output is not None:
-        console.print(f"Wrote {escape(str(output / 'GOT-10k' / tracker.name))}")
+        console.print(f"Wrote {escape(str(output / 'GOT-10k' / about.name))}")
 
 
 @app.command()
@@ -174,6 +190,32 @@ def clips(
         about = {"tracker": tracker.name, "weights": tracker.weights_name, "clips": count, "seed": seed}
         write_text(json.dumps({**about, "settings": settings}, indent=2) + "\n", as_json)
         console.print(f"Wrote {escape(str(as_json))}")
+
+
+def _load(
+    tracker: str | None,
+    name: str | None,
+    model: str | None,
+    weights: str | None,
+    device: str | None,
+    runtime: str,
+) -> "NamedTracker":
+    """The tracker of the options, under the name for its results."""
+    from correlation_aware.evaluation.trackers import NamedTracker, create_baseline
+
+    if name is not None and (not name or name[0] == "." or set(name) & set('/\\:*?"<>|')):
+        raise ValueError(f"--name {name!r} has to be the name of a folder, such as my_tracker")
+    if tracker is None:
+        own = load_tracker(model, weights, device, runtime)
+        return NamedTracker(name or own.name, own, str(own.weights_name))
+    options = {"--model": model, "--weights": weights, "--device": device}
+    unused = [option for option, value in options.items() if value is not None]
+    unused += ["--runtime"] * (runtime != "auto")
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: no effect with --tracker, which is used instead of a model")
+    about = create_baseline(tracker)
+    console.print(f"{escape(about.name)} {escape(about.weights)}".strip())
+    return replace(about, name=name or about.name)
 
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:

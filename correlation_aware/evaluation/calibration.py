@@ -51,13 +51,15 @@ def scored_frames(results: Sequence[SequenceResult]) -> tuple[Array, NDArray[np.
         Scores (N,) in 0..1, and (N,) bool, whether the boxes are correct.
 
     Raises:
-        ValueError: No evaluated frames.
+        ValueError: No evaluated frames, or a tracker without scores.
     """
     scores = np.concatenate([r.scores[r.evaluated] for r in results]) if results else np.empty(0)
     if not scores.size:
         raise ValueError(
             "There are no frames to calibrate on: no frame has a visible target with a known box."
         )
+    if not np.isfinite(scores).all():
+        raise ValueError("The tracker has no scores to calibrate: they are not finite.")
     return scores, np.concatenate([r.ious for r in results]) > HIT
 
 

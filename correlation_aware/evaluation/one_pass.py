@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,11 +19,14 @@ Frame = NDArray[np.uint8]
 
 
 class OnePassTracker(Protocol):
-    """Interface of a tracker in the evaluation."""
+    """Interface of a tracker in the evaluation: frames are uint8 RGB (H, W, 3), boxes xywh in pixels.
 
-    def init(self, frame: Frame, box: Array, /) -> None: ...
+    `update` returns a `TrackResult`, or a box alone if the tracker has no score.
+    """
 
-    def update(self, frame: Frame, /) -> TrackResult | list[TrackResult]: ...
+    def init(self, frame: Frame, box: Array, /) -> object: ...
+
+    def update(self, frame: Frame, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class SequenceResult:
     Attributes:
         name: Name of the sequence.
         boxes: (N, 4) xywh in pixels.
-        scores: (N,) scores of the tracker in 0..1.
+        scores: (N,) scores of the tracker in 0..1; NaN if it has none.
         seconds: (N,) duration of `init` and of each `update`, without reading the images.
         overlaps: (N,) IoU with the ground truth, NaN where the target is not visible; None if the ground
             truth is not public.
@@ -91,6 +94,9 @@ def run_sequence(
 
     Returns:
         Boxes, scores and seconds, as in `SequenceResult`.
+
+    Raises:
+        ValueError: `update` returns something else than a box of four finite numbers.
     """
     boxes, scores, seconds = [np.asarray(start, float)], [1.0], []
     for i, frame in enumerate(frames):
@@ -101,10 +107,22 @@ def run_sequence(
             continue
         result = tracker.update(frame)
         seconds.append(time.perf_counter() - started)
-        assert isinstance(result, TrackResult)  # a single box gives a single result
-        boxes.append(np.array(result.box))
-        scores.append(result.score)
+        box, score = (result.box, result.score) if isinstance(result, TrackResult) else (result, np.nan)
+        boxes.append(_finite_box(box, i))
+        scores.append(score)
     return np.stack(boxes), np.array(scores), np.array(seconds)
+
+
+def _finite_box(box: Any, frame: int) -> Array:
+    try:
+        values = np.asarray(box, float).reshape(-1)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.size != 4 or not np.isfinite(values).all():
+        raise ValueError(
+            f"frame {frame}: the tracker returned {box!r}; expected a box of four finite numbers"
+        )
+    return values
 
 
 def overlap(boxes: ArrayLike, truth: ArrayLike) -> Array:

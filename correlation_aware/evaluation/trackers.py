@@ -1,0 +1,181 @@
+"""Trackers to compare with: a fixed box, those of OpenCV, NanoTrack, and those of other people."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from correlation_aware.evaluation.nanotrack import VERSIONS, NanoTrack
+from correlation_aware.evaluation.one_pass import Array, Frame, OnePassTracker
+from correlation_aware.tracking.tracker import TrackResult
+
+__all__ = ["TRACKERS", "NamedTracker", "OpenCVTracker", "StillTracker", "create_baseline"]
+
+
+@dataclass(frozen=True)
+class NamedTracker:
+    """A tracker with what identifies it in results.
+
+    Attributes:
+        name: Name for tables and folders of results.
+        tracker: Tracker.
+        weights: Name of the weights or their files, "" if it has none.
+    """
+
+    name: str
+    tracker: OnePassTracker
+    weights: str = ""
+
+
+class StillTracker:
+    """Returns the first box in every frame: the figures of a tracker that does nothing."""
+
+    def init(self, frame: Frame, box: Array) -> None:
+        self._box = tuple(float(value) for value in box)
+
+    def update(self, frame: Frame) -> TrackResult:
+        return TrackResult(self._box, 1.0, False)  # type: ignore[arg-type]
+
+
+class OpenCVTracker:
+    """A tracker of OpenCV, made anew for every sequence.
+
+    The first box is rounded to whole pixels, since OpenCV takes no others. A frame without a box is a lost
+    target, with the last box.
+
+    Args:
+        create: Function that makes an OpenCV tracker.
+    """
+
+    def __init__(self, create: Callable[[], Any]) -> None:
+        self._create = create
+
+    def init(self, frame: Frame, box: Array) -> None:
+        """Starts on the target in an RGB frame (H, W, 3); `box` is xywh in pixels."""
+        x, y, w, h = (int(round(float(value))) for value in box)
+        self._box = (float(x), float(y), float(w), float(h))
+        self._tracker = self._create()
+        self._tracker.init(np.ascontiguousarray(frame[..., ::-1]), (x, y, max(w, 1), max(h, 1)))
+
+    def update(self, frame: Frame) -> TrackResult:
+        """Box and score of the target in the next frame."""
+        success, box = self._tracker.update(np.ascontiguousarray(frame[..., ::-1]))
+        if success:
+            x, y, w, h = (float(value) for value in box)
+            self._box = (x, y, w, h)
+        score = getattr(self._tracker, "getTrackingScore", lambda: float(success))()
+        return TrackResult(self._box, float(np.clip(score, 0, 1)), not success)
+
+
+def create_baseline(text: str) -> NamedTracker:
+    """Creates a tracker from its description on the command line.
+
+    Args:
+        text: A key of `TRACKERS`, with its files after a colon, such as `opencv:nano:BACKBONE,HEAD`; or
+            `module:factory`, a function or class without arguments that returns a tracker with `init(frame,
+            box)` and `update(frame)`. The current folder is searched for the module too.
+
+    Raises:
+        ValueError: An unknown tracker, or a wrong number of files.
+        FileNotFoundError: No such file.
+        ImportError: The module cannot be imported, or OpenCV has no such tracker.
+        TypeError: What the factory returns is not a tracker.
+    """
+    for key, (names, create) in TRACKERS.items():
+        if text == key or text.startswith(f"{key}:"):
+            files = tuple(text[len(key) + 1 :].split(",")) if text != key else ()
+            expected = f"{key}:{','.join(names)}" if names else key
+            if len(files) != len(names) or not all(files):
+                raise ValueError(f"--tracker {text}: expected {expected}")
+            for file in files:
+                if not os.path.isfile(file):
+                    raise FileNotFoundError(f"--tracker {text}: there is no file {file}; expected {expected}")
+            return NamedTracker(key.replace(":", "-"), create(*files), ",".join(files))
+    return NamedTracker(re.sub(r"[^\w.-]+", ".", text), _import_tracker(text))
+
+
+def _import_tracker(text: str) -> OnePassTracker:
+    path, colon, attribute = text.partition(":")
+    if not colon or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", path) or not attribute.isidentifier():
+        known = (f"{key}:{','.join(names)}" if names else key for key, (names, _) in TRACKERS.items())
+        raise ValueError(f"--tracker {text} is neither module:factory nor one of {', '.join(known)}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise  # a module that the user's own module imports
+        raise ModuleNotFoundError(
+            f"--tracker {text}: there is no module {path} in the current folder or installed"
+        ) from error
+    finally:
+        sys.path.remove(os.getcwd())
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        names = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
+        raise ValueError(f"--tracker {text}: {path} has no function {attribute}; it has {', '.join(names)}")
+    tracker = factory()
+    if not all(callable(getattr(tracker, method, None)) for method in ("init", "update")):
+        raise TypeError(
+            f"--tracker {text}: {attribute}() returned {type(tracker).__name__}, which is not a tracker: it "
+            "needs init(frame, box) and update(frame)"
+        )
+    return tracker
+
+
+def _opencv(name: str, **fields: str) -> OpenCVTracker:
+    """A tracker of OpenCV by the stem of its class, with files as fields of its parameters."""
+    if not hasattr(cv2, f"Tracker{name}_create"):
+        stems = (re.fullmatch(r"Tracker(\w+)_create", key) for key in vars(cv2))
+        known = ", ".join(sorted(stem[1] for stem in stems if stem))
+        raise ImportError(
+            f"OpenCV {cv2.__version__} as installed has no Tracker{name}; it has {known}. The package "
+            "opencv-contrib-python-headless, in place of opencv-python-headless, has more."
+        )
+    create = getattr(cv2, f"Tracker{name}_create")
+    arguments = []
+    if fields:
+        parameters = getattr(cv2, f"Tracker{name}_Params")()
+        for field, file in fields.items():
+            setattr(parameters, field, file)
+        arguments.append(parameters)
+
+    def make() -> Any:
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a warning per network
+        try:
+            return create(*arguments)
+        finally:
+            cv2.utils.logging.setLogLevel(level)
+
+    try:
+        make()
+    except cv2.error as error:
+        raise ValueError(
+            f"OpenCV's Tracker{name} cannot read {', '.join(fields.values())}: {error}"
+        ) from error
+    return OpenCVTracker(make)
+
+
+# names of the files of each tracker, and the function that makes it from them
+TRACKERS: dict[str, tuple[tuple[str, ...], Callable[..., OnePassTracker]]] = {
+    "still": ((), StillTracker),
+    "opencv:csrt": ((), lambda: _opencv("CSRT")),
+    "opencv:kcf": ((), lambda: _opencv("KCF")),
+    "opencv:mil": ((), lambda: _opencv("MIL")),
+    "opencv:nano": (
+        ("BACKBONE", "HEAD"),
+        lambda backbone, head: _opencv("Nano", backbone=backbone, neckhead=head),
+    ),
+    "opencv:vit": (("MODEL",), lambda model: _opencv("Vit", net=model)),
+}
+for _version in VERSIONS:
+    TRACKERS[f"nanotrack-{_version}"] = (
+        ("BACKBONE", "HEAD"),
+        lambda backbone, head, version=_version: NanoTrack(backbone, head, version),
+    )
