@@ -7,14 +7,12 @@ __all__ = ["EXTRAS", "require"]
 
 EXTRAS = {
     "accelerate": "train",
-    "got10k": "eval",
     "matplotlib": "viz",
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
     "openvino": "openvino",
     "peft": "lora",
-    "six": "eval",
     "webdataset": "train",
     "yaml": "train",
 }

@@ -1,7 +1,8 @@
-"""File tools: atomic writing, JSON, hashes, and the images of a folder in natural order."""
+"""File tools: atomic writing, JSON, hashes, and the frames of a folder in natural order."""
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -23,8 +24,9 @@ __all__ = [
     "check_output_file",
     "check_output_folder",
     "file_lock",
+    "frame_numbers",
     "git_hash_file",
-    "list_images",
+    "list_frames",
     "natural_order",
     "read_json",
     "sha256_file",
@@ -33,7 +35,12 @@ __all__ = [
     "write_text",
 ]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# images that are not read: a folder with some is refused, since frames would be missing without a word
+UNREAD_SUFFIXES = (
+    *(".avif", ".cr2", ".dng", ".exr", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".nef"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga"),
+)
 PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 _logger = logging.getLogger(__name__)
@@ -174,19 +181,85 @@ def git_hash_file(path: str | Path) -> str:
 
 def natural_order(path: str | Path) -> tuple[Any, ...]:
     """Sort key of paths: numbers in a name count as numbers, so that `frame2` comes before `frame10`."""
-    # re.split gives text at even positions, digits at odd ones
-    names = ((re.split("([0-9]+)", name), name) for name in Path(path).parts)
+    names = ((_split(name), name) for name in Path(path).parts)
     return tuple(
         (tuple(int(piece) if i % 2 else piece for i, piece in enumerate(pieces)), name)
         for pieces, name in names
     )
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The images directly in a folder, in natural order, without hidden files."""
-    images = (path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    visible = (path for path in images if not path.name.startswith("."))
-    return sorted(visible, key=lambda path: natural_order(path.name))
+def list_frames(folder: str | Path) -> list[Path]:
+    """The frames of a video in a folder: all its images in natural order, without hidden files.
+
+    Raises:
+        ValueError: Images of a kind that is not read, or names that leave doubt about their order.
+        OSError: No such folder.
+    """
+    visible = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
+    unread = sorted(path.name for path in visible if path.suffix.lower() in UNREAD_SUFFIXES)
+    if unread:
+        raise ValueError(
+            f"{folder} has {len(unread)} images of a kind that is not read, such as {unread[0]}; convert "
+            f"them to one of {', '.join(IMAGE_SUFFIXES)}, or move them to another folder"
+        )
+    images = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
+    images.sort(key=lambda path: natural_order(path.name))
+    doubt = _doubt(images)
+    if doubt:
+        raise ValueError(
+            f"the order of the frames in {folder} is unknown: {doubt}; rename the frames to their numbers, "
+            "such as 000001.jpg, or move other images to another folder"
+        )
+    return images
+
+
+def frame_numbers(names: Sequence[str]) -> list[int] | None:
+    """The number in every name that increases from each frame to the next; None if there is none.
+
+    Args:
+        names: Names of frames without suffix, in order.
+    """
+    digits = [[int(piece) for piece in _split(name)[1::2]] for name in names]
+    columns = [list(column) for column in zip(*digits)]
+    return next((c for c in columns if all(a < b for a, b in itertools.pairwise(c))), None)
+
+
+def _doubt(frames: Sequence[Path]) -> str:
+    """Why the natural order of names may not be that of time; empty if there is no doubt."""
+    pieces = [_split(path.stem) for path in frames]  # text, digits, text, ...
+    patterns: dict[tuple[str, ...], str] = {}
+    numbers: dict[tuple[int, ...], str] = {}
+    for path, parts in zip(frames, pieces):
+        patterns.setdefault(tuple(parts[::2]), path.name)
+        numbers.setdefault(tuple(int(part) for part in parts[1::2]), path.name)
+    if all(len(parts) == 1 for parts in pieces):  # without numbers, in the order of the alphabet
+        return "two images differ only in their suffixes" if len(patterns) < len(frames) else ""
+    if len(patterns) > 1:
+        first, second = itertools.islice(patterns.values(), 2)
+        return f"{first} and {second} are named by different rules"
+    if len(numbers) < len(frames):
+        twin = next(path.name for path in frames if path.name not in numbers.values())
+        return f"the number of {twin} is that of another image"
+    (pattern,) = patterns
+    if pattern[0] == "-" and len(frames) > 1:
+        return f"the number of {frames[0].name} may be negative"
+    columns = [list(column) for column in zip(*(parts[1::2] for parts in pieces))]
+    for index, column in enumerate(columns):
+        values = [int(digits) for digits in column]
+        is_count = len(set(values)) == len(values) == max(values) - min(values) + 1
+        turns = sum(after < before for before, after in itertools.pairwise(values))
+        if index > 0 and pattern[index] == ".":
+            fractions = [(*map(int, row[:-1]), float(f"0.{row[-1]}")) for row in zip(*columns[: index + 1])]
+            if not is_count and fractions != sorted(fractions):
+                return f"the numbers of {frames[0].name} and the others may be times with decimal fractions"
+        elif is_count and turns > 1:  # one turn: seconds of the next minute
+            return f"the two numbers of {frames[0].name} and the others have different orders"
+    return ""
+
+
+def _split(name: str) -> list[str]:
+    """Pieces of a name: text at even positions, digits at odd ones."""
+    return re.split("([0-9]+)", name)
 
 
 def walk_files(root: str | Path) -> Iterator[Path]:

@@ -10,12 +10,15 @@ from correlation_aware._files import (
     atomic_path,
     check_output_file,
     check_output_folder,
-    list_images,
+    frame_numbers,
+    list_frames,
     natural_order,
     write_text,
 )
+from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.stills.files import read_stills
 from correlation_aware.data.videos.sequences import Folder
+from correlation_aware.evaluation.benchmarks import open_benchmark
 from correlation_aware.tracking.video import open_frames, write_image
 
 ORDERS = {
@@ -23,7 +26,12 @@ ORDERS = {
     "a size in the name": ["2_640x360.png", "12_640x360.png", "100_320x180.png", "101_640x360.png"],
     "no leading zeros": [f"{i}.jpg" for i in range(25)],
     "webp": [f"frame{i}.webp" for i in (1, 2, 10)],
-    "suffixes": ["1.JPG", "2.jpeg", "3.png", "10.bmp", "11.webp"],
+    "suffixes": ["1.JPG", "2.jpeg", "3.png", "10.bmp", "11.webp", "12.tif", "13.TIFF"],
+    "time stamps": ["1700000001.2.jpg", "1700000002.1.jpg", "1700000010.3.jpg"],
+    "equal fractions": ["8.125.png", "8.250.png", "9.100.png"],
+    "versions": [f"clip2.{i}.png" for i in range(1, 12)],
+    "seconds of the next minute": ["12-07-58.png", "12-07-59.png", "12-08-00.png"],
+    "the alphabet": ["a.png", "b.png", "c.png"],
 }
 
 
@@ -45,7 +53,7 @@ def test_a_folder_has_one_order_for_tracker_and_training(tmp_path: Path, names: 
     folder = tmp_path / "frames"
     write_frames(folder, names)
     expected = list(range(len(names)))
-    assert [path.name for path in list_images(folder)] == names
+    assert [path.name for path in list_frames(folder)] == names
     with open_frames(folder) as source:
         assert source.length == len(names) and numbers(list(source)) == expected
     (folder / "._1.jpg").unlink()
@@ -53,23 +61,72 @@ def test_a_folder_has_one_order_for_tracker_and_training(tmp_path: Path, names: 
     (folder / "groundtruth.txt").write_text("1,2,3,4\n" * len(names))
     (video,) = Folder(folder)
     assert [path.name for path in video.frames] == names
+    (tmp_path / "val").mkdir()
+    folder.rename(tmp_path / "val" / "a")
+    assert [path.name for path in open_benchmark("got10k", tmp_path)["a"].frames] == names
 
 
-def test_evaluation_has_the_same_order(tmp_path: Path) -> None:
-    pytest.importorskip("got10k")
-    from correlation_aware.evaluation.got10k import open_dataset
+DOUBTS = {
+    "text before some numbers": (
+        ["frame1.png", "frame2.png", "img3.png"],
+        "frame1.png and img3.png are named by",
+    ),
+    "a mask beside a frame": (
+        ["1.png", "1_mask.png", "2.png", "2_mask.png"],
+        "1.png and 1_mask.png are named by",
+    ),
+    "a cover": (["1.png", "2.png", "cover.png"], "1.png and cover.png are named by different rules"),
+    "two suffixes": (["1.jpg", "1.png", "2.jpg"], "the number of 1.png is that of another"),
+    "two paddings": (["01.jpg", "1.jpg", "2.jpg"], "the number of 1.jpg is that of another"),
+    "two suffixes of a word": (["a.jpg", "a.png"], "two images differ only in their suffixes"),
+    "a minus sign": (["-1.png", "-2.png"], "the number of -1.png may be negative"),
+    "decimal fractions": (["8.5.png", "8.25.png", "9.1.png"], "may be times with decimal fractions"),
+    "two counts": (
+        ["7_3.png", "8_1.png", "9_4.png", "10_2.png"],
+        "the two numbers of 7_3.png and the others",
+    ),
+}
 
-    folder = tmp_path / "val" / "a"
-    names = [f"{i}.jpg" for i in range(25)]
+
+@pytest.mark.parametrize("names, words", DOUBTS.values(), ids=DOUBTS)
+def test_names_that_leave_doubt_about_the_order_are_refused(tmp_path, names, words) -> None:
+    folder = tmp_path / "frames"
     write_frames(folder, names)
-    (tmp_path / "val" / "list.txt").write_text("a\n")
-    (folder / "meta_info.ini").write_text("[METAINFO]\nurl: none\nresolution: (16, 16)\n")
-    np.savetxt(folder / "groundtruth.txt", np.tile([1, 2, 3, 4], (25, 1)), delimiter=",")
-    for label in ("cover", "absence", "cut_by_image"):
-        np.savetxt(folder / f"{label}.label", np.zeros(25), fmt="%d")
-    files, *_ = open_dataset(tmp_path)["a"]
-    assert [Path(file).name for file in files] == names
-    assert [Path(file) for file in files] == list_images(folder)
+    with pytest.raises(
+        ValueError, match=rf"order of the frames in .*frames is unknown: .*{words}.*000001\.jpg"
+    ):
+        list_frames(folder)
+    with pytest.raises(ValueError, match="order of the frames"):
+        open_frames(folder)
+
+
+def test_images_of_a_kind_that_is_not_read_are_not_left_out_silently(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    write_frames(folder, ["1.png", "2.png"])
+    (folder / "3.HEIC").write_bytes(b"")
+    (folder / "notes.txt").write_text("text beside frames is allowed")
+    with pytest.raises(ValueError, match=r"1 images of a kind that is not read, such as 3\.HEIC; convert"):
+        list_frames(folder)
+    (folder / "._1.jpg").unlink()
+    with pytest.raises(RuntimeError, match=r"3\.HEIC cannot be read \(not of a kind that is read: \.jpg, "):
+        list(read_stills(folder, 16))
+    errors = ErrorBudget()
+    assert len(list(read_stills(folder, 16, errors))) == 2 and errors.count == 1
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["3.png", "5.png"], [3, 5]),
+        (["7_640x360.png", "9_640x360.png"], [7, 9]),
+        (["cam1_2.png", "cam1_3.png"], [2, 3]),
+        (["cam1_2.png", "cam1_3.png", "cam2_1.png"], None),
+        (["a.png", "b.png"], None),
+        ([], None),
+    ],
+)
+def test_the_number_of_a_frame_is_the_one_that_increases(names, expected) -> None:
+    assert frame_numbers([Path(name).stem for name in names]) == expected
 
 
 def test_natural_order_of_paths() -> None:

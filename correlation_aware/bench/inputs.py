@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from PIL import Image
 from torch import Tensor
 
-from correlation_aware.evaluation.got10k import open_dataset
+from correlation_aware._images import read_image
+from correlation_aware.evaluation.benchmarks import open_benchmark
 from correlation_aware.runtime.graphs import SessionModel, split_graphs
 from correlation_aware.tracking.crop import Crop
 
@@ -47,22 +47,22 @@ def real_pairs(model: SessionModel, root: Path, per_sequence: int = 3) -> list[P
         per_sequence: Search images per sequence.
 
     Raises:
-        ModuleNotFoundError, FileNotFoundError: See `open_dataset`.
+        FileNotFoundError: See `open_benchmark`.
     """
     config: Any = model.pretrained_cfg
     mean, std = (np.array(config[key], np.float32) * 255 for key in ("mean", "std"))
     template_crop = model.sizes.template_size, model.sizes.template_factor
     search_crop = model.sizes.search_size, model.sizes.search_factor
 
-    def read_crop(file: str, box: ArrayLike, size: int, factor: float) -> Tensor:
-        frame = np.asarray(Image.open(file).convert("RGB"))
-        crop = Crop.around(box, factor).cut(frame, size)
+    def read_crop(file: Path, box: ArrayLike, size: int, factor: float) -> Tensor:
+        crop = Crop.around(box, factor).cut(read_image(file), size)
         return torch.from_numpy(((crop - mean) / std).transpose(2, 0, 1).copy())[None]
 
     def pairs() -> Iterator[Pair]:
-        dataset = open_dataset(root)
-        for name in dataset.seq_names:
-            files, boxes, *_ = dataset[name]
+        benchmark = open_benchmark("got10k", root)
+        for name in benchmark.names:
+            video = benchmark[name]
+            files, boxes = video.frames, video.boxes
             template = read_crop(files[0], boxes[0], *template_crop)
             for i in np.linspace(len(files) - 1, 1, per_sequence).round().astype(int):
                 yield template, read_crop(files[i], boxes[max(0, i - 3)], *search_crop)

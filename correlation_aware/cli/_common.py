@@ -1,5 +1,6 @@
 """Options, console, progress bars and tracking loop that several commands share."""
 
+import math
 import time
 import warnings
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "WEIGHTS_HELP",
     "Clock",
     "Command",
+    "DepthRange",
     "Device",
     "Model",
     "Runtime",
@@ -31,6 +33,7 @@ __all__ = [
     "console",
     "follow",
     "load_tracker",
+    "parse_depth_range",
     "progress_bar",
     "track_progress",
 ]
@@ -53,6 +56,14 @@ Model = Annotated[
 Weights = Annotated[str | None, typer.Option(help=f"{WEIGHTS_HELP}; by default the model's default weights.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 Runtime = Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}; onnx and openvino are fast on a CPU.")]
+
+DepthRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="Values of 16-bit or float images that become black and white, such as 0,4095.",
+    ),
+]
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -143,6 +154,23 @@ def follow(
         yield frame, results
         before = time.perf_counter()
         clock.total = before - started
+
+
+def parse_depth_range(text: str | None) -> tuple[float, float] | None:
+    """The two numbers of --depth-range.
+
+    Raises:
+        ValueError: Not two finite numbers of which the second is larger.
+    """
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = float("nan")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"--depth-range {text!r} is not LOW,HIGH: two numbers, such as 0,4095")
+    return low, high
 
 
 def progress_bar(unit: str = "frames") -> Progress:

@@ -116,7 +116,7 @@ def model(
         find_contenders,
         load_contender,
     )
-    from correlation_aware.evaluation.got10k import open_dataset
+    from correlation_aware.evaluation.benchmarks import open_benchmark
 
     more = [spec.partition("@")[2] for spec in contender or ()]
     run = Benchmark("model", device, dtype, threads, as_json, more)
@@ -130,8 +130,8 @@ def model(
     sizes = [None] if search_size is None else parse_counts("--search-size", search_size)
     for name in models:
         check_model(name, weights)
-    if sequences is not None and not open_dataset(sequences).seq_names:
-        raise ValueError(f"--sequences {sequences}: val/list.txt names no sequences.")
+    if sequences is not None:
+        open_benchmark("got10k", sequences)
     run.measure()
     cases = []
     for name, size in itertools.product(models, sizes):

@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +16,14 @@ from rich.table import Table
 from correlation_aware._deprecation import current_fields
 from correlation_aware._extras import require
 from correlation_aware.cli._common import (
+    DepthRange,
     Device,
     Model,
     Runtime,
     Weights,
     console,
     load_tracker,
+    parse_depth_range,
     track_progress,
 )
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-Tracker = Annotated[
+TrackerText = Annotated[
     str | None,
     typer.Option(
         metavar="TRACKER",
@@ -41,12 +43,28 @@ Tracker = Annotated[
         "nanotrack-v3:BACKBONE,HEAD, or module:factory of a tracker with init and update.",
     ),
 ]
+Sequences = Annotated[
+    str | None, typer.Option(metavar="NAME,NAME", help="Sequences to evaluate; all by default.")
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder for boxes and times, in the toolkit's `results` layout.")
+]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Folder of a tracker's files of boxes to score, instead of running a tracker."
+    ),
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
+]
 Name = Annotated[
     str | None, typer.Option(help="Name of the tracker in results; by default that of the model.")
 ]
 
 app = typer.Typer(help="Evaluate a tracker on annotated sequences.", no_args_is_help=True)
 
+EXIT_FAILED = 3
 HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
 
 
@@ -64,20 +82,16 @@ def got10k(
     weights: Weights = None,
     device: Device = None,
     runtime: Runtime = "auto",
-    tracker: Tracker = None,
+    tracker: TrackerText = None,
     name: Name = None,
     subset: Annotated[
         str, typer.Option(help="val, train or test; test has no public annotations: result files only.")
     ] = "val",
-    sequences: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Sequences to evaluate; all by default.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for boxes and times, in the toolkit's `results` layout.")
-    ] = None,
-    as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
-    ] = None,
+    sequences: Sequences = None,
+    depth_range: DepthRange = None,
+    output: Output = None,
+    results: Results = None,
+    as_json: Json = None,
 ) -> None:
     """One-pass evaluation on sequences in GOT-10k's layout, on whole frames.
 
@@ -85,40 +99,86 @@ def got10k(
     fraction of frames above that overlap, AUC the area under the success
     curve. "average" weights every sequence equally, "all frames" every frame.
     Frames/s is the speed of the tracker without reading images.
-    """
-    from correlation_aware._files import check_output_file, check_output_folder, write_text
-    from correlation_aware.evaluation.got10k import evaluate, open_dataset, write_results
-    from correlation_aware.evaluation.one_pass import average, score
 
-    if subset not in ("train", "val", "test"):
-        raise ValueError(f"--subset {subset} is not one of val, train, test")
-    if subset == "test" and output is None:
-        raise ValueError("The annotations of test are not public: name a folder for the boxes with --output")
-    if subset == "test" and as_json is not None:
-        raise ValueError("--json has no effect with --subset test: without annotations there are no measures")
-    if output is not None:
-        check_output_folder(output)
+    A run with --output that was stopped goes on where it was.
+
+    Exit codes: 0, 3 if a sequence failed (the table has the others), 1 error.
+    """
+    options = (model, weights, device, runtime, tracker, name)
+    _run("got10k", root, subset, options, sequences, depth_range, output, results, as_json)
+
+
+def _run(
+    key: str,
+    root: Path,
+    subset: str | None,
+    options: tuple[str | None, str | None, str | None, str, str | None, str | None],
+    sequences: str | None,
+    depth_range: str | None,
+    output: Path | None,
+    results: Path | None,
+    as_json: Path | None,
+) -> None:
+    """Evaluates the tracker of the options, or files of results, on a benchmark."""
+    from correlation_aware._files import check_output_file, write_text
+    from correlation_aware.evaluation.benchmarks import SequenceFailure, evaluate, open_benchmark
+    from correlation_aware.evaluation.one_pass import average, score
+    from correlation_aware.evaluation.results import ResultFolder, describe_run
+
+    benchmark = open_benchmark(key, root, subset)
+    if not benchmark.has_truth and output is None:
+        raise ValueError(
+            f"The annotations of {benchmark.subset} are not public: name a folder for the boxes with --output"
+        )
+    if not benchmark.has_truth and as_json is not None:
+        raise ValueError(
+            f"--json has no effect with --subset {benchmark.subset}: without annotations nothing is measured"
+        )
     if as_json is not None:
         check_output_file(as_json)
-    dataset = open_dataset(root, subset)  # type: ignore[arg-type]
-    names = sequences.split(",") if sequences else None
-    about = _load(tracker, name, model, weights, device, runtime)
-    results: list[SequenceResult] = []
-    sequence_count = len(names or dataset.seq_names)
-    for result in track_progress(evaluate(about.tracker, dataset, names), sequence_count, "sequences"):
-        if output is not None:
-            write_results(output, about.name, result)
-        results.append(result)
-    if subset != "test":
-        rows = {result.name: score([result]) for result in results if result.ious.size}
-        totals = {"average": average(results), "all frames": score(results)}
+    names = benchmark.select(sequences.split(",") if sequences else None)
+    depth = parse_depth_range(depth_range)
+    outcomes: Iterator[SequenceResult | SequenceFailure]
+    if results is not None:
+        _check_unused(options, output, depth_range)
+        folder = ResultFolder.of_others(results, benchmark)
+        about, outcomes = None, (folder.read(name) for name in names)
+    else:
+        about = _load(*options)
+        if output is None:
+            outcomes = evaluate(about.tracker, benchmark, names, depth)
+        else:
+            folder = ResultFolder(output, benchmark, about.name)
+            settings = {**about.settings, "depth_range": depth}
+            finished = folder.start(describe_run(benchmark, about.name, about.sha256, settings, about.device))
+            outcomes = folder.evaluate(about.tracker, names, finished, depth)
+            if done := len(set(names) & set(finished)):
+                console.print(f"{done} of {len(names)} sequences are finished in {escape(str(folder.path))}")
+    measured: list[SequenceResult] = []
+    failed: dict[str, str] = {}
+    for result in track_progress(outcomes, len(names), "sequences"):
+        if isinstance(result, SequenceFailure):
+            failed[result.name] = result.reason
+            console.print(f"[red]{escape(result.name)} failed:[/] {escape(result.reason)}")
+        else:
+            measured.append(result)
+    if not measured:
+        first = next(iter(failed.items()), ("", "no sequences"))
+        raise ValueError(f"None of {len(names)} sequences could be evaluated; {first[0]}: {first[1]}")
+    if benchmark.has_truth:
+        rows = {result.name: score([result]) for result in measured if result.ious.size}
+        totals = {"average": average(measured), "all frames": score(measured)}
         _print_table(rows, totals)
         if as_json is not None:
-            report = _report(about.name, about.weights, rows, totals)
+            text = (about.name, about.weights) if about is not None else (str(results), "")
+            report = {**_report(*text, rows, totals), "failed": failed}
             write_text(json.dumps(report, indent=2) + "\n", as_json)
             console.print(f"Wrote {escape(str(as_json))}")
     if output is not None:
-        console.print(f"Wrote {escape(str(output / 'GOT-10k' / about.name))}")
+        console.print(f"Wrote {escape(str(folder.path))}")
+    if failed:
+        console.print(f"[red]{len(failed)} of {len(names)} sequences failed: {escape(', '.join(failed))}[/]")
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -193,12 +253,12 @@ def clips(
 
 
 def _load(
-    tracker: str | None,
-    name: str | None,
     model: str | None,
     weights: str | None,
     device: str | None,
     runtime: str,
+    tracker: str | None,
+    name: str | None,
 ) -> "NamedTracker":
     """The tracker of the options, under the name for its results."""
     from correlation_aware.evaluation.trackers import NamedTracker, create_baseline
@@ -206,16 +266,30 @@ def _load(
     if name is not None and (not name or name[0] == "." or set(name) & set('/\\:*?"<>|')):
         raise ValueError(f"--name {name!r} has to be the name of a folder, such as my_tracker")
     if tracker is None:
-        own = load_tracker(model, weights, device, runtime)
-        return NamedTracker(name or own.name, own, str(own.weights_name))
-    options = {"--model": model, "--weights": weights, "--device": device}
-    unused = [option for option, value in options.items() if value is not None]
+        about = NamedTracker.of_model(load_tracker(model, weights, device, runtime))
+    else:
+        values = {"--model": model, "--weights": weights, "--device": device}
+        unused = [option for option, value in values.items() if value is not None]
+        unused += ["--runtime"] * (runtime != "auto")
+        if unused:
+            raise ValueError(f"{', '.join(unused)}: no effect with --tracker, which replaces the model")
+        about = create_baseline(tracker)
+        console.print(f"{escape(about.name)} {escape(about.weights)}".strip())
+    return replace(about, name=name or about.name)
+
+
+def _check_unused(
+    options: tuple[str | None, str | None, str | None, str, str | None, str | None],
+    output: Path | None,
+    depth_range: str | None,
+) -> None:
+    model, weights, device, runtime, tracker, name = options
+    values: dict[str, object] = {"--model": model, "--weights": weights, "--device": device}
+    values |= {"--tracker": tracker, "--name": name, "--depth-range": depth_range, "--output": output}
+    unused = [option for option, value in values.items() if value is not None]
     unused += ["--runtime"] * (runtime != "auto")
     if unused:
-        raise ValueError(f"{', '.join(unused)}: no effect with --tracker, which is used instead of a model")
-    about = create_baseline(tracker)
-    console.print(f"{escape(about.name)} {escape(about.weights)}".strip())
-    return replace(about, name=name or about.name)
+        raise ValueError(f"{', '.join(unused)}: no effect with --results, whose boxes are read from files")
 
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:

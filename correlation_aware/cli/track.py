@@ -12,6 +12,7 @@ from rich.table import Table
 
 from correlation_aware.cli._common import (
     Clock,
+    DepthRange,
     Device,
     Model,
     Runtime,
@@ -19,6 +20,7 @@ from correlation_aware.cli._common import (
     console,
     follow,
     load_tracker,
+    parse_depth_range,
     progress_bar,
 )
 
@@ -48,6 +50,7 @@ def track(
     device: Device = None,
     runtime: Runtime = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of frames.")] = None,
+    depth_range: DepthRange = None,
 ) -> None:
     """Track one or more targets in a video.
 
@@ -62,13 +65,14 @@ def track(
     """
     targets = [_parse_box(text) for text in box]
     _check_paths(source, output, boxes)
+    depth = parse_depth_range(depth_range)
     from correlation_aware._files import atomic_path
     from correlation_aware.tracking.draw import draw_result, target_color
     from correlation_aware.tracking.video import VideoWriter, open_frames
 
     clock, lost, interrupted = Clock(), [False] * len(targets), False
     with ExitStack() as stack:
-        frames = stack.enter_context(open_frames(source, limit))
+        frames = stack.enter_context(open_frames(source, limit, depth))
         video = stack.enter_context(VideoWriter(output, frames.fps)) if output else None
         rows = None
         if boxes:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from correlation_aware._images import image_size
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.stills.files import read_stills
 from correlation_aware.data.videos.sequences import AnnotationError, File, SequenceSet
@@ -127,8 +127,7 @@ def _frame_sizes(frames: Sequence[File], boxes: NDArray[np.float64]) -> NDArray[
     sizes = np.zeros((len(frames), 2), np.int64)
     for i, frame in enumerate(frames):
         if i == 0 or (boxes[i, :2] + boxes[i, 2:] > sizes[0]).any():
-            with Image.open(frame if isinstance(frame, Path) else BytesIO(frame.read_bytes())) as image:
-                sizes[i] = image.size
+            sizes[i] = image_size(frame if isinstance(frame, Path) else BytesIO(frame.read_bytes()))
         else:
             sizes[i] = sizes[0]
     return sizes

@@ -125,14 +125,31 @@ def _finite_box(box: Any, frame: int) -> Array:
     return values
 
 
-def overlap(boxes: ArrayLike, truth: ArrayLike) -> Array:
-    """Elementwise IoU of xywh boxes (..., 4); 0 where both have no area."""
+def overlap(boxes: ArrayLike, truth: ArrayLike, size: tuple[int, int] | None = None) -> Array:
+    """Elementwise IoU of boxes, as in the got10k toolkit.
+
+    Args:
+        boxes: (..., 4) xywh in pixels.
+        truth: (..., 4) xywh in pixels.
+        size: Width and height of the frame, to which both boxes are clipped as in the toolkit for GOT-10k: a
+            corner left of or above the frame moves onto its edge, without a change of the size of the box.
+
+    Returns:
+        (...) in 0..1; 0 where both have no area, and for boxes that are not finite.
+    """
     a, b = np.asarray(boxes, float), np.asarray(truth, float)
+    if size is not None:
+        a, b = _clip(a, size), _clip(b, size)
     low = np.maximum(a[..., :2], b[..., :2])
     high = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
     shared = np.clip(high - low, 0, None).prod(axis=-1)
     union = a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - shared
-    return np.asarray(shared / np.maximum(union, 1e-12))
+    return np.nan_to_num(np.clip(shared / (union + np.finfo(float).eps), 0, 1))
+
+
+def _clip(boxes: Array, size: tuple[int, int]) -> Array:
+    corner = np.clip(boxes[..., :2], 0, size)
+    return np.concatenate([corner, np.clip(boxes[..., 2:], 0, size - corner)], axis=-1)
 
 
 def score(results: Sequence[SequenceResult]) -> Scores:

@@ -4,8 +4,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import cv2
@@ -13,7 +13,8 @@ import numpy as np
 
 from correlation_aware.evaluation.nanotrack import VERSIONS, NanoTrack
 from correlation_aware.evaluation.one_pass import Array, Frame, OnePassTracker
-from correlation_aware.tracking.tracker import TrackResult
+from correlation_aware.evaluation.results import hash_weights
+from correlation_aware.tracking.tracker import Tracker, TrackResult
 
 __all__ = ["TRACKERS", "NamedTracker", "OpenCVTracker", "StillTracker", "create_baseline"]
 
@@ -26,11 +27,30 @@ class NamedTracker:
         name: Name for tables and folders of results.
         tracker: Tracker.
         weights: Name of the weights or their files, "" if it has none.
+        sha256: SHA-256 of the weights, "" if it has none.
+        settings: Settings that its boxes depend on.
+        device: Device that it runs on.
     """
 
     name: str
     tracker: OnePassTracker
     weights: str = ""
+    sha256: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @classmethod
+    def of_model(cls, tracker: Tracker) -> "NamedTracker":
+        """Our tracker under the name of its model."""
+        settings = {
+            "weights": str(tracker.weights_name),
+            "sizes": asdict(tracker.model.sizes),
+            "runtime": tracker.session.runtime,
+            "dtype": str(tracker.session.dtype),
+            "config": asdict(tracker.config),
+        }
+        sha256, device = hash_weights(tracker.model), str(tracker.device)
+        return cls(tracker.name, tracker, str(tracker.weights_name), sha256, settings, device)
 
 
 class StillTracker:
@@ -96,11 +116,17 @@ def create_baseline(text: str) -> NamedTracker:
             for file in files:
                 if not os.path.isfile(file):
                     raise FileNotFoundError(f"--tracker {text}: there is no file {file}; expected {expected}")
-            return NamedTracker(key.replace(":", "-"), create(*files), ",".join(files))
-    return NamedTracker(re.sub(r"[^\w.-]+", ".", text), _import_tracker(text))
+            sha256 = hash_weights(files) if files else ""
+            return NamedTracker(
+                key.replace(":", "-"), create(*files), ",".join(files), sha256, {"tracker": key}
+            )
+    tracker, source = _import_tracker(text)
+    settings = {"tracker": text, "source": hash_weights([source]) if source else None}
+    return NamedTracker(text.replace(":", "."), tracker, settings=settings)
 
 
-def _import_tracker(text: str) -> OnePassTracker:
+def _import_tracker(text: str) -> tuple[OnePassTracker, str | None]:
+    """A tracker of somebody's module, and the file of the module."""
     path, colon, attribute = text.partition(":")
     if not colon or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", path) or not attribute.isidentifier():
         known = (f"{key}:{','.join(names)}" if names else key for key, (names, _) in TRACKERS.items())
@@ -126,7 +152,7 @@ def _import_tracker(text: str) -> OnePassTracker:
             f"--tracker {text}: {attribute}() returned {type(tracker).__name__}, which is not a tracker: it "
             "needs init(frame, box) and update(frame)"
         )
-    return tracker
+    return tracker, getattr(module, "__file__", None)
 
 
 def _opencv(name: str, **fields: str) -> OpenCVTracker:

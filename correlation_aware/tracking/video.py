@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, check_output_file, list_images
+from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, check_output_file, list_frames
+from correlation_aware._images import read_image
 
 __all__ = ["Frame", "FrameSource", "VideoWriter", "open_frames", "write_image"]
 
@@ -72,8 +73,8 @@ class FrameSource(ABC):
 
 
 class _Folder(FrameSource):
-    def __init__(self, folder: Path, limit: int | None) -> None:
-        self._files = list_images(folder)
+    def __init__(self, folder: Path, limit: int | None, depth_range: tuple[float, float] | None) -> None:
+        self._files, self._depth_range = list_frames(folder), depth_range
         if not self._files:
             raise ValueError(f"the folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
         super().__init__(str(folder), DEFAULT_FPS, len(self._files), limit)
@@ -81,12 +82,7 @@ class _Folder(FrameSource):
     def _read(self) -> Frame | None:
         if self._count == len(self._files):
             return None
-        file = self._files[self._count]
-        data = np.fromfile(file, np.uint8)  # cv2.imread fails silently, and on some Windows paths
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if image is None:
-            raise ValueError(f"{file} cannot be decoded as an image; replace or remove it")
-        return _bgr_to_rgb(image)
+        return read_image(self._files[self._count], self._depth_range)
 
 
 class _Capture(FrameSource):
@@ -115,17 +111,22 @@ class _Capture(FrameSource):
         self._capture.release()
 
 
-def open_frames(source: str | Path | int, limit: int | None = None) -> FrameSource:
+def open_frames(
+    source: str | Path | int, limit: int | None = None, depth_range: tuple[float, float] | None = None
+) -> FrameSource:
     """Opens a video file, a folder of frames or a camera.
 
     Args:
         source: Path of a video file; path of a folder of images, read in natural order (2 before 10); or the
             index of a camera, as a number or as digits. Write `./0` for a folder that is named 0.
         limit: Largest number of frames to read.
+        depth_range: Values of 16-bit or float images that become 0 and 255, see `decode_image`; for folders.
 
     Raises:
         FileNotFoundError: No such file or folder.
-        ValueError: A folder without images, a file that is no video, a negative index, or a limit below 1.
+        ValueError: A folder without images or with names that leave doubt about their order, see
+            `list_frames`; a file that is no video, a negative index, a limit below 1, or a depth range for
+            anything but a folder.
         RuntimeError: The camera returns no frame.
     """
     if limit is not None and limit < 1:
@@ -133,15 +134,22 @@ def open_frames(source: str | Path | int, limit: int | None = None) -> FrameSour
     if isinstance(source, int) or (isinstance(source, str) and re.fullmatch("-?[0-9]+", source)):
         if int(source) < 0:  # OpenCV crashes on some negative numbers
             raise ValueError(f"{source} is not the index of a camera; indices start at 0")
+        _check_no_depth_range(source, depth_range)
         return _Capture(int(source), limit)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}; expected {ALLOWED}")
     if path.is_dir():
-        return _Folder(path, limit)
+        return _Folder(path, limit, depth_range)
+    _check_no_depth_range(source, depth_range)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{path} is a single image; pass the folder of the frames, {path.parent}")
     return _Capture(str(path), limit)
+
+
+def _check_no_depth_range(source: str | Path | int, depth_range: tuple[float, float] | None) -> None:
+    if depth_range is not None:
+        raise ValueError(f"a depth range has no effect on {source}, which is not a folder of images")
 
 
 class VideoWriter:

@@ -10,7 +10,7 @@ import numpy as np
 from timm.data.readers.reader import Reader
 
 from correlation_aware._extras import require
-from correlation_aware._files import IMAGE_SUFFIXES
+from correlation_aware._files import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 
 __all__ = ["ShardReader"]
 
@@ -69,12 +69,15 @@ def _read_headers(path: Path) -> list[tuple[str, int, int, int]]:
         raise FileNotFoundError(f"There is no shard {path}; shards of `train classify` must be local files.")
     images: dict[str, tuple[str, int, int]] = {}
     classes: dict[str, int] = {}
+    unread: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar:  # uncompressed only: compressed files have no offsets
             for member in tar:
                 key, suffix = os.path.splitext(member.name)
                 if suffix.lower() in IMAGE_SUFFIXES:
                     images[key] = member.name, member.offset_data, member.size
+                elif suffix.lower() in UNREAD_SUFFIXES:
+                    unread.append(member.name)
                 elif suffix == ".cls":
                     content = tar.extractfile(member)
                     assert content is not None  # None for a member that is not a file: a damaged shard
@@ -83,6 +86,11 @@ def _read_headers(path: Path) -> list[tuple[str, int, int, int]]:
         raise ValueError(
             f"{path} is not an uncompressed tar file whose .cls entries are integers: {error}"
         ) from error
+    if unread:
+        raise ValueError(
+            f"{path}: {len(unread)} images are of a kind that is not read, such as {unread[0]}; convert them "
+            f"to one of {', '.join(IMAGE_SUFFIXES)}"
+        )
     unlabeled = sorted(images.keys() - classes.keys())
     if unlabeled:
         raise ValueError(f"{path}: {len(unlabeled)} images have no .cls entry, such as {unlabeled[0]}.")

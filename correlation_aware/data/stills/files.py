@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from correlation_aware._extras import require
-from correlation_aware._files import IMAGE_SUFFIXES, walk_files
+from correlation_aware._files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, walk_files
+from correlation_aware._images import decode_image, decode_mask
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.shard_files import expand_shards
 
@@ -39,13 +40,15 @@ class Still(NamedTuple):
 def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = None) -> Iterator[Still]:
     """Reads all images of a source.
 
-    Files are named `KEY.jpg`, with an optional mask `KEY.mask.png`. The class is the part of the key after
+    Files are named `KEY.jpg`, with an optional mask `KEY.mask.png` of the same size. Both are read as they
+    are displayed, with the orientation of their EXIF data. The class is the part of the key after
     its first underscore, `n01440764_tench` in `000017_n01440764_tench`, or the name of the subfolder.
 
     Args:
         source: A folder, or tar shards in WebDataset notation: a path, `shard-{000000..000041}.tar`, a URL.
         max_side: Longest side in pixels; larger images are downscaled.
-        errors: Counter of unreadable files; by default the first one raises.
+        errors: Counter of files that cannot be used, such as damaged ones, images of more than 8 bits or of
+            another kind, and masks of another size; by default the first one raises.
 
     Yields:
         The images, folders in natural order and through links to folders.
@@ -81,6 +84,9 @@ def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = 
 
 def _folder(root: Path, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, bytes | None]]:
     for path in walk_files(root):
+        if path.suffix.lower() in UNREAD_SUFFIXES:
+            errors.add(str(path), ValueError(f"not of a kind that is read: {', '.join(IMAGE_SUFFIXES)}"))
+            continue
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(MASK):
             mask = path.with_name(path.stem + MASK)
             label = path.parent.name if path.parent != root else _label(path.stem)
@@ -124,18 +130,17 @@ def _label(key: str) -> str:
 
 
 def _decode(image: bytes, mask: bytes | None, label: str, max_side: int) -> Still:
-    rgb = _decode_image(image, cv2.IMREAD_COLOR_RGB)
+    rgb = decode_image(image)
+    shape = rgb.shape[:2]
     scale = min(1.0, max_side / max(rgb.shape[:2]))
     size = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))
     rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
     if mask is None:
         return Still(rgb, None, label)
-    gray = _decode_image(mask, cv2.IMREAD_GRAYSCALE)
+    gray = decode_mask(mask)
+    if gray.shape != shape:
+        raise ValueError(
+            f"the mask has {gray.shape[1]} x {gray.shape[0]} pixels and the image {shape[1]} x {shape[0]}, "
+            "both as displayed, with the orientation of their EXIF data"
+        )
     return Still(rgb, np.asarray(cv2.resize(gray, size, interpolation=cv2.INTER_AREA), np.uint8), label)
-
-
-def _decode_image(data: bytes, flags: int) -> Image:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if image is None:
-        raise ValueError("not an image, or a damaged one")
-    return np.asarray(image, np.uint8)

@@ -1,21 +1,23 @@
 """Readers of public tracking datasets, in the layouts in which they are published."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from correlation_aware._files import list_images
+from correlation_aware._files import list_frames, natural_order
 from correlation_aware._plugins import load_plugins
 from correlation_aware.data.videos.sequences import (
     Folder,
     SequenceSet,
     Video,
     find_ground_truth,
+    first_box_video,
     match_lines,
     read_boxes,
     read_flags,
+    read_names,
 )
 from correlation_aware.data.videos.tar_shards import TarShards
 
@@ -29,7 +31,7 @@ class Got10k:
 
     Args:
         root: Folder of the subsets.
-        subset: Name of the subset, `train` or `val`; `test` has one box per video, too few for training.
+        subset: Name of the subset, `train` or `val`; `test` has the first box of every video only.
 
     Raises:
         FileNotFoundError: No such subset, or no videos in it.
@@ -39,11 +41,12 @@ class Got10k:
         folder = Path(root) / subset
         names = folder / "list.txt"
         if names.is_file():
-            self.folders = [folder / name for name in names.read_text().split()]
+            self.folders = [folder / name for name in read_names(names)]
         else:
-            self.folders = [path.parent for path in sorted(folder.glob("*/groundtruth.txt"))]
+            self.folders = [path.parent for path in _sorted(folder.glob("*/groundtruth.txt"))]
         if not self.folders:
             raise FileNotFoundError(f"{folder} has neither a list.txt nor folders with a groundtruth.txt.")
+        self._first_box_only = subset == "test"
         self.names = [path.name for path in self.folders]
 
     def __len__(self) -> int:
@@ -52,10 +55,12 @@ class Got10k:
     def __getitem__(self, index: int) -> Video:
         folder = self.folders[index]
         boxes, visible = read_boxes(folder / "groundtruth.txt")
+        if self._first_box_only:
+            return first_box_video(str(folder), list_frames(folder), boxes, visible)
         visible &= read_flags(folder / "absence.label", len(boxes)) == 0
         if (folder / "cover.label").is_file():
             visible &= read_flags(folder / "cover.label", len(boxes)) > 0
-        return match_lines(str(folder), list_images(folder), boxes, visible)
+        return match_lines(str(folder), list_frames(folder), boxes, visible)
 
 
 class LaSOT:
@@ -73,7 +78,7 @@ class LaSOT:
 
     def __init__(self, root: str | Path, names: str | Path | None = None) -> None:
         folders = {folder.name: folder for folder in find_ground_truth(root)}
-        selected = list(folders) if names is None else Path(names).read_text().split()
+        selected = list(folders) if names is None else read_names(names)
         self.folders = [folders.get(name, Path(root) / name.rpartition("-")[0] / name) for name in selected]
         if not self.folders:
             raise FileNotFoundError(f"There is no video with a groundtruth.txt in {root}.")
@@ -87,7 +92,7 @@ class LaSOT:
         boxes, visible = read_boxes(folder / "groundtruth.txt")
         for flags in ("full_occlusion.txt", "out_of_view.txt"):
             visible &= read_flags(folder / flags, len(boxes)) == 0
-        return match_lines(str(folder), list_images(folder / "img"), boxes, visible)
+        return match_lines(str(folder), list_frames(folder / "img"), boxes, visible)
 
 
 class TrackingNet:
@@ -102,8 +107,8 @@ class TrackingNet:
     """
 
     def __init__(self, root: str | Path, parts: list[str] | None = None) -> None:
-        folders = sorted(Path(root).glob("TRAIN_*")) if parts is None else [Path(root) / p for p in parts]
-        self.annotations = [path for folder in folders for path in sorted(folder.glob("anno/*.txt"))]
+        folders = _sorted(Path(root).glob("TRAIN_*")) if parts is None else [Path(root) / p for p in parts]
+        self.annotations = [path for folder in folders for path in _sorted(folder.glob("anno/*.txt"))]
         if not self.annotations:
             raise FileNotFoundError(f"There is no TRAIN_*/anno/*.txt in {root}.")
         self.names = [path.stem for path in self.annotations]
@@ -114,7 +119,7 @@ class TrackingNet:
     def __getitem__(self, index: int) -> Video:
         path = self.annotations[index]
         boxes, visible = read_boxes(path)
-        frames = list_images(path.parents[1] / "frames" / path.stem)
+        frames = list_frames(path.parents[1] / "frames" / path.stem)
         return match_lines(str(path), frames, boxes, visible)
 
 
@@ -166,6 +171,10 @@ class Coco:
     def __getitem__(self, index: int) -> Video:
         path = self.folder / self.files[index]
         return Video(str(path), [path], self.boxes[index : index + 1], np.ones(1, bool))
+
+
+def _sorted(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=natural_order)
 
 
 Reader = Callable[[str | Path], SequenceSet]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from correlation_aware._files import list_images, walk_folders
+from correlation_aware._files import frame_numbers, list_frames, walk_folders
+from correlation_aware._images import decode_image
 
 __all__ = [
     "AnnotationError",
@@ -19,10 +19,12 @@ __all__ = [
     "SequenceSet",
     "Video",
     "find_ground_truth",
+    "first_box_video",
     "match_lines",
     "read_boxes",
     "read_flags",
     "read_frame",
+    "read_names",
 ]
 
 
@@ -109,7 +111,7 @@ class Folder:
         folder = self.folders[index]
         boxes, visible = read_boxes(folder / "groundtruth.txt")
         inner = folder / "img"
-        return match_lines(str(folder), list_images(inner if inner.is_dir() else folder), boxes, visible)
+        return match_lines(str(folder), list_frames(inner if inner.is_dir() else folder), boxes, visible)
 
 
 def find_ground_truth(root: str | Path) -> list[Path]:
@@ -138,13 +140,13 @@ def match_lines(
     if len(frames) == len(boxes):
         return Video(name, frames, boxes, visible)
     remark = f"{len(frames)} frames and {len(boxes)} lines of annotation"
-    digits = [re.findall(r"\d+", path.stem) for path in frames]
-    if not all(digits):
+    found = frame_numbers([frame.stem for frame in frames])
+    if found is None:
         raise AnnotationError(
             f"{name} has {remark}, and frames without a number: which line is of which frame is unknown."
         )
-    numbers = np.array([int(found[-1]) for found in digits])
-    span = int(numbers[-1] - numbers[0] + 1) if len(numbers) else 0
+    numbers = np.array(found)
+    span = int(numbers[-1] - numbers[0] + 1)
     if span == len(frames):
         used = np.arange(min(len(frames), len(boxes)))
         frames, remark = frames[: len(used)], f"{remark}: {len(used)} of them are used"
@@ -156,6 +158,20 @@ def match_lines(
             f"{name} has {remark}, and numbers that span {span}: which line is of which frame is unknown."
         )
     return Video(name, frames, boxes[used], visible[used], remark)
+
+
+def first_box_video(
+    name: str, frames: Sequence[File], boxes: NDArray[np.float64], visible: NDArray[np.bool_]
+) -> Video:
+    """The video of a test set: the first box of the annotation is public, and no other one is used."""
+    count = max(len(frames), 1)
+    rest = count - 1
+    return Video(
+        name,
+        frames,
+        np.concatenate([boxes[:1], np.zeros((rest, 4))]),
+        np.concatenate([visible[:1], np.zeros(rest, bool)]),
+    )
 
 
 def read_boxes(path: File) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -172,7 +188,9 @@ def read_boxes(path: File) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         AnnotationError: Not 4 or 8 numbers per line.
     """
     lines = [
-        re.split(r"[\s,;]+", line.strip(" \t\r,;")) for line in path.read_text().splitlines() if line.strip()
+        re.split(r"[\s,;]+", line.strip(" \t\r,;"))
+        for line in path.read_text().removeprefix("\ufeff").splitlines()
+        if line.strip()
     ]
     try:
         table = np.array([[float(word) for word in line] for line in lines])
@@ -189,16 +207,22 @@ def read_boxes(path: File) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 
 def read_frame(frame: File) -> NDArray[np.uint8]:
-    """Reads a frame, uint8 RGB (H, W, 3).
+    """Reads a frame as it is displayed, uint8 RGB (H, W, 3).
 
     Raises:
         ValueError, OSError: A damaged or missing file.
     """
-    data = np.frombuffer(frame.read_bytes(), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-    if image is None:
-        raise ValueError("not an image, or a damaged one")
-    return np.asarray(image, np.uint8)
+    return decode_image(frame.read_bytes())
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Reads a list of names, one per line; a name may have blanks.
+
+    Raises:
+        OSError: No such file.
+    """
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def read_flags(path: Path, count: int) -> NDArray[np.int64]:
@@ -216,7 +240,7 @@ def read_flags(path: Path, count: int) -> NDArray[np.int64]:
     """
     if not path.is_file():
         return np.zeros(count, np.int64)
-    words = re.split(r"[\s,]+", path.read_text().strip(" \r\n\t,"))
+    words = re.split(r"[\s,;]+", path.read_text().removeprefix("\ufeff").strip(" \r\n\t,;"))
     if len(words) != count or not all(word.lstrip("-").isdigit() for word in words):
         raise AnnotationError(f"{path} must have {count} integers, one per frame; it has {len(words)} words.")
     return np.array([int(word) for word in words])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from correlation_aware.data.videos.readers import open_set, reader_of
-from correlation_aware.data.videos.sequences import SequenceSet, Video
+from correlation_aware.data.videos.sequences import SequenceSet, Video, read_names
 
 __all__ = ["Part", "VideoSet", "open_videos"]
 
@@ -136,7 +136,7 @@ def _select(known: Sequence[str], entries: Sequence[str], where: str) -> set[int
         is_file = entry not in index and Path(entry).suffix == ".txt"
         if is_file and not Path(entry).is_file():
             raise FileNotFoundError(f"{where}: there is no file {entry}.")
-        names = Path(entry).read_text(encoding="utf-8").split() if is_file else [entry]
+        names = read_names(entry) if is_file else [entry]
         if is_file and names and all(name.isdecimal() and name not in index for name in names):
             names = [known[int(name)] if int(name) < len(known) else name for name in names]
         count += len(names)

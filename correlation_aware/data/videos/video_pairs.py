@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from einops import rearrange
@@ -256,7 +255,7 @@ class VideoPairs:
             return None
         try:
             image = read_frame(path)
-        except (OSError, ValueError, cv2.error) as error:
+        except (OSError, ValueError) as error:
             self.errors.add(name, error)
             return None
         if not (0 < x + w / 2 < image.shape[1] and 0 < y + h / 2 < image.shape[0]):

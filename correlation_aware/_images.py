@@ -1,0 +1,102 @@
+"""Reading of images, by one rule for frames, photographs and masks.
+
+An image is read as it is displayed: the orientation in its EXIF data is applied, so that boxes and masks are
+in the pixels of the displayed image. Alpha is dropped. 16-bit and float images need a range of values.
+"""
+
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["decode_image", "decode_mask", "image_size", "read_image"]
+
+DepthRange = tuple[float, float]
+
+ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
+
+
+def read_image(path: str | Path, depth_range: DepthRange | None = None) -> NDArray[np.uint8]:
+    """Reads an image file, see `decode_image`.
+
+    Raises:
+        OSError: No such file, or no permission.
+        ValueError: See `decode_image`.
+    """
+    return decode_image(np.fromfile(path, np.uint8), str(path), depth_range)  # imread fails on some paths
+
+
+def decode_image(
+    data: bytes | NDArray[np.uint8], name: str = "", depth_range: DepthRange | None = None
+) -> NDArray[np.uint8]:
+    """Decodes an image as it is displayed.
+
+    Args:
+        data: Content of an image file.
+        name: Name of the image, with which messages start.
+        depth_range: Values of a 16-bit or float image that become 0 and 255; NaN becomes 0.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+
+    Raises:
+        ValueError: Not an image, or a damaged one; more than 8 bits without `depth_range`, or 8 bits with it.
+    """
+    start = f"{name}: " if name else ""
+    image = _decode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, start)
+    if image.dtype == np.uint8:
+        if depth_range is not None:
+            raise ValueError(f"{start}8 bits per value, for which a depth range has no effect; leave it out")
+    elif depth_range is None:
+        low, high = float(np.nanmin(image)), float(np.nanmax(image))
+        raise ValueError(
+            f"{start}{image.dtype} values, {low:g} to {high:g} here: state which values become black and "
+            f"white, such as --depth-range {low:g},{high:g} (in Python depth_range), or convert it to 8 bits"
+        )
+    else:
+        low, high = depth_range
+        scaled = (image.astype(np.float32) - low) * (255 / (high - low))
+        image = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round().astype(np.uint8)
+    return np.asarray(
+        cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB), np.uint8
+    )
+
+
+def decode_mask(data: bytes | NDArray[np.uint8], name: str = "") -> NDArray[np.uint8]:
+    """Decodes a mask as it is displayed: uint8 (H, W).
+
+    Raises:
+        ValueError: Not an image, a damaged one, or one of more than 8 bits.
+    """
+    start = f"{name}: " if name else ""
+    mask = _decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, start)
+    if mask.dtype != np.uint8:
+        raise ValueError(f"{start}{mask.dtype} values; a mask has 8 bits per value, 255 on the object")
+    return np.asarray(mask, np.uint8)
+
+
+def image_size(path: str | Path | IO[bytes]) -> tuple[int, int]:
+    """Width and height of an image as it is displayed, from the header of the file or open file.
+
+    Raises:
+        OSError: Not an image, or a damaged one.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        # Pillow swaps them itself for TIFF files
+        swap = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"
+    return (height, width) if swap else (width, height)
+
+
+def _decode(data: bytes | NDArray[np.uint8], flags: int, start: str) -> Any:
+    values = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+    try:
+        image = cv2.imdecode(values, flags) if values.size else None
+    except cv2.error as error:
+        raise ValueError(f"{start}not an image that OpenCV reads ({error.err})") from error
+    if image is None:
+        raise ValueError(f"{start}not an image, or a damaged one")
+    return image

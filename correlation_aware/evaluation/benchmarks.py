@@ -1,0 +1,201 @@
+"""One-pass evaluation on the benchmarks of the field, in the layouts in which they are published."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from correlation_aware._images import image_size, read_image
+from correlation_aware.data.videos.readers import Got10k
+from correlation_aware.data.videos.sequences import SequenceSet, Video
+from correlation_aware.data.videos.subsets import names_of
+from correlation_aware.evaluation.one_pass import Array, OnePassTracker, SequenceResult, overlap, run_sequence
+
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Protocol",
+    "SequenceFailure",
+    "evaluate",
+    "open_benchmark",
+    "score_boxes",
+]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What distinguishes a benchmark from the others.
+
+    Attributes:
+        title: Name of the benchmark, and of the folder of its results.
+        reader: Reader of the layout; takes the root and a subset.
+        subsets: Names of the subsets, the default one first.
+        hidden: Subsets without public annotations.
+        clips: Whether boxes are clipped to the frame before the overlap is measured.
+        folders: Whether results have a folder per sequence, as those of GOT-10k.
+    """
+
+    title: str
+    reader: Callable[[Path, str], SequenceSet]
+    subsets: tuple[str, ...]
+    hidden: tuple[str, ...] = ()
+    clips: bool = False
+    folders: bool = False
+
+
+# GOT-10k: A Large High-Diversity Benchmark for Generic Object Tracking in the Wild (Huang et al.)
+# https://github.com/got-10k/toolkit
+BENCHMARKS: dict[str, Protocol] = {
+    "got10k": Protocol("GOT-10k", Got10k, ("val", "train", "test"), ("test",), clips=True, folders=True),
+}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark on disk.
+
+    Attributes:
+        protocol: Protocol.
+        subset: Name of the subset.
+        names: Names of the sequences.
+        dataset: Sequences, in the order of the names.
+    """
+
+    protocol: Protocol
+    subset: str
+    names: Sequence[str]
+    dataset: SequenceSet
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the annotations are public."""
+        return self.subset not in self.protocol.hidden
+
+    def select(self, names: Sequence[str] | None) -> list[str]:
+        """The names of sequences to evaluate, all for None.
+
+        Raises:
+            ValueError: An unknown name.
+        """
+        unknown = set(names or ()) - set(self.names)
+        if unknown:
+            raise ValueError(
+                f"Unknown sequence {', '.join(sorted(unknown))}; known: {', '.join(self.names)}."
+            )
+        return list(self.names if names is None else names)
+
+    def __getitem__(self, name: str) -> Video:
+        """The frames and the annotation of a sequence.
+
+        Raises:
+            ValueError: Missing frames or lines, or a first frame without a visible target.
+            OSError: Missing files.
+        """
+        video = self.dataset[list(self.names).index(name)]
+        if video.remark:
+            raise ValueError(video.remark)
+        if not len(video.frames):
+            raise ValueError(f"{video.name} has no frames")
+        if not video.visible[0]:
+            raise ValueError(
+                f"the first frame has no visible target to start on: its box is {video.boxes[0].tolist()}"
+            )
+        return video
+
+
+@dataclass(frozen=True)
+class SequenceFailure:
+    """A sequence that could not be evaluated.
+
+    Attributes:
+        name: Name of the sequence.
+        reason: Type and text of the error.
+    """
+
+    name: str
+    reason: str
+
+
+def open_benchmark(name: str, root: str | Path, subset: str | None = None) -> Benchmark:
+    """Opens a benchmark.
+
+    Args:
+        name: Key of `BENCHMARKS`.
+        root: Folder of the benchmark.
+        subset: Name of the subset; the first one of the protocol by default.
+
+    Raises:
+        ValueError: An unknown benchmark or subset.
+        FileNotFoundError: No such folder, or not in the layout of the benchmark.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"Unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}.")
+    protocol = BENCHMARKS[name]
+    subset = protocol.subsets[0] if subset is None else subset
+    if subset not in protocol.subsets:
+        raise ValueError(f"{protocol.title} has no subset {subset!r}; it has {', '.join(protocol.subsets)}.")
+    if not Path(root).is_dir():
+        state = "is a file" if Path(root).exists() else "does not exist"
+        raise FileNotFoundError(f"{root} {state}; a folder in the layout of {protocol.title} is needed.")
+    dataset = protocol.reader(Path(root), subset)
+    return Benchmark(protocol, subset, names_of(dataset), dataset)
+
+
+def evaluate(
+    tracker: OnePassTracker,
+    benchmark: Benchmark,
+    sequences: Sequence[str] | None = None,
+    depth_range: tuple[float, float] | None = None,
+) -> Iterator[SequenceResult | SequenceFailure]:
+    """Tracks through every sequence once.
+
+    Boxes and times are rounded as in the files of results, so that they give the same figures.
+
+    Args:
+        tracker: Tracker, initialized on the first frame of every sequence.
+        benchmark: Benchmark.
+        sequences: Names of the sequences to evaluate; all by default.
+        depth_range: Values of 16-bit or float images that become 0 and 255, see `decode_image`.
+
+    Yields:
+        The result of each sequence, or why it has none.
+
+    Raises:
+        ValueError: An unknown sequence.
+    """
+    for name in benchmark.select(sequences):
+        try:
+            video = benchmark[name]
+            frames = (read_image(path, depth_range) for path in video.frames)
+            boxes, scores, seconds = run_sequence(tracker, frames, video.boxes[0])
+            yield score_boxes(benchmark, name, boxes.round(3), seconds.round(8), scores)
+        except Exception as error:  # of the files, or of somebody's tracker: the other sequences go on
+            yield SequenceFailure(name, f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def score_boxes(
+    benchmark: Benchmark, name: str, boxes: Array, seconds: Array, scores: Array | None = None
+) -> SequenceResult:
+    """The result of a sequence from its boxes, of a run or of a file.
+
+    Args:
+        benchmark: Benchmark.
+        name: Name of the sequence.
+        boxes: (N, 4) xywh in pixels.
+        seconds: (N,) duration per frame; empty if unknown.
+        scores: (N,) scores of the tracker; unknown by default.
+
+    Raises:
+        ValueError: Another number of boxes than frames, or an unusable annotation.
+        OSError: Missing files.
+    """
+    video = benchmark[name]
+    if boxes.shape != (len(video.frames), 4):
+        raise ValueError(f"the result has {len(boxes)} boxes and the sequence {len(video.frames)} frames")
+    scores = np.full(len(boxes), np.nan) if scores is None else scores
+    if not benchmark.has_truth:
+        return SequenceResult(name, boxes, scores, seconds, None)
+    size = image_size(video.frames[0]) if benchmark.protocol.clips else None
+    overlaps = np.where(video.visible, overlap(boxes, video.boxes, size), np.nan)
+    return SequenceResult(name, boxes, scores, seconds, overlaps)
