@@ -66,6 +66,16 @@ app = typer.Typer(help="Evaluate a tracker on annotated sequences.", no_args_is_
 
 EXIT_FAILED = 3
 HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
+PRECISIONS = ("P", "Pnorm")  # of the benchmarks that have them
+OTHERS = {  # title, layout and subsets of the benchmarks besides GOT-10k
+    "otb": ("OTB-100", "NAME/img and NAME/groundtruth_rect.txt", "all"),
+    "lasot": ("LaSOT", "CLASS/NAME and testing_set.txt", "test, train, all"),
+    "lasot_ext": ("LaSOT's extension", "CLASS/NAME", "all"),
+    "uav123": ("UAV123", "anno/UAV123 and data_seq/UAV123", "UAV123, UAV20L"),
+    "nfs": ("NFS", "NAME/30/NAME.txt and NAME/30/NAME", "30, 240"),
+    "tnl2k": ("TNL2K", "NAME/imgs and NAME/groundtruth.txt", "all"),
+    "trackingnet": ("TrackingNet's test set, for result files", "TEST/anno and TEST/frames", "TEST"),
+}
 
 
 @app.callback()
@@ -106,6 +116,74 @@ def got10k(
     """
     options = (model, weights, device, runtime, tracker, name)
     _run("got10k", root, subset, options, sequences, depth_range, output, results, as_json)
+
+
+def _add_command(key: str, layout: str, subsets: str) -> None:
+    """Adds the command of a benchmark of which the success and precision plots are known."""
+
+    def command(
+        root: Annotated[Path, typer.Argument(metavar="ROOT", help=f"Folder with {layout}.")],
+        model: Model = None,
+        weights: Weights = None,
+        device: Device = None,
+        runtime: Runtime = "auto",
+        tracker: TrackerText = None,
+        name: Name = None,
+        subset: Annotated[str | None, typer.Option(help=f"{subsets}; the first one by default.")] = None,
+        sequences: Sequences = None,
+        depth_range: DepthRange = None,
+        output: Output = None,
+        results: Results = None,
+        as_json: Json = None,
+    ) -> None:
+        options = (model, weights, device, runtime, tracker, name)
+        _run(key, root, subset, options, sequences, depth_range, output, results, as_json)
+
+    command.__doc__ = f"""One-pass evaluation on {OTHERS[key][0]}.
+
+    AUC is the area under the success curve, P the fraction of frames with
+    centers at most 20 px apart, Pnorm at most 0.2 widths and heights of the
+    target. Frames without a visible target are left out.
+
+    Exit codes: 0, 3 if a sequence failed (the table has the others), 1 error.
+    """
+    app.command(key)(command)
+
+
+for _key, (_, _layout, _subsets) in OTHERS.items():
+    _add_command(_key, _layout, _subsets)
+
+
+@app.command()
+def pack(
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="got10k or trackingnet.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the benchmark.")],
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of a tracker's files of boxes.")],
+    output: Annotated[Path, typer.Option(help="File to write (.zip).")],
+    subset: Annotated[str | None, typer.Option(help="Subset; by default the test set.")] = None,
+) -> None:
+    """Check files of boxes and pack them for the server of GOT-10k or TrackingNet.
+
+    Lists all that the server would reject; then no file is written and the
+    exit code is 1.
+    """
+    from correlation_aware._files import check_output_file
+    from correlation_aware.evaluation.benchmarks import BENCHMARKS, open_benchmark
+    from correlation_aware.evaluation.submission import find_faults
+    from correlation_aware.evaluation.submission import pack as write
+
+    servers = [key for key, protocol in BENCHMARKS.items() if protocol.hidden]
+    if benchmark not in servers:
+        raise ValueError(f"{benchmark} has no server to submit to; expected {' or '.join(servers)}")
+    check_output_file(output, (".zip",))
+    opened = open_benchmark(benchmark, root, subset or BENCHMARKS[benchmark].hidden[0])
+    faults = find_faults(results, opened)
+    if faults:
+        for fault in faults:
+            console.print(escape(fault))
+        raise ValueError(f"The server would reject {results}: {len(faults)} faults, listed above.")
+    files = write(results, opened, output)
+    console.print(f"Wrote {escape(str(output))} with {len(files)} files of {len(opened.names)} sequences")
 
 
 def _run(
@@ -322,20 +400,26 @@ def _print_table(
     more: dict[str, dict[str, str]] | None = None,
 ) -> None:
     """Prints a table with a row per item; `more` maps titles of further columns to their values by row."""
-    table, more = Table(box=None, padding=(0, 2, 0, 0)), more or {}
+    table, more = Table(box=None, padding=(0, 2, 0, 0)), dict(more or {})
+    every = {**rows, **totals}
+    if all(scores.precision is not None for scores in every.values()):
+        values = {name: (s.precision, s.normalized_precision) for name, s in every.items()}
+        for i, title in enumerate(PRECISIONS):
+            more[title] = {name: f"{pair[i]:.3f}" for name, pair in values.items()}
     for title in (subject, *HEADINGS, *more):
         table.add_column(title, justify="left" if title == subject else "right", no_wrap=True)
     for name, scores in rows.items():
         table.add_row(escape(name), *_format_scores(scores), *(column[name] for column in more.values()))
     table.add_section()
     for name, scores in totals.items():
-        table.add_row(name, *_format_scores(scores), style="bold")
+        further = (column.get(name, "") for column in more.values())
+        table.add_row(name, *_format_scores(scores), *further, style="bold")
     Console(width=None if console.is_terminal else 120, highlight=False).print(table)
 
 
 def _format_scores(s: "Scores") -> Sequence[str]:
     values = (f"{value:.3f}" for value in (s.ao, s.sr50, s.sr75, s.auc))
-    return (str(s.frames), *values, f"{s.fps:.1f}")
+    return (str(s.frames), *values, f"{s.fps:.1f}" if s.fps else "-")
 
 
 def _report(

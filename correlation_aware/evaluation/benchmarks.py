@@ -10,6 +10,7 @@ from correlation_aware._images import image_size, read_image
 from correlation_aware.data.videos.readers import Got10k
 from correlation_aware.data.videos.sequences import SequenceSet, Video
 from correlation_aware.data.videos.subsets import names_of
+from correlation_aware.evaluation import layouts
 from correlation_aware.evaluation.one_pass import Array, OnePassTracker, SequenceResult, overlap, run_sequence
 
 __all__ = [
@@ -33,6 +34,7 @@ class Protocol:
         subsets: Names of the subsets, the default one first.
         hidden: Subsets without public annotations.
         clips: Whether boxes are clipped to the frame before the overlap is measured.
+        counts_first: Whether the first frame, with the box that the tracker was given, is counted.
         folders: Whether results have a folder per sequence, as those of GOT-10k.
     """
 
@@ -41,13 +43,28 @@ class Protocol:
     subsets: tuple[str, ...]
     hidden: tuple[str, ...] = ()
     clips: bool = False
+    counts_first: bool = True
     folders: bool = False
 
 
-# GOT-10k: A Large High-Diversity Benchmark for Generic Object Tracking in the Wild (Huang et al.)
-# https://github.com/got-10k/toolkit
+# titles of OTB, UAV123, NFS and GOT-10k are the folders of the got10k toolkit, https://github.com/got-10k/toolkit
 BENCHMARKS: dict[str, Protocol] = {
-    "got10k": Protocol("GOT-10k", Got10k, ("val", "train", "test"), ("test",), clips=True, folders=True),
+    "got10k": Protocol(
+        "GOT-10k",
+        Got10k,
+        ("val", "train", "test"),
+        hidden=("test",),
+        clips=True,
+        counts_first=False,
+        folders=True,
+    ),
+    "otb": Protocol("OTB2015", layouts.otb, ("all",)),
+    "lasot": Protocol("LaSOT", layouts.lasot, ("test", "train", "all")),
+    "lasot_ext": Protocol("LaSOText", layouts.lasot, ("all",)),
+    "uav123": Protocol("UAV123", layouts.uav123, ("UAV123", "UAV20L")),
+    "nfs": Protocol("NfS", layouts.nfs, ("30", "240")),
+    "tnl2k": Protocol("TNL2K", layouts.tnl2k, ("all",)),
+    "trackingnet": Protocol("TrackingNet", layouts.trackingnet, ("TEST",), hidden=("TEST",)),
 }
 
 
@@ -198,4 +215,6 @@ def score_boxes(
         return SequenceResult(name, boxes, scores, seconds, None)
     size = image_size(video.frames[0]) if benchmark.protocol.clips else None
     overlaps = np.where(video.visible, overlap(boxes, video.boxes, size), np.nan)
-    return SequenceResult(name, boxes, scores, seconds, overlaps)
+    # GOT-10k does not measure how far the centers are apart
+    truth = None if benchmark.protocol.clips else np.where(video.visible[:, None], video.boxes, np.nan)
+    return SequenceResult(name, boxes, scores, seconds, overlaps, truth, benchmark.protocol.counts_first)

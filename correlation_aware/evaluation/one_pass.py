@@ -10,8 +10,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from correlation_aware.tracking.tracker import TrackResult
 
-__all__ = ["OnePassTracker", "Scores", "SequenceResult", "average", "overlap", "run_sequence", "score"]
+__all__ = [
+    "OnePassTracker",
+    "Scores",
+    "SequenceResult",
+    "average",
+    "center_errors",
+    "overlap",
+    "run_sequence",
+    "score",
+]
 
+PRECISION = 20.0  # pixels, as in OTB
+NORMALIZED_PRECISION = 0.2  # widths and heights of the target, as in LaSOT
 THRESHOLDS = np.linspace(0, 1, 21)  # thresholds of the success curve, as in OTB
 
 Array = NDArray[np.float64]
@@ -40,6 +51,9 @@ class SequenceResult:
         seconds: (N,) duration of `init` and of each `update`, without reading the images.
         overlaps: (N,) IoU with the ground truth, NaN where the target is not visible; None if the ground
             truth is not public.
+        truth: (N, 4) ground truth xywh, NaN where the target is not visible; None if it is not measured how
+            far the centers are apart.
+        counts_first: Whether the first frame is evaluated.
     """
 
     name: str
@@ -47,6 +61,8 @@ class SequenceResult:
     scores: Array
     seconds: Array
     overlaps: Array | None
+    truth: Array | None = None
+    counts_first: bool = False
 
     @property
     def ious(self) -> Array:
@@ -55,10 +71,10 @@ class SequenceResult:
 
     @property
     def evaluated(self) -> NDArray[np.bool_]:
-        """(N,) which frames are evaluated: all after the first with a visible target."""
+        """(N,) which frames are evaluated: those with a visible target, mostly without the first one."""
         if self.overlaps is None:
             return np.zeros(len(self.boxes), bool)
-        return ~np.isnan(self.overlaps) & (np.arange(len(self.boxes)) > 0)
+        return ~np.isnan(self.overlaps) & (np.arange(len(self.boxes)) >= (0 if self.counts_first else 1))
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,9 @@ class Scores:
         auc: Area under the success curve, with 21 thresholds as in OTB.
         fps: Frames per second, over all `update` calls.
         frames: Number of evaluated frames.
+        precision: Fraction of frames with centers at most 20 px apart; None if unknown.
+        normalized_precision: Fraction of frames with centers at most 0.2 apart, in widths and heights of the
+            ground truth; None if unknown.
     """
 
     ao: float
@@ -80,6 +99,8 @@ class Scores:
     auc: float
     fps: float
     frames: int
+    precision: float | None = None
+    normalized_precision: float | None = None
 
 
 def run_sequence(
@@ -152,6 +173,13 @@ def _clip(boxes: Array, size: tuple[int, int]) -> Array:
     return np.concatenate([corner, np.clip(boxes[..., 2:], 0, size - corner)], axis=-1)
 
 
+def center_errors(boxes: ArrayLike, truth: ArrayLike, normalized: bool = False) -> Array:
+    """Distances of the centers of boxes xywh (..., 4), in pixels, or in widths and heights of the truth."""
+    a, b = np.asarray(boxes, float), np.asarray(truth, float)
+    offset = a[..., :2] + a[..., 2:] / 2 - b[..., :2] - b[..., 2:] / 2
+    return np.asarray(np.linalg.norm(offset / b[..., 2:] if normalized else offset, axis=-1))
+
+
 def score(results: Sequence[SequenceResult]) -> Scores:
     """Metrics over all frames of the sequences, as in the report of the got10k toolkit.
 
@@ -164,6 +192,14 @@ def score(results: Sequence[SequenceResult]) -> Scores:
             "There are no frames to score: no frame after the first has a visible target with a known box."
         )
     updates = np.concatenate([result.seconds[1:] for result in results])
+    pairs = [(r.boxes[r.evaluated], r.truth[r.evaluated]) for r in results if r.truth is not None]
+    near = [
+        [center_errors(boxes, truth, normalized) <= limit for boxes, truth in pairs]
+        for normalized, limit in ((False, PRECISION), (True, NORMALIZED_PRECISION))
+    ]
+    precision, normalized_precision = (
+        float(np.concatenate(part).mean()) if len(pairs) == len(results) else None for part in near
+    )
     return Scores(
         ao=float(ious.mean()),
         sr50=float((ious > 0.5).mean()),
@@ -171,6 +207,8 @@ def score(results: Sequence[SequenceResult]) -> Scores:
         auc=float((ious[:, None] > THRESHOLDS).mean()),
         fps=float(updates.size / max(updates.sum(), 1e-9)),
         frames=int(ious.size),
+        precision=precision,
+        normalized_precision=normalized_precision,
     )
 
 
@@ -183,5 +221,7 @@ def average(results: Sequence[SequenceResult]) -> Scores:
     known = [result for result in results if result.ious.size]
     pooled = score(known)
     each = [score([result]) for result in known]
-    ao, sr50, sr75, auc = np.mean([(s.ao, s.sr50, s.sr75, s.auc) for s in each], axis=0).tolist()
-    return replace(pooled, ao=ao, sr50=sr50, sr75=sr75, auc=auc)
+    names = ["ao", "sr50", "sr75", "auc"]
+    names += ["precision", "normalized_precision"] * (pooled.precision is not None)
+    means: dict[str, Any] = {name: float(np.mean([getattr(s, name) for s in each])) for name in names}
+    return replace(pooled, **means)

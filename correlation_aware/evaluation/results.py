@@ -77,7 +77,7 @@ class ResultFolder:
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(json.dumps(run, indent=2) + "\n", self.manifest)
-        return [name for name in self.benchmark.names if self._files(name)[0].is_file()]
+        return [name for name in self.benchmark.names if self.files(name)[0].is_file()]
 
     def _compare(self, before: Any, run: Mapping[str, Any]) -> None:
         former, now = (
@@ -124,7 +124,7 @@ class ResultFolder:
 
     def write(self, result: SequenceResult) -> Path:
         """Writes times, then boxes, each file at once; returns the path of the boxes."""
-        boxes, times = self._files(result.name)
+        boxes, times = self.files(result.name)
         for path in (boxes, times):
             path.parent.mkdir(parents=True, exist_ok=True)
             for leftover in path.parent.glob(
@@ -138,11 +138,12 @@ class ResultFolder:
     def read(self, name: str) -> SequenceResult | SequenceFailure:
         """The result of a finished sequence, or why its files cannot be read."""
         try:
-            return score_boxes(self.benchmark, name, *read_boxes_and_times(*self._files(name)))
+            return score_boxes(self.benchmark, name, *read_boxes_and_times(*self.files(name)))
         except (OSError, ValueError) as error:
-            return SequenceFailure(name, f"{self._files(name)[0]}: {error}")
+            return SequenceFailure(name, f"{self.files(name)[0]}: {error}")
 
-    def _files(self, name: str) -> tuple[Path, Path]:
+    def files(self, name: str) -> tuple[Path, Path]:
+        """Paths of the boxes and times of a sequence."""
         if self.benchmark.protocol.folders and not (self.path / f"{name}.txt").is_file():
             return self.path / name / f"{name}_001.txt", self.path / name / f"{name}_time.txt"
         return self.path / f"{name}.txt", self.path / "times" / f"{name}_time.txt"
