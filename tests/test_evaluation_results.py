@@ -86,7 +86,7 @@ def test_kill_9_loses_no_finished_sequence(benchmark, tmp_path):
     while True:
         process = multiprocessing.get_context("fork").Process(target=run, args=(folder, log, 0.004))
         process.start()
-        process.join(rng.uniform(0.005, 0.08) if kills < 6 else None)
+        process.join(rng.uniform(0.005, 0.08) if kills < 5 else None)
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)

@@ -145,7 +145,7 @@ def otb(root: Path, subset: str) -> SequenceSet:
 
 
 def lasot(root: Path, subset: str) -> SequenceSet:
-    """LaSOT: `ROOT/airplane/airplane-1`; the names of a subset are in `ROOT/testing_set.txt`, its own file."""
+    """LaSOT: `ROOT/airplane/airplane-1`; the names of a subset are in its own `ROOT/testing_set.txt`."""
     if subset == "all":
         return LaSOT(root)
     names = root / ("testing_set.txt" if subset == "test" else "training_set.txt")
