@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from correlation_aware.cli import eval as cli_eval
 from correlation_aware.evaluation.one_pass import overlap, run_sequence
-from correlation_aware.evaluation.trackers import create_baseline
+from correlation_aware.evaluation.trackers import OpenCVTracker, create_baseline
 from correlation_aware.tracking.tracker import TrackResult
 
 
@@ -195,3 +195,26 @@ def test_a_result_of_our_tracker_has_a_score():
     frames, boxes = moving_square(2)
     tracked, scores, _ = run_sequence(Ours(), frames, boxes[0])
     assert tracked[1].tolist() == [1, 2, 3, 4] and scores.tolist() == [1, 0.25]
+
+
+def test_what_a_tracker_of_opencv_is_given_and_gives():
+    class Recorded:
+        """In the form of OpenCV's trackers."""
+
+        answers = iter([(True, (11, 12, 13, 14)), (False, (0, 0, 0, 0)), (True, (21, 22, 23, 24))])
+
+        def init(self, image, box):
+            assert (
+                image.flags["C_CONTIGUOUS"]
+                and image[100, 30].tolist() == [1, 2, 3]
+                and box == (30, 100, 40, 41)
+            )
+
+        def update(self, image):
+            return next(self.answers)
+
+    frames, boxes = moving_square(4)
+    frames[0][100, 30] = (3, 2, 1)  # red 3, which is last for OpenCV
+    tracked, scores, _ = run_sequence(OpenCVTracker(Recorded), frames, boxes[0] + [0.4, -0.4, 0.1, 0.6])
+    assert tracked[1:].tolist() == [[11, 12, 13, 14], [11, 12, 13, 14], [21, 22, 23, 24]]
+    assert scores.tolist() == [1, 1, 0, 1]

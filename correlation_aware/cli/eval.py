@@ -373,7 +373,7 @@ def _check_unused(
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
     """Configurations of all combinations of the values, by labels such as `window_weight=0.2 margin=5`."""
     known = {f.name: bool if isinstance(getattr(default, f.name), bool) else float for f in fields(default)}
-    axes = []
+    axes: list[list[tuple[str, Any]]] = []
     for text in sweep:
         name, _, values = text.partition("=")
         (name,) = current_fields(type(default), {name: values})
