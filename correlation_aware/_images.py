@@ -4,34 +4,40 @@ An image is read as it is displayed: the orientation in its EXIF data is applied
 in the pixels of the displayed image. Alpha is dropped. 16-bit and float images need a range of values.
 """
 
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["decode_image", "decode_mask", "image_size", "read_image"]
+__all__ = ["File", "decode_image", "decode_mask", "image_size", "read_image"]
 
 DepthRange = tuple[float, float]
 
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
 
 
-def read_image(path: str | Path, depth_range: DepthRange | None = None) -> NDArray[np.uint8]:
+class File(Protocol):
+    """A path, or a member of a tar shard."""
+
+    def read_bytes(self) -> bytes: ...
+
+
+def read_image(file: str | File, depth_range: DepthRange | None = None) -> NDArray[np.uint8]:
     """Reads an image file, see `decode_image`.
 
     Raises:
         OSError: No such file, or no permission.
         ValueError: See `decode_image`.
     """
-    return decode_image(np.fromfile(path, np.uint8), str(path), depth_range)  # imread fails on some paths
+    data = (Path(file) if isinstance(file, str) else file).read_bytes()  # cv2.imread fails on some paths
+    return decode_image(data, str(file), depth_range)
 
 
-def decode_image(
-    data: bytes | NDArray[np.uint8], name: str = "", depth_range: DepthRange | None = None
-) -> NDArray[np.uint8]:
+def decode_image(data: bytes, name: str = "", depth_range: DepthRange | None = None) -> NDArray[np.uint8]:
     """Decodes an image as it is displayed.
 
     Args:
@@ -65,7 +71,7 @@ def decode_image(
     )
 
 
-def decode_mask(data: bytes | NDArray[np.uint8], name: str = "") -> NDArray[np.uint8]:
+def decode_mask(data: bytes, name: str = "") -> NDArray[np.uint8]:
     """Decodes a mask as it is displayed: uint8 (H, W).
 
     Raises:
@@ -78,21 +84,21 @@ def decode_mask(data: bytes | NDArray[np.uint8], name: str = "") -> NDArray[np.u
     return np.asarray(mask, np.uint8)
 
 
-def image_size(path: str | Path | IO[bytes]) -> tuple[int, int]:
-    """Width and height of an image as it is displayed, from the header of the file or open file.
+def image_size(file: str | File) -> tuple[int, int]:
+    """Width and height of an image as it is displayed, from its header.
 
     Raises:
         OSError: Not an image, or a damaged one.
     """
-    with Image.open(path) as image:
+    with Image.open(file if isinstance(file, (str, Path)) else BytesIO(file.read_bytes())) as image:
         width, height = image.size
         # Pillow swaps them itself for TIFF files
         swap = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"
     return (height, width) if swap else (width, height)
 
 
-def _decode(data: bytes | NDArray[np.uint8], flags: int, start: str) -> Any:
-    values = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+def _decode(data: bytes, flags: int, start: str) -> Any:
+    values = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(values, flags) if values.size else None
     except cv2.error as error:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from correlation_aware._images import read_image
+from correlation_aware._images import File, read_image
 from correlation_aware.evaluation.benchmarks import open_benchmark
 from correlation_aware.runtime.graphs import SessionModel, split_graphs
 from correlation_aware.tracking.crop import Crop
@@ -54,7 +54,7 @@ def real_pairs(model: SessionModel, root: Path, per_sequence: int = 3) -> list[P
     template_crop = model.sizes.template_size, model.sizes.template_factor
     search_crop = model.sizes.search_size, model.sizes.search_factor
 
-    def read_crop(file: Path, box: ArrayLike, size: int, factor: float) -> Tensor:
+    def read_crop(file: File, box: ArrayLike, size: int, factor: float) -> Tensor:
         crop = Crop.around(box, factor).cut(read_image(file), size)
         return torch.from_numpy(((crop - mean) / std).transpose(2, 0, 1).copy())[None]
 

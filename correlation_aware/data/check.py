@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +126,7 @@ def _frame_sizes(frames: Sequence[File], boxes: NDArray[np.float64]) -> NDArray[
     sizes = np.zeros((len(frames), 2), np.int64)
     for i, frame in enumerate(frames):
         if i == 0 or (boxes[i, :2] + boxes[i, 2:] > sizes[0]).any():
-            sizes[i] = image_size(frame if isinstance(frame, Path) else BytesIO(frame.read_bytes()))
+            sizes[i] = image_size(frame)
         else:
             sizes[i] = sizes[0]
     return sizes
