@@ -71,7 +71,7 @@ MISTAKES = {
     "bench model sbt_test --contenders nosuch": "There is no contender 'nosuch'",
     "bench model sbt_test --contender nosuch:f": "no module nosuch in the current folder or on PYTHONPATH",
     "bench model sbt_test --contenders eager --against onnx": "--against 'onnx' is not among eager",
-    "bench model sbt_test --sequences empty": "There is no empty/val/list.txt",
+    "bench model sbt_test --sequences empty": "empty/val has neither a list.txt nor folders with",
     "bench train sbt_test --contenders onnx": "There is no contender onnx; there are reference",
     "bench train sbt_tset": "There is no model 'sbt_tset'",
     "bench ops sbt_test --contenders onnx": "There is no contender onnx; there are reference",

@@ -120,7 +120,7 @@ def test_selected_sequences_and_errors(root, tmp_path):
         open_benchmark("got10k", root, "vol")
     with pytest.raises(FileNotFoundError, match=r"neither a list\.txt nor folders with a groundtruth\.txt"):
         open_benchmark("got10k", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"none does not exist; a folder in the layout of GOT-10k"):
+    with pytest.raises(FileNotFoundError, match=r"none does not exist; a folder in GOT-10k's layout"):
         open_benchmark("got10k", tmp_path / "none")
     with pytest.raises(ValueError, match="no frames to score"):
         score([])

@@ -57,7 +57,7 @@ def run(folder: ResultFolder, log: Path, pause: float = 0.0) -> list:
 
 
 def contents(folder: ResultFolder) -> dict[str, str]:
-    return {path.name: path.read_text() for path in sorted(folder.path.rglob("*_001.txt"))}
+    return {path.name: path.read_text() for path in sorted(folder.path.rglob("s*_001.txt"))}
 
 
 def test_a_finished_sequence_is_read_and_not_tracked_again(benchmark, tmp_path):

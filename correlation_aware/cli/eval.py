@@ -198,22 +198,30 @@ def _run(
     as_json: Path | None,
 ) -> None:
     """Evaluates the tracker of the options, or files of results, on a benchmark."""
-    from correlation_aware._files import check_output_file, write_text
-    from correlation_aware.evaluation.benchmarks import SequenceFailure, evaluate, open_benchmark
+    from correlation_aware._files import check_output_file, check_output_folder, write_text
+    from correlation_aware.evaluation.benchmarks import (
+        BENCHMARKS,
+        SequenceFailure,
+        evaluate,
+        open_benchmark,
+    )
     from correlation_aware.evaluation.one_pass import average, score
     from correlation_aware.evaluation.results import ResultFolder, describe_run
 
-    benchmark = open_benchmark(key, root, subset)
-    if not benchmark.has_truth and output is None:
+    subset = BENCHMARKS[key].subsets[0] if subset is None else subset
+    if subset in BENCHMARKS[key].hidden and output is None and results is None:
         raise ValueError(
-            f"The annotations of {benchmark.subset} are not public: name a folder for the boxes with --output"
+            f"The annotations of {subset} are not public: name a folder for the boxes with --output"
         )
-    if not benchmark.has_truth and as_json is not None:
+    if subset in BENCHMARKS[key].hidden and as_json is not None:
         raise ValueError(
-            f"--json has no effect with --subset {benchmark.subset}: without annotations nothing is measured"
+            f"--json has no effect with --subset {subset}: without annotations nothing is measured"
         )
+    if output is not None:
+        check_output_folder(output)
     if as_json is not None:
         check_output_file(as_json)
+    benchmark = open_benchmark(key, root, subset)
     names = benchmark.select(sequences.split(",") if sequences else None)
     depth = parse_depth_range(depth_range)
     outcomes: Iterator[SequenceResult | SequenceFailure]

@@ -154,7 +154,7 @@ def open_benchmark(name: str, root: str | Path, subset: str | None = None) -> Be
         raise ValueError(f"{protocol.title} has no subset {subset!r}; it has {', '.join(protocol.subsets)}.")
     if not Path(root).is_dir():
         state = "is a file" if Path(root).exists() else "does not exist"
-        raise FileNotFoundError(f"{root} {state}; a folder in the layout of {protocol.title} is needed.")
+        raise FileNotFoundError(f"{root} {state}; a folder in {protocol.title}'s layout is needed.")
     dataset = protocol.reader(Path(root), subset)
     return Benchmark(protocol, subset, names_of(dataset), dataset)
 
