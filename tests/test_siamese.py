@@ -32,6 +32,7 @@ from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunC
 from correlation_aware.training.track import PairData, TrackTraining, make_track_trainer
 
 NECKS = ("dw_corr", "pixel_corr", "cross_attention", "dcf")
+EMBEDDED = {"backbone": "sbt_test", "levels": ("S3B4",), "lateral": None, "embedded": True}
 
 
 def images(templates=1, searches=1, size=(64, 128), seed=0):
@@ -476,12 +477,11 @@ def test_the_tracker_updates_the_filters_of_targets_that_are_not_lost():
 
 
 def test_other_networks_are_not_updated():
-    model = ca.create_model("sbt_test_track")
-    state = model.encode_template(torch.zeros(1, 3, 64, 64))
-    assert model.update_interval == 0 and model.update_template(state, state.map(torch.zeros_like)) is state
-    net = network("dw_corr")
-    state = net.encode_template(torch.zeros(1, 3, 64, 64))
-    assert net.update_interval == 0 and net.update_template(state, state.map(torch.zeros_like)) is state
+    for net in (ca.create_model("sbt_test_track"), network("dw_corr"), network("dcf", **EMBEDDED)):
+        state = net.encode_template(torch.zeros(1, 3, 64, 64))
+        assert net.update_interval == 0
+        with pytest.raises(NotImplementedError, match="has one template, which never changes"):
+            net.update_template(state, state.map(torch.zeros_like))
 
 
 def test_the_tables_are_what_the_code_counts():

@@ -260,10 +260,13 @@ class TwoInputModel(nn.Module):
         pretrained_cfg: Description of the network in timm's terms, derived from the rest by the zoo.
         model_args: Arguments that `create_model` was given.
         weights_name: Name of the weights for people to read; "random" until some are loaded.
+        templates: Templates of a target in a state: 1, or more: the first one, which stays, and recent ones,
+            which `update_template` replaces.
         update_interval: Frames from one call of `update_template` by the tracker to the next; 0 for none.
     """
 
     num_classes: int = 0
+    templates: int = 1
     update_interval: int = 0
     default_data_cfg: Mapping[str, Any] = MappingProxyType({})
     pretrained_cfg: dict[str, Any]
@@ -378,16 +381,24 @@ class TwoInputModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} takes one template, not {len(states)}.")
 
     def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
-        """Updates the state with a recent template; the tracker calls it every `update_interval` frames.
+        """Updates the state with a recent template.
+
+        The tracker calls it every `update_interval` frames, and as `TrackerConfig.template_update` says.
 
         Args:
             state: Present state.
             new: State of templates cut around the latest boxes, of the same batch.
 
         Returns:
-            The state for the next frames; by default the present one.
+            The state for the next frames, with tensors of the same shapes.
+
+        Raises:
+            NotImplementedError: The network has one template, which never changes.
         """
-        return state
+        raise NotImplementedError(
+            f"This {type(self).__name__} has one template, which never changes. Networks with an update are "
+            "supersbt_* with templates=2 and siam_* with neck='dcf'."
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training.
@@ -494,6 +505,11 @@ class FeatureNet(nn.Module):
     def forward(self, template: Tensor | TemplateState, search: Tensor) -> list[Tensor]:
         """See `TwoInputModel.forward_intermediates`; one (B, C_i, Hx / s_i, Wx / s_i) per level."""
         return self.model.forward_intermediates(template, search, self.out_indices)
+
+    @property
+    def templates(self) -> int:
+        """See `TwoInputModel.templates`."""
+        return self.model.templates
 
     def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
         """See `TwoInputModel.update_template`."""

@@ -510,9 +510,13 @@ class SiameseNet(TwoInputModel):
         return make_state(self._encode(self.extract(template)))
 
     def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
-        """Averages the filters of `dcf`; see `TwoInputModel.update_template`."""
+        """Averages the filters of `dcf`; see `TwoInputModel.update_template`.
+
+        Raises:
+            NotImplementedError: Another neck, or correlation that is embedded in the backbone.
+        """
         if not self._is_filter:
-            return state
+            return super().update_template(state, new)
         return make_state(torch.lerp(a, b, self.config.update_rate) for a, b in zip(state, new, strict=True))
 
     def join_templates(self, states: Sequence[TemplateState]) -> TemplateState:

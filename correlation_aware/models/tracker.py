@@ -85,6 +85,11 @@ class TrackModel(nn.Module):
         return self.backbone.image_backbone
 
     @property
+    def templates(self) -> int:
+        """See `TwoInputModel.templates`."""
+        return self.backbone.templates
+
+    @property
     def update_interval(self) -> int:
         """See `TwoInputModel.update_interval`."""
         return self.backbone.update_interval
