@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -321,20 +322,44 @@ def test_weights_of_a_timm_classifier_fill_the_backbone(name, tmp_path):
     )
     with pytest.raises(ValueError, match="does not fit"):
         ca.create_model("siam_test", backbone="test_resnet", pretrained=source)
-    with pytest.raises(
-        ValueError, match=r"timm has no weights 'resnet50\.none'\. Tags of resnet50: .*a1_in1k"
-    ):
-        ca.create_model(name, pretrained="backbone:resnet50.none")
+    with pytest.raises(ValueError, match=r"timm has no weights 'timm:resnet50\.none'\. Its tags: .*a1_in1k"):
+        ca.create_model(name, pretrained="timm:resnet50.none")
+    with pytest.raises(ValueError, match=r"For weights of timm write 'timm:resnet50\.a1_in1k'"):
+        ca.create_model(name, pretrained="resnet50.a1_in1k")
     with pytest.raises(ValueError, match="networks of two images, not SBTClassifier"):
         ca.create_model("sbt_test_cls", pretrained=source)
 
 
 def test_names_of_timm_are_addresses():
-    source = weights.resolve_weights("backbone:resnet50.a1_in1k")
+    source = weights.resolve_weights("timm:resnet50.a1_in1k")
     assert source.hub_file == ("timm/resnet50.a1_in1k", "model.safetensors", None) and source.backbone_only
-    assert weights.resolve_weights("backbone:resnet50").hub_file == source.hub_file
+    assert weights.resolve_weights("timm:resnet50").hub_file == source.hub_file
+    with pytest.warns(DeprecationWarning, match=r"is called 'timm:resnet50\.a1_in1k' now") as warned:
+        assert weights.resolve_weights("backbone:resnet50.a1_in1k") == source
+    assert warned[0].filename == __file__
     entry = weights.resolve_weights("backbone:sbt_base_pvtv2.in1k")
     assert entry.entry is not None and entry.is_starting_point
+
+
+def test_the_normalization_of_timms_weights_comes_with_them():
+    """Where it is another than that of the model's other weights; one that we correct stays."""
+    name, half = "mobilenetv4_conv_small", (0.5, 0.5, 0.5)
+    net = network("dw_corr", backbone=name, levels=(2,), lateral=None)
+    mean = net.pretrained_cfg["mean"]
+    state = net.image_backbone.state_dict()
+    for tag, expected in (("e2400_r224_in1k", mean), ("e3600_r256_in1k", half)):
+        source = weights.resolve_weights(f"timm:{name}.{tag}")
+        report = ca.load_pretrained(net, replace(source, hub_file=None, state_dict=state))
+        assert net.pretrained_cfg["mean"] == expected and net.weights_name == f"timm:{name}.{tag}"
+        assert net.pretrained_cfg["license"] == "apache-2.0" and not report.missing
+        assert all(loaded.startswith("extractor.") for loaded in report.loaded)
+    missing = {key: tensor for key, tensor in state.items() if "conv_stem" not in key}
+    with pytest.raises(ValueError, match="does not fit"):  # not in part, as a network that resembles it
+        ca.load_pretrained(net, replace(source, hub_file=None, state_dict=missing))
+    lite = ca.create_model("siam_lite0_ca")
+    source = weights.resolve_weights("timm:tf_efficientnet_lite0")
+    ca.load_pretrained(lite, replace(source, hub_file=None, state_dict=lite.image_backbone.state_dict()))
+    assert lite.pretrained_cfg["mean"] == (127 / 255,) * 3
 
 
 def test_weights_of_a_classifier_fill_an_sbt_backbone(tmp_path):
