@@ -274,6 +274,7 @@ def _build(
     **arguments: Any,
 ) -> nn.Module:
     function = registered_models().get(architecture)
+    own: WeightsSource | None = None  # that the model's function loads
     if arguments.get("num_classes") == 0 and not architecture.endswith("_cls"):
         del arguments["num_classes"]  # timm's tools pass it to every model
     with torch.device(device or torch.get_default_device()):
@@ -287,12 +288,12 @@ def _build(
             )
             cfg = getattr(model, "pretrained_cfg", {})
             saved = {**{k: cfg[k] for k in cfg if k not in LOCATIONS}, "tag": tag, **saved}
-            if own:
-                model.weights_name, source = own.name, None
+            source = None if own else source
         network = model
         if features_only or out_indices is not None:
             model = _features_only(network, architecture, out_indices)
     model = model.to(dtype=dtype)
+    model.weights_name = own.name if own else "random"  # until load_pretrained
     model.model_args = arguments
     model.pretrained_cfg = derive_pretrained_cfg(architecture, network, model, saved)
     if source is not None:

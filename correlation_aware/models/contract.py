@@ -259,7 +259,8 @@ class TwoInputModel(nn.Module):
             in 0..1 where they are not ImageNet's.
         pretrained_cfg: Description of the network in timm's terms, derived from the rest by the zoo.
         model_args: Arguments that `create_model` was given.
-        weights_name: Name of the weights for people to read; "random" until some are loaded.
+        weights_name: Name of the weights for people to read; "random" until some are loaded, and "unknown" of
+            a network that `create_model` did not make.
         templates: Templates of a target in a state: 1, or more: the first one, which stays, and recent ones,
             which `update_template` replaces.
         update_interval: Frames from one call of `update_template` by the tracker to the next; 0 for none.
@@ -271,7 +272,7 @@ class TwoInputModel(nn.Module):
     default_data_cfg: Mapping[str, Any] = MappingProxyType({})
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
-    weights_name: str = "random"
+    weights_name: str = "unknown"
 
     def __init__(
         self, levels: Sequence[dict[str, Any]], in_chans: int = 3, sizes: Sizes | None = None
@@ -478,7 +479,7 @@ class FeatureNet(nn.Module):
     num_classes: int = 0
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
-    weights_name: str = "random"
+    weights_name: str = "unknown"
 
     def __init__(self, net: TwoInputModel, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()

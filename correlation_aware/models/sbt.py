@@ -547,7 +547,7 @@ class SBTClassifier(StagedNetwork):
 
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
-    weights_name: str = "random"
+    weights_name: str = "unknown"
     default_data_cfg: ClassVar[dict[str, Any]] = {
         "input_size": (3, 224, 224),
         "interpolation": "bicubic",

@@ -29,7 +29,7 @@ class TrackModel(nn.Module):
     num_classes: int = 0
     pretrained_cfg: dict[str, Any]  # set by the zoo, as timm does
     model_args: dict[str, Any]
-    weights_name: str = "random"
+    weights_name: str = "unknown"
 
     def __init__(self, backbone: TwoInputModel, head: nn.Module) -> None:
         super().__init__()

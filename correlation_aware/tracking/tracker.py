@@ -135,7 +135,8 @@ class Tracker:
         session: Session that runs the model.
         config: Settings.
         name: Architecture name of the model.
-        weights_name: Name of the weights for display, `random` for random ones.
+        weights_name: Name of the weights for display; `random` for random ones, `unknown` of a model that
+            `create_model` did not make.
         timings: Seconds spent since `init`.
         device: Device of the model.
 
