@@ -8,7 +8,7 @@ from typing import Any
 from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.zoo import create_model, list_models
 
-# names of the zoo that have these strides, for errors; tests/test_adapter_backbones.py tries one of each family
+# names of the zoo that have these strides, for errors; tests/test_adapter_backbones.py tries some of each
 FITTING = {
     (8,): ("sbt_*", "siam_*"),
     (16,): ("sbt_*", "siam_sbt_*", "supersbt_*", "onestream_vit_*"),

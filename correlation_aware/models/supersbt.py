@@ -30,9 +30,9 @@ from correlation_aware.models.contract import (
     common_batch,
     make_state,
 )
-from correlation_aware.models.eoc import add_norm, apply_linear, can_bypass
 from correlation_aware.models.registry import near_names, register_checkpoint_format, register_model
 from correlation_aware.models.tracker import TrackModel
+from correlation_aware.ops import add_norm, apply_linear, can_bypass
 
 __all__ = ["SuperSBT"]
 
