@@ -15,7 +15,7 @@ from typing import Any
 
 from timm.models import _registry as timm_registry
 
-__all__ = ["GROUP", "load_plugins", "plugin_packages"]
+__all__ = ["GROUP", "is_loading", "load_plugins", "plugin_packages"]
 
 GROUP = "correlation_aware.plugins"
 
@@ -49,6 +49,11 @@ def load_plugins() -> None:
             _loading = False
         while _failures:  # after the last import: with `-W error` a warning is an exception
             warnings.warn(_failures.pop(0), RuntimeWarning, stacklevel=3)
+
+
+def is_loading() -> bool:
+    """Whether a plug-in is being imported, so that what it adds is not complete."""
+    return _loading
 
 
 def plugin_packages() -> frozenset[str]:

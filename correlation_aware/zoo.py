@@ -52,9 +52,9 @@ def create_model(
             without a weights tag (`sbt_large_pvtv2.in1k`); `hf-hub:organisation/name[@revision]`; or a folder
             written by `save_pretrained`: a `Path`, `local-dir:FOLDER`, or text that is not a name of the zoo.
         pretrained: True for the weights that the tag names, or the default ones of the name. Or a tag,
-            `model.tag`, an `hf-hub:` name, a local file or folder. Or weights of timm to start from: those of
-            a model that the network resembles, `timm:vit_base_patch16_224.mae`, or of one that is its
-            backbone, `backbone:resnet50.a1_in1k`.
+            `model.tag`, an `hf-hub:` name, a local file or folder. Or weights to start from, of the part that
+            sees single images: those of a model of timm, `timm:resnet50.a1_in1k`, or `backbone:` before one
+            of the others, `backbone:resnet50.safetensors`.
         features_only: Return the features of the levels `out_indices` as a list.
         out_indices: Levels for `features_only`, 0-indexed; the last n for a number; all by default.
         checkpoint_path: A local file loaded last, strictly.
@@ -274,6 +274,7 @@ def _build(
     **arguments: Any,
 ) -> nn.Module:
     function = registered_models().get(architecture)
+    own: WeightsSource | None = None  # that the model's function loads
     if arguments.get("num_classes") == 0 and not architecture.endswith("_cls"):
         del arguments["num_classes"]  # timm's tools pass it to every model
     with torch.device(device or torch.get_default_device()):
@@ -287,12 +288,12 @@ def _build(
             )
             cfg = getattr(model, "pretrained_cfg", {})
             saved = {**{k: cfg[k] for k in cfg if k not in LOCATIONS}, "tag": tag, **saved}
-            if own:
-                model.weights_name, source = own.name, None
+            source = None if own else source
         network = model
         if features_only or out_indices is not None:
             model = _features_only(network, architecture, out_indices)
     model = model.to(dtype=dtype)
+    model.weights_name = own.name if own else "random"  # until load_pretrained
     model.model_args = arguments
     model.pretrained_cfg = derive_pretrained_cfg(architecture, network, model, saved)
     if source is not None:

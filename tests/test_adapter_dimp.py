@@ -160,7 +160,7 @@ def test_templates_come_from_the_first_train_image(dimp):
 
 
 @pytest.mark.parametrize(("images", "tests"), [(1, 1), (3, 2)])
-@pytest.mark.parametrize("model", ["sbt_test", "acme", "acme_rigid"])
+@pytest.mark.parametrize("model", ["sbt_test", "supersbt_test", "acme", "acme_rigid"])
 def test_sequences_do_not_mix(dimp, acme, model, images, tests):
     """A batch of sequences equals the sequences one by one: states repeat in the order of the images."""
     net, data = make_net(dimp, backbone=model).eval(), batch(images, tests, sequences=3)

@@ -59,8 +59,19 @@ def encodings(backbone):
     return sides
 
 
-@pytest.mark.parametrize("stride", [16, 8])
-@pytest.mark.parametrize(("name", "channels"), [("sbt_test", 32), ("acme", 16)])
+@pytest.mark.parametrize(
+    ("name", "channels", "stride"),
+    [
+        *(
+            (name, channels, stride)
+            for name, channels in (("sbt_test", 32), ("acme", 16))
+            for stride in (16, 8)
+        ),
+        ("supersbt_test", 32, 16),
+        ("onestream_vit_test_ce", 48, 16),
+        ("siam_test", 16, 8),
+    ],
+)
 @torch.no_grad()
 def test_search_tokens_are_those_of_the_two_input_network(stand_in, acme, name, channels, stride):
     backbone = network(type=name, stride=stride).backbone.eval()
@@ -192,6 +203,8 @@ def test_mistakes_are_named(stand_in, acme):
         ValueError, match=r"stride 8; those of 'acme_rigid' have \[4, 8, 16\], and output_stride=8"
     ):
         network(type="acme_rigid", stride=8)
+    with pytest.raises(TypeError, match=r"TRAIN\.DROP_PATH_RATE=0\.1: 'supersbt_test' has no .* set it to 0"):
+        network(type="supersbt_test", drop_path=0.1)
     with pytest.raises(TypeError, match="drop_path_rate"):
         network(type="acme_rigid", drop_path=0.1)
     with pytest.raises(ValueError, match=r"CE_LOC=\[3, 6\] drops tokens"):

@@ -251,7 +251,7 @@ def test_images_arrive_as_normalized_rgb_with_their_pixels_on_the_grid(tracker):
     assert not seen[0][:, :, 0].any() and not seen[0][:, :, :, 0].any()  # the network's mean
 
 
-@pytest.mark.parametrize("name", ["sbt_test", "acme"])
+@pytest.mark.parametrize("name", ["sbt_test", "siam_test", "acme"])
 @torch.inference_mode()
 def test_phases_give_the_numbers_of_training_and_encode_a_template_once(tracker, acme, name):
     model = build(tracker, backbone=build_backbone(tracker, model=name)).eval()

@@ -96,7 +96,7 @@ def test_a_nested_tensor_goes_in_and_a_dict_of_one_comes_out(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sbt_test", "acme", "acme_rigid"])
+@pytest.mark.parametrize("name", ["sbt_test", "supersbt_test", "onestream_vit_test", "acme", "acme_rigid"])
 def test_search_features_are_those_of_the_two_input_network(stand_in, acme, name):
     module = backbone(type=name).eval()
     template, search = image(T, 1, batch=2), image(S, 2, batch=2)
@@ -117,7 +117,7 @@ def test_the_template_is_encoded_once(stand_in):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sbt_test", "acme"])
+@pytest.mark.parametrize("name", ["sbt_test", "supersbt_test", "acme"])
 def test_first_and_dynamic_template_are_seen_together(stand_in, acme, name):
     module = backbone(type=name, number=2).eval()
     first, dynamic, search = image(T, 1), image(T, 2), image(S, 3)

@@ -180,7 +180,7 @@ def test_a_template_is_encoded_once_a_video(stm):
     assert net.target.state is state and calls == {"M": 4, "Q": 2}
 
 
-@pytest.mark.parametrize("model", ["sbt_test", "acme", "acme_rigid"])
+@pytest.mark.parametrize("model", ["sbt_test", "supersbt_test", "acme", "acme_rigid"])
 @torch.inference_mode()
 def test_every_object_has_a_template_of_its_own(stm, acme, model):
     net = build(stm, model).eval()

@@ -51,7 +51,7 @@ def test_the_zoo_has_the_published_names():
     names = [f"{b}{kind}" for b in bases for kind in ("", "_track", "_cls")]
     adapted = [f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")]
     names += [*adapted, "sbt_light_cell_track", "sbt_light_half_track"]
-    successors = [f"supersbt_{size}" for size in ("light", "small", "base", "test")]
+    successors = [f"supersbt_{size}" for size in ("light", "small", "base", "base_2temp", "test")]
     names += [f"{successor}{kind}" for successor in successors for kind in ("", "_track")]
     vits = [f"onestream_vit_{s}_{v}" for s in ("tiny", "small", "base") for v in ("256", "256_ce", "384_ce")]
     vits += ["onestream_vit_test", "onestream_vit_test_ce"]
@@ -119,7 +119,7 @@ def test_a_cached_template_gives_the_same_numbers(name):
     stride = net.feature_info.reduction()[-1]
     coarse = name in ("sbt_small_stark", "sbt_small_stm") or name.startswith(("supersbt", "onestream_vit"))
     assert stride == (16 if coarse else 8)
-    assert z.shape[1:] == (net.num_features, 32 // stride, 32 // stride)
+    assert z.shape[1:] == (net.num_features, net.templates * 32 // stride, 32 // stride)
     assert x.shape[1:] == (net.num_features, 64 // stride, 64 // stride)
 
 

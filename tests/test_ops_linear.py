@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import correlation_aware as ca
 from correlation_aware import ops
-from correlation_aware.models.eoc import apply_linear
+from correlation_aware.ops import apply_linear
 from correlation_aware.ops.linear import X86, packed_weights
 
 needs_onednn = pytest.mark.skipif(

@@ -95,7 +95,7 @@ keys += ["test_proposals", "proposal_iou", "test_label"]
 batch = TensorDict({k: torch.stack([s[k] for s in samples], dim=1) for k in keys})
 
 net = dimpnet_sbt(
-    backbone="sbt_test", backbone_pretrained=False, filter_size=4, optim_iter=5, clf_feat_norm=True,
+    backbone="BACKBONE", backbone_pretrained=False, filter_size=4, optim_iter=5, clf_feat_norm=True,
     clf_feat_blocks=0, final_conv=True, out_feature_dim=512, optim_init_step=0.9, optim_init_reg=0.1,
     init_gauss_sigma=sigma * 9, num_dist_bins=100, bin_displacement=0.1, mask_init_factor=3.0,
     target_mask_act="sigmoid", score_act="relu",
@@ -212,8 +212,10 @@ def test_its_own_command_tracks_with_stock_dimp(run, folder):
     check_boxes(run(STOCK + TRACK.format(tracker="dimp"))[0], folder, "dimp")
 
 
-def test_its_actor_and_losses_train_ours_and_its_command_tracks(run, folder):
-    printed, trained, several = run(TRAIN + SEVERAL + TRACK.format(tracker="dimp_ca"))
+@pytest.mark.parametrize("backbone", ["sbt_test", "supersbt_test"])
+def test_its_actor_and_losses_train_ours_and_its_command_tracks(run, folder, backbone):
+    code = TRAIN.replace("BACKBONE", backbone) + SEVERAL + TRACK.format(tracker="dimp_ca")
+    printed, trained, several = run(code)
     assert trained["losses"][-1] < 0.8 * trained["losses"][0], trained["losses"]
     assert not trained["missing"] and trained["same"]
     assert several["differ"] and several["networks"] == 1

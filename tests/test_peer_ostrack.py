@@ -7,7 +7,12 @@ pytestmark = pytest.mark.peers
 
 NAME = "vitb_256_mae_32x4_ep300"
 STOCK, FILE = "    TYPE: vit_base_patch16_224", '  PRETRAIN_FILE: "mae_pretrain_vit_base.pth"'
-TYPES = {"stock": STOCK, "ours": "    TYPE: sbt_light"}
+TYPES = {
+    "stock": STOCK,
+    "ours": "    TYPE: sbt_light",
+    "supersbt": "    TYPE: supersbt_test",
+    "vit": "    TYPE: onestream_vit_test_ce",
+}
 # a quarter of the time, and a rate at which a network with random weights does not diverge
 SMALL = {
     "    SIZE: 128": "    SIZE: 64",
@@ -24,6 +29,8 @@ def ostrack(peer, make_clip, tmp_path):
         checkout = peer("OSTrack")
         make_clip(tmp_path / "got10k" / "val", stark_family.FRAMES)
         lines = {STOCK: TYPES[kind], FILE: '  PRETRAIN_FILE: ""', **(changes or {})}
+        if kind == "supersbt":  # it has no stochastic depth
+            lines["  DROP_PATH_RATE: 0.1"] = "  DROP_PATH_RATE: 0.0"
         stark_family.experiment(tmp_path, checkout, "ostrack", NAME, lines)
         adapter = None if kind == "stock" else "ostrack"
         options |= {"script": "ostrack", "name": NAME, "adapter": adapter}
@@ -40,12 +47,12 @@ def test_its_tester_tracks(ostrack, kind):
     assert done["log"].count("Tracker: ") == 1 and "FPS: " in done["log"]
 
 
-@pytest.mark.parametrize("kind", ["stock", "ours"])
+@pytest.mark.parametrize("kind", TYPES)
 def test_its_actor_trains(ostrack, kind):
     done = ostrack("train", kind, SMALL)
     losses = done["losses"]
     assert len(losses) == 10 and losses[-1] < losses[0]
-    if kind == "ours":
+    if kind != "stock":
         assert not done["missing"]
     (rest, slow) = done["rates"]
     assert slow[0] == pytest.approx(rest[0] / 10) and slow[1] > 0

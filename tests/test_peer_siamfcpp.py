@@ -143,8 +143,9 @@ def run(peer, make_clip, tmp_path):
         ("", "AlexNet", "", "SiamTrack"),
         (ADAPTER, "SiamFCppBackbone", "", "SiamTrackCA"),
         (ADAPTER, "SiamFCppBackbone", "model: sbt_light", "SiamTrack"),
+        (ADAPTER, "SiamFCppBackbone", "model: siam_test", "SiamTrackCA"),
     ],
-    ids=["stock", "ours", "backbone_alone"],
+    ids=["stock", "ours", "backbone_alone", "siamese"],
 )
 def test_its_own_command_tracks(run, code, backbone, options, task_model):
     run(code + COMMAND, YAML.format(backbone=backbone, options=options, task_model=task_model))

@@ -6,7 +6,12 @@ import stark_family
 pytestmark = pytest.mark.peers
 
 STOCK = "    TYPE: resnet50"
-TYPES = {"stock": STOCK, "ours": "    TYPE: sbt_light"}
+TYPES = {
+    "stock": STOCK,
+    "ours": "    TYPE: sbt_light",
+    "supersbt": "    TYPE: supersbt_test",
+    "vit": "    TYPE: onestream_vit_test",
+}
 SMALL = {"    SIZE: 320": "    SIZE: 160", "    SIZE: 128": "    SIZE: 64"}  # a quarter of the time
 UPDATE = {"  - 200": "  - 2"}  # STARK-ST's template at frames 2, 4 and 6
 
@@ -27,10 +32,12 @@ def stark(peer, make_clip, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("kind", ["stock", "ours"])
 @pytest.mark.parametrize(
-    ("script", "file", "changes"),
-    [("stark_s", "STARKS_ep0500.pth.tar", {}), ("stark_st2", "STARKST_ep0050.pth.tar", UPDATE)],
+    ("script", "file", "changes", "kind"),
+    [
+        *(("stark_s", "STARKS_ep0500.pth.tar", {}, kind) for kind in ("stock", "ours", "vit")),
+        *(("stark_st2", "STARKST_ep0050.pth.tar", UPDATE, kind) for kind in ("stock", "ours", "supersbt")),
+    ],
 )
 def test_its_tester_tracks(stark, script, file, changes, kind):
     done = stark("track", script, kind, changes, file=file)

@@ -107,7 +107,14 @@ def run(peer, make_clip, tmp_path):
     return start
 
 
-@pytest.mark.parametrize("ours", ["", OURS.format(maker="STM_CA")], ids=["stock", "ours"])
+SUPERSBT = "import functools\n" + OURS.format(
+    maker="functools.partial(STM_CA, functools.partial(create_network, 'supersbt_test'))"
+)
+
+
+@pytest.mark.parametrize(
+    "ours", ["", OURS.format(maker="STM_CA"), SUPERSBT], ids=["stock", "ours", "supersbt"]
+)
 def test_its_own_command_segments(run, ours):
     printed = run(SETUP + ours + COMMAND.format(script=run.script))
     assert "[second]: num_frames: 5, num_objects: 2" in printed

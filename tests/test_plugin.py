@@ -231,6 +231,7 @@ with torch.inference_mode():
         timm.create_model(f"{name}.demo", pretrained=True),
     ):
         assert torch.equal(same.eval()(template, search).boxes, expected)
+        assert same.weights_name in (f"{name}.demo", "unknown")  # timm does not say which ones it loaded
     with tempfile.TemporaryDirectory() as folder:
         model.head.predict.bias += 1
         expected = model(template, search).boxes

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,10 @@ from correlation_aware.ops import unpack
 from correlation_aware.runtime.export import export
 from correlation_aware.runtime.session import InferenceSession
 from correlation_aware.tracking.tracker import Tracker, TrackerConfig
-from correlation_aware.training.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
-from correlation_aware.training.track import PairData, TrackTraining, make_track_trainer
+from correlation_aware.training.losses import LossConfig, best_location_iou, track_loss
 
 NECKS = ("dw_corr", "pixel_corr", "cross_attention", "dcf")
+EMBEDDED = {"backbone": "sbt_test", "levels": ("S3B4",), "lateral": None, "embedded": True}
 
 
 def images(templates=1, searches=1, size=(64, 128), seed=0):
@@ -320,20 +321,44 @@ def test_weights_of_a_timm_classifier_fill_the_backbone(name, tmp_path):
     )
     with pytest.raises(ValueError, match="does not fit"):
         ca.create_model("siam_test", backbone="test_resnet", pretrained=source)
-    with pytest.raises(
-        ValueError, match=r"timm has no weights 'resnet50\.none'\. Tags of resnet50: .*a1_in1k"
-    ):
-        ca.create_model(name, pretrained="backbone:resnet50.none")
+    with pytest.raises(ValueError, match=r"timm has no weights 'timm:resnet50\.none'\. Its tags: .*a1_in1k"):
+        ca.create_model(name, pretrained="timm:resnet50.none")
+    with pytest.raises(ValueError, match=r"For weights of timm write 'timm:resnet50\.a1_in1k'"):
+        ca.create_model(name, pretrained="resnet50.a1_in1k")
     with pytest.raises(ValueError, match="networks of two images, not SBTClassifier"):
         ca.create_model("sbt_test_cls", pretrained=source)
 
 
 def test_names_of_timm_are_addresses():
-    source = weights.resolve_weights("backbone:resnet50.a1_in1k")
+    source = weights.resolve_weights("timm:resnet50.a1_in1k")
     assert source.hub_file == ("timm/resnet50.a1_in1k", "model.safetensors", None) and source.backbone_only
-    assert weights.resolve_weights("backbone:resnet50").hub_file == source.hub_file
+    assert weights.resolve_weights("timm:resnet50").hub_file == source.hub_file
+    with pytest.warns(DeprecationWarning, match=r"is called 'timm:resnet50\.a1_in1k' now") as warned:
+        assert weights.resolve_weights("backbone:resnet50.a1_in1k") == source
+    assert warned[0].filename == __file__
     entry = weights.resolve_weights("backbone:sbt_base_pvtv2.in1k")
     assert entry.entry is not None and entry.is_starting_point
+
+
+def test_the_normalization_of_timms_weights_comes_with_them():
+    """Where it is another than that of the model's other weights; one that we correct stays."""
+    name, half = "mobilenetv4_conv_small", (0.5, 0.5, 0.5)
+    net = network("dw_corr", backbone=name, levels=(2,), lateral=None)
+    mean = net.pretrained_cfg["mean"]
+    state = net.image_backbone.state_dict()
+    for tag, expected in (("e2400_r224_in1k", mean), ("e3600_r256_in1k", half)):
+        source = weights.resolve_weights(f"timm:{name}.{tag}")
+        report = ca.load_pretrained(net, replace(source, hub_file=None, state_dict=state))
+        assert net.pretrained_cfg["mean"] == expected and net.weights_name == f"timm:{name}.{tag}"
+        assert net.pretrained_cfg["license"] == "apache-2.0" and not report.missing
+        assert all(loaded.startswith("extractor.") for loaded in report.loaded)
+    missing = {key: tensor for key, tensor in state.items() if "conv_stem" not in key}
+    with pytest.raises(ValueError, match="does not fit"):  # not in part, as a network that resembles it
+        ca.load_pretrained(net, replace(source, hub_file=None, state_dict=missing))
+    lite = ca.create_model("siam_lite0_ca")
+    source = weights.resolve_weights("timm:tf_efficientnet_lite0")
+    ca.load_pretrained(lite, replace(source, hub_file=None, state_dict=lite.image_backbone.state_dict()))
+    assert lite.pretrained_cfg["mean"] == (127 / 255,) * 3
 
 
 def test_weights_of_a_classifier_fill_an_sbt_backbone(tmp_path):
@@ -476,12 +501,11 @@ def test_the_tracker_updates_the_filters_of_targets_that_are_not_lost():
 
 
 def test_other_networks_are_not_updated():
-    model = ca.create_model("sbt_test_track")
-    state = model.encode_template(torch.zeros(1, 3, 64, 64))
-    assert model.update_interval == 0 and model.update_template(state, state.map(torch.zeros_like)) is state
-    net = network("dw_corr")
-    state = net.encode_template(torch.zeros(1, 3, 64, 64))
-    assert net.update_interval == 0 and net.update_template(state, state.map(torch.zeros_like)) is state
+    for net in (ca.create_model("sbt_test_track"), network("dw_corr"), network("dcf", **EMBEDDED)):
+        state = net.encode_template(torch.zeros(1, 3, 64, 64))
+        assert net.update_interval == 0
+        with pytest.raises(NotImplementedError, match="has one template, which never changes"):
+            net.update_template(state, state.map(torch.zeros_like))
 
 
 def test_the_tables_are_what_the_code_counts():
@@ -501,14 +525,42 @@ def test_the_tables_are_what_the_code_counts():
         assert cells == [f"{figure:.2f}" for figure in counted]
 
 
-def test_four_pairs_are_overfitted(tmp_path: Path):
-    config = TrackTraining(
-        model=ModelConfig("siam_test_track", overrides={"keys": "both"}),
-        data=PairData(batch_size=2),
-        optimizer=OptimizerConfig(lr=3e-3, backbone_lr=3e-3, ema=0.0),
-        schedule=ScheduleConfig(steps=150, warmup=2),
-        run=RunConfig(log_every=30),
+def four_pairs(targets):
+    """Pairs of two search images with one target or two each: of two, the template tells which is meant."""
+    generator = torch.Generator().manual_seed(0)
+    template = 0.1 * torch.randn(4, 3, 32, 32, generator=generator)
+    search = 0.1 * torch.randn(2, 3, 64, 64, generator=generator).repeat_interleave(2, dim=0)
+    colors = torch.tensor([[2.0, -2, -2], [-2, 2, -2]]).repeat(2, 1)[:, :, None, None]
+    boxes = torch.tensor(
+        [[0.3, 0.3, 0.3, 0.4], [0.7, 0.65, 0.4, 0.3], [0.3, 0.7, 0.3, 0.3], [0.7, 0.3, 0.3, 0.4]]
     )
-    records = []
-    make_track_trainer(config, tmp_path, "cpu", SyntheticPairs()).fit(on_record=records.append)
-    assert records[-1]["iou"] > 0.75
+    for i in range(4):
+        template[i, :, 8:24, 8:24] += colors[i]
+        for j in (i,) if targets == 1 else (i // 2 * 2, i // 2 * 2 + 1):
+            cx, cy, w, h = (boxes[j] * 64).int().tolist()
+            search[i, :, cy - h // 2 : cy + h // 2, cx - w // 2 : cx + w // 2] += colors[j]
+    return template, search, boxes
+
+
+@pytest.mark.parametrize(
+    ("neck", "targets", "arguments", "lr", "steps"),
+    [
+        ("dw_corr", 2, {}, 3e-3, 45),
+        ("pixel_corr", 2, {}, 3e-3, 45),
+        ("cross_attention", 1, {"keys": "both"}, 3e-3, 60),  # two take hundreds of steps
+        ("dcf", 1, {"levels": (2,), "lateral": None, "label_sigma": 0.4}, 5e-3, 60),
+    ],
+)
+def test_four_pairs_are_overfitted_by_every_neck(neck, targets, arguments, lr, steps):
+    model = network(neck, "siam_test_track", template_size=32, search_size=64, **arguments)
+    template, search, boxes = four_pairs(targets)
+    positive = torch.ones(4, dtype=torch.bool)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for _ in range(steps):
+        output = model(template, search)
+        optimizer.zero_grad()
+        track_loss(output, boxes, positive, LossConfig()).total.backward()
+        missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        optimizer.step()
+    assert not missing
+    assert best_location_iou(output, boxes, positive) > 0.75  # of two, without the template at most 0.5

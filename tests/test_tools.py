@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import correlation_aware as ca
-from correlation_aware.models.eoc import can_bypass
+from correlation_aware.ops import can_bypass
 
 KINDS = ("sbt_test", "sbt_test_track", "sbt_test_cls")
 CONFIGURATIONS = ({}, {"attention": "pooled"}, {"position": "absolute", "patch_embed": "patchify"})

@@ -46,7 +46,8 @@ def test_train_track_and_resume(run, photos, tmp_path):
     words = ["train", "track", "--output", out, "--device", "cpu"]
     changes = ["model.name=sbt_test_track", f"data.sources={{{photos}: 1}}", "data.batch_size=2"]
     changes += ["schedule.steps=3", "schedule.warmup=1", "run.log_every=1"]
-    result = run(*words, *(w for change in changes for w in ("--set", change)), "--max-minutes", 0)
+    words_of_changes = [w for change in changes for w in ("--set", change)]
+    result = run(*words, *words_of_changes, "--max-minutes", 0)
     assert result.exit_code == 0, result.output
     assert "name: sbt_test_track" in result.output and "background: 0.0625" in result.output
     assert "Stopped; --resume continues: step 1" in result.output
@@ -55,6 +56,8 @@ def test_train_track_and_resume(run, photos, tmp_path):
         r"Device cpu, 1 process, .*2 pairs per step \(1 x 1 batches of 2\); (0\.\d+) of \1 M",
         result.output,
     )
+    result = run(*words, *words_of_changes)  # the folder has a run: nothing is printed but the mistake
+    assert result.exit_code != 0 and "background: 0.0625" not in result.output
     result = run(*words, "--resume")
     assert result.exit_code == 0, result.output
     assert "Done: step 3" in result.output and "giou" in result.output

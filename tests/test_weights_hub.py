@@ -387,11 +387,11 @@ def test_a_backbone_by_its_name_in_timm(server: HubServer, online: Client, tmp_p
     expected = timm.create_model("test_efficientnet").state_dict()
     server.files["timm/test_efficientnet.r160_in1k/model.safetensors"] = save(expected)
     code = (
-        "model = ca.create_model(name, pretrained='backbone:test_efficientnet', cache_dir=cache_dir)\n"
+        "model = ca.create_model(name, pretrained='timm:test_efficientnet', cache_dir=cache_dir)\n"
         "answer = model.weights_name, {k: v.numpy() for k, v in model.image_backbone.state_dict().items()}"
     )
     answer, log = online.call("python", code, name="siam_test_track", cache_dir=tmp_path)["ok"]
-    assert answer[0] == "backbone:test_efficientnet" and log == ""
+    assert answer[0] == "timm:test_efficientnet" and log == ""
     assert len(answer[1]) > 50
     assert all(torch.equal(torch.from_numpy(v), expected[k]) for k, v in answer[1].items())
     server.files.clear()

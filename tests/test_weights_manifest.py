@@ -1,6 +1,7 @@
 """The manifest: the shipped one is right, and a wrong one says what is wrong."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 import correlation_aware as ca
 from correlation_aware import weights
-from correlation_aware.weights import load_manifest, resolve_weights
+from correlation_aware.weights import load_manifest, manifest, resolve_weights
 from correlation_aware.weights.manifest import MANIFEST_PATH
+from correlation_aware.weights.sources import tags_of
 
 SHIPPED = load_manifest()
 HUB: dict[str, Any] = {
@@ -169,6 +171,24 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=said):
         load_manifest(tmp_path / "manifest.json")
+
+
+def test_weights_of_a_model_that_does_not_exist_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for table in ("_registered", "_registered_from", "_reported"):
+        monkeypatch.setattr(manifest, table, type(getattr(manifest, table))(getattr(manifest, table)))
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"sbt_bse.got10k": HUB, "sbt_base.got10k": HUB}))
+    ca.register_weights(path)
+    with pytest.warns(RuntimeWarning, match=r"sbt_bse\.got10k of .*manifest\.json .*Near: sbt_base"):
+        entries = load_manifest()
+    assert set(entries) == {*SHIPPED, "sbt_base.got10k"}
+    with warnings.catch_warnings():  # once
+        warnings.simplefilter("error")
+        assert "got10k" in tags_of("sbt_base")
+        with pytest.raises(ValueError, match="No weights are known for 'sbt_bse"):
+            resolve_weights("sbt_bse.got10k")
 
 
 @pytest.mark.parametrize("name", ["sbt_base", ".b"])

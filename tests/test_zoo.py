@@ -216,6 +216,11 @@ def test_a_model_of_ones_own_is_not_announced_as_the_bundled_one(tmp_path):
     ca.save_pretrained(model, tmp_path)
     assert ca.create_tracker(tmp_path).weights_name == str(tmp_path)
     assert ca.create_tracker(ca.create_model("sbt_test_track")).weights_name == "random"
+    by_hand = ca.TrackModel.build(ca.create_model("sbt_test"), "cell")
+    assert ca.create_tracker(by_hand).weights_name == "unknown"
+    saved = ca.save_pretrained(ca.create_model("sbt_test"), tmp_path / "features")
+    levels = ca.create_model("sbt_test", pretrained=saved, features_only=True)
+    assert levels.weights_name == str(saved)
 
 
 def test_names_of_the_zoo_come_before_folders(tmp_path, monkeypatch):

@@ -8,6 +8,14 @@ from typing import Any
 from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.zoo import create_model, list_models
 
+# names of the zoo that have these strides, for errors; tests/test_adapter_backbones.py tries some of each
+FITTING = {
+    (8,): ("sbt_*", "siam_*"),
+    (16,): ("sbt_*", "siam_sbt_*", "supersbt_*", "onestream_vit_*"),
+    (8, 16): ("sbt_*", "supersbt_*"),
+    (4, 8, 16): ("sbt_*", "supersbt_*"),
+}
+
 __all__ = ["create_backbone", "create_features", "current_name", "in_zoo", "renamed"]
 
 
@@ -112,15 +120,18 @@ def _fit(
         return actual, options
     needed = ", ".join(map(str, strides))
     problem = f"{tracker} needs features of stride {needed}; those of {name!r} have {actual}"
+    advice = f"Networks that fit: {', '.join(FITTING[tuple(strides)])}; see docs/adapters.md."
     if "output_stride" in options:
         raise ValueError(f"{problem} with output_stride={options['output_stride']}: leave that out.")
     arguments = {**options, "output_stride": strides[-1]}
     try:
         changed = _strides(tracker, name, arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{problem}, and output_stride={strides[-1]} is refused: {error}") from error
+        raise ValueError(
+            f"{problem}, and output_stride={strides[-1]} is refused: {error} {advice}"
+        ) from error
     if not fits(changed):
-        raise ValueError(f"{problem}, and with output_stride={strides[-1]} {changed}. Take another network.")
+        raise ValueError(f"{problem}, and with output_stride={strides[-1]} {changed}. {advice}")
     return changed, arguments
 
 

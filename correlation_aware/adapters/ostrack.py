@@ -141,7 +141,16 @@ def build_ostrack(cfg: Any, training: bool = True, pretrained: bool | str | Path
     name, own_weights = name_and_weights(options.TYPE, DEFAULT_NAME)
     start = (_weights(cfg) or own_weights or pretrained) if training else False
     rate = cfg.TRAIN.DROP_PATH_RATE
-    net = create_backbone("OSTrack", name, options.STRIDE, start, {"drop_path_rate": rate} if rate else None)
+    arguments = {"drop_path_rate": rate} if rate else None
+    try:
+        net = create_backbone("OSTrack", name, options.STRIDE, start, arguments)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise TypeError(
+            f"TRAIN.DROP_PATH_RATE={rate}: {name!r} has no stochastic depth (drop_path_rate), which "
+            "OSTrack's own experiments have; set it to 0."
+        ) from error
     backbone = OSTrackBackbone(
         net,
         template_sizes=sorted({cfg.DATA.TEMPLATE.SIZE, cfg.TEST.TEMPLATE_SIZE}),

@@ -1,6 +1,7 @@
 """The command line: `correlation-aware track | demo | models | export | weights | train | eval | bench`.
 
-Only this package writes to the terminal.
+Each command is the file of its name. Options that several commands share, such as --model, --weights,
+--device and --runtime, are in `_common.py`. Only this package writes to the terminal.
 """
 
 import sys

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -380,7 +380,7 @@ def _check_unused(
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
     """Configurations of all combinations of the values, by labels such as `window_weight=0.2 margin=5`."""
-    known = {f.name: bool if isinstance(getattr(default, f.name), bool) else float for f in fields(default)}
+    known = {name: type(value) for name, value in vars(default).items() if not isinstance(value, str)}
     axes: list[list[tuple[str, Any]]] = []
     for text in sweep:
         name, _, values = text.partition("=")

@@ -1,4 +1,7 @@
-"""`correlation-aware track`: track targets in a video, a folder of frames or a camera stream."""
+"""`correlation-aware track`: track targets in a video, a folder of frames or a camera stream.
+
+Its options --model, --weights, --device and --runtime are those of `_common.py`.
+"""
 
 import csv
 import time

@@ -83,7 +83,7 @@ def track(
     run = load(TrackTraining, _config_path(config, output, resume), changes or ())
     with _run_messages(run, device):
         trainer = make_track_trainer(run, output, device, validate=_validation(run))
-        _fit(trainer, resume, max_minutes)
+        _fit(trainer, run, resume, max_minutes)
 
 
 @app.command()
@@ -108,7 +108,7 @@ def classify(
     check_output_folder(output)
     run = load(ClassifyTraining, _config_path(config, output, resume), changes or ())
     with _run_messages(run, device):
-        _fit(make_classify_trainer(run, output, device), resume, max_minutes)
+        _fit(make_classify_trainer(run, output, device), run, resume, max_minutes)
 
 
 @app.command()
@@ -204,7 +204,7 @@ def finetune(
 
         is_main = trainer.accelerator.is_main_process
         before = measure(config.model.name) if is_main else {}
-        outcome = _fit(trainer, resume, max_minutes)
+        outcome = _fit(trainer, config, resume, max_minutes)
         if is_main and outcome.finished:
             _print_comparison(before, measure(outcome.checkpoint / "weights"))
             if others is None:
@@ -276,18 +276,15 @@ def _config_path(config: Path | None, output: Path, resume: bool) -> Path | None
 
 @contextmanager
 def _run_messages(run: "TrackTraining | ClassifyTraining", device: str | None) -> Iterator[None]:
-    """Prints the configuration, then the library's messages inside the block, in the main process only.
+    """Prints the library's messages inside the block, in the main process only.
 
     Also allows TensorFloat-32 products and cuDNN's search for the fastest algorithms.
     """
     import torch
 
-    from correlation_aware.training.config import to_yaml
     from correlation_aware.training.processes import make_accelerator
 
     is_main = make_accelerator(run.run, device).is_main_process
-    if is_main:
-        console.print(escape(to_yaml(run)))
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     with print_messages(console if is_main else None, logging.INFO):
@@ -296,7 +293,12 @@ def _run_messages(run: "TrackTraining | ClassifyTraining", device: str | None) -
         yield
 
 
-def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> "Outcome":
+def _fit(
+    trainer: "Trainer", run: "TrackTraining | ClassifyTraining", resume: bool, max_minutes: float | None
+) -> "Outcome":
+    """Trains, and prints the configuration once all checks have passed."""
+    from correlation_aware.training.config import to_yaml
+
     with _progress(trainer.unit) as bar, _stopped_by_signals(trainer):
         task: Any = None
         begin, first = time.monotonic(), 0
@@ -304,6 +306,8 @@ def _fit(trainer: "Trainer", resume: bool, max_minutes: float | None) -> "Outcom
         def on_step(step: int) -> None:
             nonlocal task, first
             if task is None:  # a resumed run starts here
+                if trainer.accelerator.is_main_process:
+                    console.print(escape(to_yaml(run)))
                 first = step
                 task = bar.add_task("train", total=trainer.schedule.steps, completed=step, speed="")
             bar.update(task, completed=step)

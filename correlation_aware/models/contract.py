@@ -259,16 +259,20 @@ class TwoInputModel(nn.Module):
             in 0..1 where they are not ImageNet's.
         pretrained_cfg: Description of the network in timm's terms, derived from the rest by the zoo.
         model_args: Arguments that `create_model` was given.
-        weights_name: Name of the weights for people to read; "random" until some are loaded.
+        weights_name: Name of the weights for people to read; "random" until some are loaded, and "unknown" of
+            a network that `create_model` did not make.
+        templates: Templates of a target in a state: 1, or more: the first one, which stays, and recent ones,
+            which `update_template` replaces.
         update_interval: Frames from one call of `update_template` by the tracker to the next; 0 for none.
     """
 
     num_classes: int = 0
+    templates: int = 1
     update_interval: int = 0
     default_data_cfg: Mapping[str, Any] = MappingProxyType({})
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
-    weights_name: str = "random"
+    weights_name: str = "unknown"
 
     def __init__(
         self, levels: Sequence[dict[str, Any]], in_chans: int = 3, sizes: Sizes | None = None
@@ -378,16 +382,24 @@ class TwoInputModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} takes one template, not {len(states)}.")
 
     def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
-        """Updates the state with a recent template; the tracker calls it every `update_interval` frames.
+        """Updates the state with a recent template.
+
+        The tracker calls it every `update_interval` frames, and as `TrackerConfig.template_update` says.
 
         Args:
             state: Present state.
             new: State of templates cut around the latest boxes, of the same batch.
 
         Returns:
-            The state for the next frames; by default the present one.
+            The state for the next frames, with tensors of the same shapes.
+
+        Raises:
+            NotImplementedError: The network has one template, which never changes.
         """
-        return state
+        raise NotImplementedError(
+            f"This {type(self).__name__} has one template, which never changes. Networks with an update are "
+            "supersbt_* with templates=2 and siam_* with neck='dcf'."
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training.
@@ -467,7 +479,7 @@ class FeatureNet(nn.Module):
     num_classes: int = 0
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
-    weights_name: str = "random"
+    weights_name: str = "unknown"
 
     def __init__(self, net: TwoInputModel, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()
@@ -494,6 +506,11 @@ class FeatureNet(nn.Module):
     def forward(self, template: Tensor | TemplateState, search: Tensor) -> list[Tensor]:
         """See `TwoInputModel.forward_intermediates`; one (B, C_i, Hx / s_i, Wx / s_i) per level."""
         return self.model.forward_intermediates(template, search, self.out_indices)
+
+    @property
+    def templates(self) -> int:
+        """See `TwoInputModel.templates`."""
+        return self.model.templates
 
     def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
         """See `TwoInputModel.update_template`."""

@@ -9,7 +9,8 @@ Where an entry point names no image sizes and crop factors, they are the default
 `models/contract.py`: a template of 128 px, a search image of 256 px, two and four times the target's size.
 
 Up to the first EoC-CA block each image is processed alone, and the template's part of that is its cached
-state. From there on the tokens of both travel in one packed tensor through the blocks of `models/eoc.py`.
+state. From there on the tokens of both travel in one packed tensor through the blocks of `models/eoc.py`,
+which has attention, MLP, patch embedding and `DropPath`.
 """
 
 import math
@@ -37,7 +38,6 @@ from correlation_aware.models.eoc import (
     Attention,
     EoCBlock,
     PatchEmbed,
-    add_norm,
     concat_streams,
     init_weights,
 )
@@ -49,7 +49,7 @@ from correlation_aware.models.registry import (
     take_fields,
 )
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.ops import Shape, pack, unpack
+from correlation_aware.ops import Shape, add_norm, pack, unpack
 
 __all__ = ["SBT", "SBTClassifier", "SBTConfig"]
 
@@ -547,7 +547,7 @@ class SBTClassifier(StagedNetwork):
 
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
-    weights_name: str = "random"
+    weights_name: str = "unknown"
     default_data_cfg: ClassVar[dict[str, Any]] = {
         "input_size": (3, 224, 224),
         "interpolation": "bicubic",

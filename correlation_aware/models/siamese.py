@@ -5,7 +5,7 @@ https://arxiv.org/abs/2203.01666. `dw_corr` is from `SiamRPN++` (Li et al., CVPR
 https://arxiv.org/abs/1812.11703; `pixel_corr` from `Alpha-Refine` (Yan et al., CVPR 2021) -
 https://arxiv.org/abs/2012.06815; `dcf` from `DSST` (Danelljan et al., BMVC 2014), with
 gradients as in `CFNet` (Valmadre et al., CVPR 2017) - https://arxiv.org/abs/1704.06036; `cross_attention` has
-SBT's blocks.
+SBT's blocks, `EoCBlock` of `models/eoc.py`.
 
 Written for this package. Backbones are timm's (Apache-2.0), by name, or SBT. Licensed under Apache-2.0.
 
@@ -36,7 +36,7 @@ from correlation_aware.models.contract import (
     make_state,
     prefix_groups,
 )
-from correlation_aware.models.eoc import EoCBlock, Keys, add_norm, apply_linear, concat_streams, init_weights
+from correlation_aware.models.eoc import EoCBlock, Keys, concat_streams, init_weights
 from correlation_aware.models.registry import (
     near_names,
     refuse_arguments,
@@ -46,7 +46,7 @@ from correlation_aware.models.registry import (
     take_fields,
 )
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.ops import pack, unpack
+from correlation_aware.ops import add_norm, apply_linear, pack, unpack
 
 __all__ = ["SiameseConfig", "SiameseNet"]
 
@@ -510,9 +510,13 @@ class SiameseNet(TwoInputModel):
         return make_state(self._encode(self.extract(template)))
 
     def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
-        """Averages the filters of `dcf`; see `TwoInputModel.update_template`."""
+        """Averages the filters of `dcf`; see `TwoInputModel.update_template`.
+
+        Raises:
+            NotImplementedError: Another neck, or correlation that is embedded in the backbone.
+        """
         if not self._is_filter:
-            return state
+            return super().update_template(state, new)
         return make_state(torch.lerp(a, b, self.config.update_rate) for a, b in zip(state, new, strict=True))
 
     def join_templates(self, states: Sequence[TemplateState]) -> TemplateState:

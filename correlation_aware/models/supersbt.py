@@ -30,9 +30,9 @@ from correlation_aware.models.contract import (
     common_batch,
     make_state,
 )
-from correlation_aware.models.eoc import add_norm, apply_linear, can_bypass
 from correlation_aware.models.registry import near_names, register_checkpoint_format, register_model
 from correlation_aware.models.tracker import TrackModel
+from correlation_aware.ops import add_norm, apply_linear, can_bypass
 
 __all__ = ["SuperSBT"]
 
@@ -218,19 +218,21 @@ class SuperSBT(TwoInputModel):
         heads: Attention heads of stage 3.
         template_grid: Side of the table of template positions, in tokens.
         search_grid: Side of the table of search positions, in tokens.
+        templates: Templates of a target: the first one, and with 2 or more recent ones. All are the first one
+            until `update_template`.
         in_chans: Channels of both images.
         sizes: Image sizes and crop factors; the sizes must be multiples of 16.
 
     Raises:
-        ValueError: A depth below 1, channels that the heads or stages do not divide, or an image size that
-            is no multiple of 16.
+        ValueError: A depth or number of templates below 1, channels that the heads or stages do not divide,
+            or an image size that is no multiple of 16.
 
     Example:
         >>> x = net(template, search)  # (B, 3, 128, 128), (B, 3, 256, 256) -> (B, 512, 16, 16)
         >>> state = net.encode_template(template)  # once per target
         >>> x = net(state, search)  # once per frame, same numbers
         >>> both = net.join_templates([state, net.encode_template(another)])
-        >>> x = net(both, search)  # the authors' two-template tracker
+        >>> x = net(both, search)  # two templates, as in the authors' tracker
 
     Note:
         The positions of all images are one parameter, as in the authors' code: a row per template token, then
@@ -250,6 +252,7 @@ class SuperSBT(TwoInputModel):
         heads: int = 8,
         template_grid: int = 8,
         search_grid: int = 16,
+        templates: int = 1,
         in_chans: int = 3,
         sizes: Sizes | None = None,
     ) -> None:
@@ -260,13 +263,15 @@ class SuperSBT(TwoInputModel):
             raise ValueError(f"depths={tuple(depths)} must have 3 entries, one per stage, of at least 1.")
         if dim % 4 or dim % heads:
             raise ValueError(f"dim={dim} must be divisible by 4 and by heads={heads}.")
-        if min(template_grid, search_grid) < 1:
+        if min(template_grid, search_grid, templates) < 1:
             raise ValueError(
-                f"template_grid={template_grid} and search_grid={search_grid} must be at least 1."
+                f"template_grid={template_grid}, search_grid={search_grid} and templates={templates} must be "
+                "at least 1."
             )
         for name in ("template_size", "search_size"):
             if getattr(self.sizes, name) % PATCH:
                 raise ValueError(f"{name}={getattr(self.sizes, name)} must be a multiple of {PATCH} px.")
+        self.templates = templates
         self.grids: tuple[Grid, Grid] = (template_grid, template_grid), (search_grid, search_grid)
         self.patch_embed = PatchEmbed(in_chans, dims[0])
         self.merges = nn.ModuleList(PatchMerge(d) for d in dims[:2])
@@ -278,24 +283,43 @@ class SuperSBT(TwoInputModel):
         self.apply(_init_weights)
 
     def encode_template(self, template: Tensor) -> TemplateState:
-        """All that does not depend on the search image: one (B, H, W, C) map of tokens without positions.
+        """All that does not depend on the search image: (B, H, W, C) tokens without positions.
 
         Args:
             template: (B, 3, Hz, Wz), each side a multiple of 16 px.
+
+        Returns:
+            One map for each of `templates`, all of this image.
 
         Raises:
             ValueError: Wrong number of channels, or a size that is no multiple of 16.
         """
         tokens = self._tokens(template, "template")[-1]
-        return make_state([tokens.permute(0, 2, 3, 1)])
+        return make_state([tokens.permute(0, 2, 3, 1)] * self.templates)
+
+    def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
+        """Adds a recent template in place of the oldest but the first one, which stays.
+
+        The authors' tracker gives up the first one too, at its second update.
+
+        Raises:
+            NotImplementedError: `templates` is 1.
+        """
+        if self.templates == 1:
+            return super().update_template(state, new)
+        return TemplateState([state[0], *state[2:], new[0]])
 
     def join_templates(self, states: Sequence[TemplateState]) -> TemplateState:
         """Several templates of one target as one state, which has one map per template.
 
+        With `templates` of 2 or more, whose states have as many maps, the first one of each is used.
+
         Raises:
             ValueError: Templates of different sizes or batches.
         """
-        maps = [features for state in states for features in state]
+        if len(states) == 1:
+            return states[0]
+        maps = [features for state in states for features in (state if self.templates == 1 else state[:1])]
         if any(features.shape[1:] != maps[0].shape[1:] for features in maps):
             shapes = ", ".join(str(tuple(features.shape)) for features in maps)
             raise ValueError(f"Templates that are joined need one size; their maps are {shapes}.")
@@ -553,6 +577,7 @@ def _tracker(arguments: Mapping[str, Any], **own: Any) -> TrackModel:
 
 
 LIGHT, SMALL, BASE = ({"depths": (4, 4, depth)} for depth in (6, 10, 20))
+BASE_2TEMP = {**BASE, "templates": 2}
 TEST = {  # tiny, for tests
     "depths": (1, 2, 2),
     "dim": 32,
@@ -598,6 +623,18 @@ def supersbt_base(**kwargs: Any) -> SuperSBT:
 def supersbt_base_track(**kwargs: Any) -> TrackModel:
     """`supersbt_base` with the authors' center head."""
     return _tracker(kwargs, **BASE)
+
+
+@register_model
+def supersbt_base_2temp(**kwargs: Any) -> SuperSBT:
+    """`supersbt_base` with two templates, of which the tracker may replace the second."""
+    return _features(kwargs, **BASE_2TEMP)
+
+
+@register_model
+def supersbt_base_2temp_track(**kwargs: Any) -> TrackModel:
+    """`supersbt_base_2temp` with the authors' center head."""
+    return _tracker(kwargs, **BASE_2TEMP)
 
 
 @register_model

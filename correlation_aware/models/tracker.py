@@ -29,7 +29,7 @@ class TrackModel(nn.Module):
     num_classes: int = 0
     pretrained_cfg: dict[str, Any]  # set by the zoo, as timm does
     model_args: dict[str, Any]
-    weights_name: str = "random"
+    weights_name: str = "unknown"
 
     def __init__(self, backbone: TwoInputModel, head: nn.Module) -> None:
         super().__init__()
@@ -83,6 +83,11 @@ class TrackModel(nn.Module):
     def image_backbone(self) -> nn.Module:
         """See `TwoInputModel.image_backbone`."""
         return self.backbone.image_backbone
+
+    @property
+    def templates(self) -> int:
+        """See `TwoInputModel.templates`."""
+        return self.backbone.templates
 
     @property
     def update_interval(self) -> int:

@@ -11,7 +11,7 @@ names the blocks have. Licensed under Apache-2.0.
 
 Both images are cut into patches of 16 px, and each has a position table of its own. There is no class token.
 With candidate elimination some blocks keep, between their attention and their MLP, only the search tokens
-that the template attends to most; the features of the others are 0 in the output.
+that the template attends to most; the features of the others are 0 in the output. `DropPath` is timm's.
 """
 
 import math
@@ -35,7 +35,6 @@ from correlation_aware.models.contract import (
     common_batch,
     make_state,
 )
-from correlation_aware.models.eoc import apply_linear
 from correlation_aware.models.registry import (
     refuse_arguments,
     register_checkpoint_format,
@@ -43,6 +42,7 @@ from correlation_aware.models.registry import (
     take_fields,
 )
 from correlation_aware.models.tracker import TrackModel
+from correlation_aware.ops import apply_linear
 
 __all__ = ["OneStreamViT", "ViTConfig"]
 

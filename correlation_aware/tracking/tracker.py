@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -32,12 +33,15 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "sbt_light_cell_track"
+TemplateUpdate = Literal["none", "confident"]
 
 
 @renamed_fields(window="window_weight", penalty="scale_penalty")
 @dataclass(frozen=True)
 class TrackerConfig:
-    """Settings of the choice of the best location. Sizes of the crops belong to the model, see `Sizes`.
+    """Settings of the choice of the best location, and of a second template.
+
+    Sizes of the crops belong to the model, see `Sizes`.
 
     Attributes:
         window_weight: Weight of the Hann window in the weighted mean of scores and window, 0..1: 0.49 in the
@@ -51,6 +55,12 @@ class TrackerConfig:
             for the `box_vote` of the model's head, 0 if it has none.
         lost_threshold: Score in 0..1 below which a target is reported as lost.
         margin: Smallest width and height in pixels of the part of the box inside the frame.
+        template_update: What becomes of the second template, of networks with `templates` of 2 or more.
+            `none`: it is the first one, or what `Tracker.update_template` sets. `confident`: every
+            `update_interval` frames it becomes a crop around the latest box, of targets whose score is at
+            least `update_threshold` and that are not lost. The first template stays in any case.
+        update_interval: Frames from one update to the next: 25 in the authors' code for TrackingNet.
+        update_threshold: Smallest score in 0..1 for an update: 0.6 in the authors' code.
     """
 
     window_weight: float = 0.49
@@ -59,9 +69,17 @@ class TrackerConfig:
     box_vote: float | None = None
     lost_threshold: float = 0.3
     margin: float = 10.0
+    template_update: TemplateUpdate = "none"
+    update_interval: int = 25
+    update_threshold: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("window_weight", "lost_threshold"):
+        if self.template_update not in get_args(TemplateUpdate):
+            options = ", ".join(get_args(TemplateUpdate))
+            raise ValueError(f"template_update={self.template_update!r} is not one of {options}.")
+        if self.update_interval < 1:
+            raise ValueError(f"update_interval={self.update_interval} must be at least 1 frame.")
+        for name in ("window_weight", "lost_threshold", "update_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in 0..1.")
         for name in ("scale_penalty", "box_vote"):
@@ -117,12 +135,14 @@ class Tracker:
         session: Session that runs the model.
         config: Settings.
         name: Architecture name of the model.
-        weights_name: Name of the weights for display, `random` for random ones.
+        weights_name: Name of the weights for display; `random` for random ones, `unknown` of a model that
+            `create_model` did not make.
         timings: Seconds spent since `init`.
         device: Device of the model.
 
     Raises:
-        ValueError: A model without a prediction head, or with other than 1 or 3 input channels.
+        ValueError: A model without a prediction head, with other than 1 or 3 input channels, or with one
+            template where `template_update` needs two.
 
     Example:
         >>> tracker = create_tracker()
@@ -142,6 +162,12 @@ class Tracker:
             )
         self.session = session
         self.config = config or TrackerConfig()
+        if self.config.template_update != "none" and model.templates < 2:
+            raise ValueError(
+                f"template_update={self.config.template_update!r} needs a network with two templates, "
+                "such as supersbt_base_2temp_track or supersbt_* with templates=2; this "
+                f"{type(model.backbone).__name__} has one. Leave it out, or take another network."
+            )
         config_of_model = description(model)
         self.name: str = config_of_model["architecture"]
         self.weights_name = model.weights_name
@@ -209,8 +235,7 @@ class Tracker:
             RuntimeError: `init` was not called.
             ValueError: An invalid frame.
         """
-        if not len(self._boxes):
-            raise RuntimeError("The tracker has no target yet: call init(frame, box) first.")
+        self._check_started()
         frame = as_rgb(frame)
         height, width = frame.shape[:2]
         start = time.perf_counter()
@@ -238,9 +263,7 @@ class Tracker:
             for (x, y, w, h), score, is_lost in zip(self._boxes, scores, lost)
         ]
         self.timings.frames += 1
-        interval = self.model.update_interval
-        if interval and self.timings.frames % interval == 0:
-            self._update_templates(frame, [not result.lost for result in results])
+        self._update_when_due(frame, results)
         if not valid.all() and not self._warned:
             self._warned = True
             dtype = self.session.dtype
@@ -258,9 +281,47 @@ class Tracker:
         self.timings.post += time.perf_counter() - start - crop - model
         return results if self._many else results[0]
 
-    def _update_templates(self, frame: NDArray[np.uint8], chosen: list[bool]) -> None:
-        """Gives the model templates cut around the latest boxes, of the targets that are not lost."""
-        crops = [Crop.around(box, self._sizes.template_factor) for box in self._boxes]
+    @torch.inference_mode()
+    def update_template(self, frame: NDArray[np.uint8], box: ArrayLike | None = None) -> None:
+        """Gives the model a recent template of every target: a crop of a frame around its box.
+
+        Of a network with two templates it replaces the second one, until the next call; the first one, of
+        `init`, stays. The filter of `siam_*_dcf` takes its part of it. The boxes that are tracked stay.
+
+        Args:
+            frame: Frame as in `init`.
+            box: x, y, w, h in pixels of the frame, or (N, 4) for N targets; the latest boxes by default.
+
+        Raises:
+            RuntimeError: `init` was not called.
+            ValueError: An invalid frame or box, or another number of boxes than targets.
+            NotImplementedError: A network with one template that never changes; the message names others.
+        """
+        self._check_started()
+        frame = as_rgb(frame)
+        boxes = self._boxes if box is None else as_boxes(box, *frame.shape[:2])
+        if len(boxes) != len(self._boxes):
+            raise ValueError(f"box has {len(boxes)} boxes for {len(self._boxes)} targets: give one for each.")
+        self._update_templates(frame, boxes, [True] * len(boxes))
+
+    def _check_started(self) -> None:
+        if not len(self._boxes):
+            raise RuntimeError("The tracker has no target yet: call init(frame, box) first.")
+
+    def _update_when_due(self, frame: NDArray[np.uint8], results: list[TrackResult]) -> None:
+        """Updates the templates of targets that are not lost, as the model and the configuration say."""
+        interval, threshold = self.model.update_interval, 0.0
+        if self.config.template_update == "confident":
+            interval, threshold = self.config.update_interval, self.config.update_threshold
+        if interval and self.timings.frames % interval == 0:
+            chosen = [not result.lost and result.score >= threshold for result in results]
+            self._update_templates(frame, self._boxes, chosen)
+
+    def _update_templates(
+        self, frame: NDArray[np.uint8], boxes: NDArray[np.float64], chosen: list[bool]
+    ) -> None:
+        """Gives the model templates cut around boxes, of the chosen targets."""
+        crops = [Crop.around(box, self._sizes.template_factor) for box in boxes]
         pixels = self._pixels(frame, crops, self._sizes.template_size)
         self.session.update_template(pixels, chosen)
 

@@ -41,8 +41,8 @@ class ModelConfig:
         name: Architecture name. With a tag, such as `sbt_light_cell_track.stills`, training starts from
             those weights; with a saved model (a folder, `local-dir:`, `hf-hub:`) from its weights.
         pretrained: Weights to start from, for a name without a tag: a tag, `model.tag`, an `hf-hub:` name, a
-            file or a folder; or those of the backbone alone, such as `backbone:resnet50` by its name in timm;
-            null for random weights. Tensors that fit are loaded, the others are logged.
+            file or a folder; or weights of the image backbone alone, `timm:resnet50` by a name of timm or
+            `backbone:FILE`; null for random weights. Tensors that fit are loaded, the others are logged.
         pretrained_blocks: Number of blocks of the backbone, from the image on and with the stem, that start
             from these weights; the others and the head stay random. null for all that fits. Blocks are the
             layer groups of the model's `group_matcher()`.

@@ -86,7 +86,7 @@ def _warn_of_fresh_backbone(report: LoadReport, start: str) -> None:
     fresh, loaded = (
         sum(name.startswith("backbone.") for name in names) for names in (report.missing, report.loaded)
     )
-    if fresh > loaded and not start.startswith("backbone:"):  # a neck is random then
+    if fresh > loaded:
         _logger.warning(
             "%s fills %d of %d tensors of the backbone; the others have random weights. Are model.name and "
             "model.overrides those of the weights?",

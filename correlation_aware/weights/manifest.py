@@ -4,13 +4,15 @@ import difflib
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from correlation_aware._plugins import load_plugins
+from correlation_aware._plugins import is_loading
+from correlation_aware.models.registry import near_names, registered_models, timm_models
 
 __all__ = [
     "MANIFEST_PATH",
@@ -190,19 +192,35 @@ def load_manifest(path: Path | None = None) -> dict[str, WeightsEntry]:
         path: A JSON file; by default the one that ships with the package and those of the plug-ins.
 
     Returns:
-        Entries by `model.tag`, in the order of the files. The first of a model is its default.
+        Entries by `model.tag`, in the order of the files. The first of a model is its default. By default
+        entries of models that do not exist are left out, with one `RuntimeWarning` each.
 
     Raises:
         ValueError: Not JSON, or a wrong entry; the message names the entry, the key and the allowed values.
     """
     if path is not None:
         return _read(path)
-    load_plugins()
-    return known_entries()
+    models = registered_models()  # which loads the plug-ins
+    entries = known_entries()
+    strangers = {name for name, entry in entries.items() if entry.model not in models}
+    if not strangers or is_loading():  # a plug-in registers its weights first, and asks for others
+        return entries
+    strangers -= {name for name in strangers if entries[name].model in timm_models()}
+    for name in sorted(strangers - _reported):
+        _reported.add(name)
+        near = ", ".join(near_names(entries[name].model, models)[:4])
+        file = _registered_from.get(name, MANIFEST_PATH)
+        warnings.warn(
+            f"The weights {name} of {file} are left out: there is no model {entries[name].model!r}. Near: "
+            f"{near}.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return {name: entry for name, entry in entries.items() if name not in strangers}
 
 
 def known_entries() -> dict[str, WeightsEntry]:
-    """The entries that are known so far, without importing plug-ins."""
+    """The entries that are known so far, without importing plug-ins, also those of unknown models."""
     return {**_shipped(), **_registered}
 
 
@@ -260,6 +278,7 @@ def parse_results(raw: Any, where: str) -> tuple[Measurement, ...]:
 
 _registered: dict[str, WeightsEntry] = {}
 _registered_from: dict[str, Path] = {}
+_reported: set[str] = set()  # entries of unknown models that were warned of
 
 
 @lru_cache(maxsize=1)

@@ -8,13 +8,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from timm.models import PretrainedCfg, adapt_input_conv
+from timm.models import PretrainedCfg, adapt_input_conv, get_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from correlation_aware._files import check_output_folder, write_text
 from correlation_aware._version import __version__
-from correlation_aware.models.contract import FeatureNet
+from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.models.registry import registered_models
 from correlation_aware.weights.card import model_card
 from correlation_aware.weights.convert import convert_state_dict
@@ -38,9 +38,10 @@ def load_pretrained(
     Args:
         model: A model of `create_model`.
         source: A tag of the model, a `model.tag` of the manifest, `hf-hub:organisation/name[@revision]`, a
-            local file or folder, or `backbone:` before a source of weights for the backbone alone, such as a
-            name of timm; see `resolve_weights`.
-        partial: Load what fits. Entries of the manifest that are starting points always load in part.
+            local file or folder; or weights for the image backbone alone, `timm:` before a name of timm and
+            `backbone:` before another source; see `resolve_weights`.
+        partial: Load what fits. Entries of the manifest that are starting points always load in part, and so
+            do weights of timm, but for a backbone that is timm's own model.
         cache_dir: Folder for downloads instead of the Hugging Face cache.
 
     Returns:
@@ -58,13 +59,17 @@ def load_pretrained(
         source = resolve_weights(source, cfg.get("architecture"))
     # a network with `features_only`, or a backbone, is a part of the one that the checkpoint is of
     pruned = isinstance(model, (FeatureNet, FeatureGetterNet))
-    target: nn.Module = model.model if pruned else model  # type: ignore[assignment]
-    prefix = "model." if pruned else ""
+    network: nn.Module = model.model if pruned else model  # type: ignore[assignment]
+    target = network
     if source.backbone_only:
-        if not hasattr(target, "image_backbone"):
-            raise ValueError(f"{source.name} is for networks of two images, not {type(target).__name__}.")
-        target, pruned = cast(nn.Module, target.image_backbone), True
-        prefix = next(f"{name}." if name else "" for name, part in model.named_modules() if part is target)
+        if not hasattr(network, "image_backbone") and source.timm_cfg is None:
+            raise ValueError(
+                f"{source.name} is for networks of two images, not {type(network).__name__}. Leave out "
+                "'backbone:'."
+            )
+        target, pruned = cast(nn.Module, getattr(network, "image_backbone", network)), True
+    prefix = next(f"{name}." if name else "" for name, part in model.named_modules() if part is target)
+    of_timm = target is not network and not isinstance(target, TwoInputModel)  # such as a ResNet
     own = target.state_dict()
     if any(tensor.is_meta for tensor in own.values()):
         raise ValueError(f"{source.name} cannot be loaded on device='meta', which keeps no numbers.")
@@ -74,9 +79,12 @@ def load_pretrained(
     if source.backbone_only:  # older files have no counters
         counters = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
         state_dict = {**counters, **state_dict}
-    in_part = partial or source.is_starting_point
+    in_part = partial or (source.is_starting_point and not of_timm)
     kept = _keep_classifier(cfg["classifier"], state_dict, own) if cfg.get("classifier") else set()
     report = load_state_dict(target, state_dict, in_part, source.name, pruned)
+    if source.backbone_only:
+        names = (tuple(prefix + name for name in part) for part in (report.loaded, report.missing))
+        report = replace(report, **dict(zip(("loaded", "missing"), names)))
     if kept:
         loaded = tuple(name for name in report.loaded if name not in kept)
         report = replace(report, loaded=loaded, missing=(*report.missing, *sorted(kept)))
@@ -90,9 +98,23 @@ def load_pretrained(
         )
     _logger.info("%s: %s", source.name, report)
     model.weights_name = source.name  # type: ignore[assignment]
-    if cfg and not source.backbone_only:
-        _describe(model, source.described(cache_dir), source.name)
+    if cfg and (source.timm_cfg is not None or not source.backbone_only):
+        known = source.described(cache_dir)
+        _describe(model, _without_usual(known, source.timm_cfg or {}) if of_timm else known, source.name)
     return report
+
+
+def _without_usual(known: Mapping[str, Any], timm_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of weights of timm, without the normalization that is usual for their model.
+
+    A network with a backbone of timm has that already, or a corrected one.
+    """
+    usual = get_pretrained_cfg(timm_cfg["architecture"])
+    return {
+        key: value
+        for key, value in known.items()
+        if key not in ("mean", "std") or value != getattr(usual, key, None)
+    }
 
 
 def _describe(model: nn.Module, known: Mapping[str, Any], name: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, list_pretrained
+from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from correlation_aware._files import read_json
@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
-# before a source whose weights fill the backbone alone, see `resolve_weights`
-BACKBONE = "backbone:"
+# before a name of timm, and before another source whose weights fill the image backbone alone
+TIMM, BACKBONE = "timm:", "backbone:"
 # fields of timm's PretrainedCfg that say where weights are
 LOCATIONS = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename", "source")
 
@@ -53,7 +53,8 @@ class WeightsSource:
         state_dict: The tensors themselves.
         timm_tag: Tag of weights that a plug-in registered with timm alone.
         timm_cfg: What timm says of one of its own models, see `timm_weights`.
-        backbone_only: Whether the weights are those of a single-image network, for the backbone alone.
+        backbone_only: Whether the weights are those of a single-image network, for the `image_backbone` of
+            the model alone.
     """
 
     name: str
@@ -142,12 +143,12 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
     """Tells what `pretrained=`, `--weights` and `model.pretrained` mean.
 
     In this order: True for the default weights of the model; a tag of the model; `model.tag`, or a model for
-    its default; `hf-hub:organisation/name[@revision]`; `timm:name[.tag]`, weights of a model of timm that a
-    family can start from; a file, or a folder of `save_pretrained`.
+    its default; `hf-hub:organisation/name[@revision]`; `timm:name[.tag]`, weights of a model of timm; a file,
+    or a folder of `save_pretrained`.
 
-    `backbone:SOURCE` are the weights of a single-image network, usually an ImageNet classifier, that fill the
-    model's `image_backbone` alone. SOURCE is one of the above, or a name of timm, with or without a tag, such
-    as `backbone:resnet50.a1_in1k`.
+    Weights of timm fill the `image_backbone` of the model: the ResNet of a `siam_resnet50_dw_track`, all of a
+    `onestream_vit_*` but its head. `backbone:` before one of the others says that they do, too: weights of a
+    single-image network, usually an ImageNet classifier, such as `backbone:resnet50.safetensors`.
 
     Args:
         source: What a user wrote.
@@ -183,8 +184,8 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
         return WeightsSource(entry.name, entry=entry)
     if text.startswith("hf-hub:"):
         return WeightsSource(text, repository=text.removeprefix("hf-hub:"))
-    if text.startswith("timm:"):
-        return timm_weights(text.removeprefix("timm:"))
+    if text.startswith(TIMM):
+        return timm_weights(text.removeprefix(TIMM))
     path = Path(text.removeprefix("local-dir:"))
     if path.exists():
         return local_file(path)
@@ -196,17 +197,17 @@ def resolve_weights(source: bool | str | Path, model: str | None = None) -> Weig
 
 
 def _of_backbone(text: str) -> WeightsSource:
-    """Weights for the backbone alone: as in `resolve_weights`, or of a model of timm."""
-    architecture = text.partition(".")[0]
-    if is_model(architecture) and architecture not in registered_models():
-        cfg = get_pretrained_cfg(text) if is_model_pretrained(text) else None
-        if cfg is None:
-            tags = ", ".join(name.partition(".")[2] for name in list_pretrained(f"{architecture}.*"))
-            raise ValueError(f"timm has no weights {text!r}. Tags of {architecture}: {tags or 'none'}.")
-        source = located_weights(cfg.to_dict())
-    else:
-        source = resolve_weights(text)
-    return replace(source, name=f"{BACKBONE}{text}", backbone_only=True)
+    """Weights for the image backbone alone: as in `resolve_weights`, or by the former spelling of `timm:`."""
+    if _is_timms(text):
+        _warn_of_former(f"{BACKBONE}{text}", f"{TIMM}{text}")
+        return timm_weights(text)
+    return replace(resolve_weights(text), name=f"{BACKBONE}{text}", backbone_only=True)
+
+
+def _is_timms(text: str) -> bool:
+    """Whether a name, with or without a tag, is that of a model of timm, and not ours."""
+    model = text.partition(".")[0]
+    return bool(timm.models.is_model(model)) and model not in registered_models()
 
 
 def local_file(path: str | Path) -> WeightsSource:
@@ -227,7 +228,7 @@ def local_file(path: str | Path) -> WeightsSource:
 
 
 def timm_weights(name: str) -> WeightsSource:
-    """Weights that timm knows for one of its own models: a starting point for the networks of a family.
+    """Weights that timm knows for one of its own models, for the image backbone of a network.
 
     Args:
         name: Model of timm, with a tag (`vit_base_patch16_224.mae`) or without one for the default weights.
@@ -242,9 +243,11 @@ def timm_weights(name: str) -> WeightsSource:
     tags = [full.partition(".")[2] for full in timm.models.list_pretrained(f"{model}.*")]
     if not tags or (tag and tag not in tags):
         known = f"Its tags: {', '.join(tags)}." if tags else "It has none at all."
-        raise ValueError(f"timm has no weights 'timm:{name}'. {known}")
+        raise ValueError(f"timm has no weights '{TIMM}{name}'. {known}")
     cfg: Any = get_pretrained_cfg(name)
-    return replace(located_weights(cfg.to_dict()), name=f"timm:{name}", timm_cfg=cfg.to_dict())
+    described = {**cfg.to_dict(), "architecture": model}
+    located = located_weights(cfg.to_dict())
+    return replace(located, name=f"{TIMM}{name}", timm_cfg=described, backbone_only=True)
 
 
 def located_weights(cfg: Mapping[str, Any]) -> WeightsSource:
@@ -297,18 +300,24 @@ def current_name(name: str) -> str:
     """The present name of weights; a former one gives a `DeprecationWarning`."""
     if name not in RENAMED:
         return name
+    _warn_of_former(name, RENAMED[name])
+    return RENAMED[name]
+
+
+def _warn_of_former(name: str, current: str) -> None:
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(
-        f"{name!r} is called {RENAMED[name]!r} now; the old name will be removed after the next release.",
+        f"{name!r} is called {current!r} now; the old name will be removed after the next release.",
         DeprecationWarning,
         stacklevel=level,  # the line of the user's code
     )
-    return RENAMED[name]
 
 
 def _hint(text: str, model: str) -> str:
+    if _is_timms(text):
+        return f"For weights of timm write '{TIMM}{text}'."
     tags = tags_of(model.partition(".")[0])
     if tags:
         return f"Tags of {model.partition('.')[0]}: {', '.join(tags)}."
