@@ -15,7 +15,11 @@ import pytest
 import correlation_aware as ca
 
 # Tag of the weights: name of the model. The numbers are stored by tag, so that a model may be renamed here.
-CHECKPOINTS = {"stills": "sbt_light_cell_track.stills", "half": "sbt_light_half_track.stills"}
+CHECKPOINTS = {
+    "stills": "sbt_light_cell_track.stills",
+    "half": "sbt_light_half_track.stills",
+    "lite0": "siam_lite0_ca_track.stills_videos",
+}
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_bundled.json").read_text())
 # Other CPUs and libraries round otherwise: one grey level in 2 % of the pixels moves a box by up to 0.05 px

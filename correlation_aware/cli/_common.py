@@ -50,7 +50,7 @@ WEIGHTS_HELP = "Weights: tag of the model, model.tag, file, folder, hf-hub:organ
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Name of a `_track` model, folder or hf-hub:organisation/name; sbt_light_cell_track by default."
+        help="Name of a `_track` model, folder or hf-hub:organisation/name; siam_lite0_ca_track by default."
     ),
 ]
 Weights = Annotated[str | None, typer.Option(help=f"{WEIGHTS_HELP}; by default the model's default weights.")]

@@ -281,7 +281,7 @@ def operations(
 def tracker(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Name of a `_track` model.")
-    ] = "sbt_light_cell_track",
+    ] = "siam_lite0_ca_track",
     targets: Annotated[
         str, typer.Option(metavar="N,...", help="Numbers of targets tracked at once.")
     ] = "1,2,4,8",

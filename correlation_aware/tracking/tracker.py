@@ -32,7 +32,7 @@ __all__ = [
     "create_tracker",
 ]
 
-DEFAULT_MODEL = "sbt_light_cell_track"
+DEFAULT_MODEL = "siam_lite0_ca_track"
 TemplateUpdate = Literal["none", "confident"]
 
 
@@ -439,7 +439,7 @@ def create_tracker(
 
     Args:
         model: Name of a `_track` model, `hf-hub:organisation/name`, a folder, or a model object;
-            `sbt_light_cell_track` by default.
+            `siam_lite0_ca_track` by default.
         pretrained: Weights, as in `create_model`. By default those of the manifest; if it has none, random
             weights with a warning.
         device: Device, such as `cpu` or `cuda`; by default a GPU if there is one.
