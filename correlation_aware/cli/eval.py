@@ -380,7 +380,11 @@ def _check_unused(
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
     """Configurations of all combinations of the values, by labels such as `window_weight=0.2 margin=5`."""
-    known = {name: type(value) for name, value in vars(default).items() if not isinstance(value, str)}
+    known = {
+        name: type(value) if isinstance(value, int) else float
+        for name, value in vars(default).items()
+        if not isinstance(value, str)
+    }
     axes: list[list[tuple[str, Any]]] = []
     for text in sweep:
         name, _, values = text.partition("=")
