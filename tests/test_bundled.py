@@ -18,8 +18,8 @@ import correlation_aware as ca
 CHECKPOINTS = {
     "stills": "sbt_light_cell_track.stills",
     "half": "sbt_light_half_track.stills",
-    "lite0": "siam_lite0_ca_track.stills_videos",
-    "lite0_half": "siam_lite0_ca_half_track.stills_videos",
+    "lite0": "siam_lite0_ca_track.video",
+    "lite0_half": "siam_lite0_ca_half_track.video",
 }
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_bundled.json").read_text())

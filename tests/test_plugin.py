@@ -444,4 +444,4 @@ def test_the_page_has_every_member_of_the_contract():
     members = {
         name for name, value in vars(TwoInputModel).items() if callable(value) or isinstance(value, property)
     }
-    assert listed == {name for name in members if not name.startswith("_")} | {"num_features"}
+    assert listed == {name for name in members if not name.startswith("_")} | {"num_features", "templates"}

@@ -132,7 +132,7 @@ def test_only_the_needed_region_of_a_frame_is_uploaded():
 
 def test_a_track_with_crops_of_a_device_is_the_same():
     """With the bundled weights, over the demo's clip: two pixels of a hundred differ by one."""
-    here = ca.create_tracker(device="cpu")
+    here = ca.create_tracker("sbt_light_cell_track", device="cpu")
     there = ca.create_tracker(here.model, device="cpu")
     there._crops_on_device = True
     frames = list(draw_clip(12))

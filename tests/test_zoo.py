@@ -93,7 +93,7 @@ def test_a_name_without_a_tag_is_one_network_whatever_weights_it_had():
     with pytest.warns(RuntimeWarning, match="sbt_light_track has random weights"):
         assert isinstance(ca.create_tracker("sbt_light_track").model.head, MixerHead)
     with pytest.warns(DeprecationWarning, match="sbt_light_half_track"):
-        assert ca.create_tracker(pretrained="half").weights_name == BUNDLED[1]
+        assert ca.create_tracker("sbt_light_cell_track", pretrained="half").weights_name == BUNDLED[1]
 
 
 @pytest.mark.parametrize("source", ["stills", "sbt_light_cell_track.stills", "sbt_light_cell_track"])
@@ -104,7 +104,7 @@ def test_a_bare_tag_means_the_same_everywhere(source):
     assert (
         model.weights_name
         == again.weights_name
-        == ca.create_tracker(pretrained=source).weights_name
+        == ca.create_tracker("sbt_light_cell_track", pretrained=source).weights_name
         == BUNDLED[0]
     )
 
@@ -396,13 +396,13 @@ def test_lists():
     assert ca.list_models(["sbt_*test", "sbt*_light"]) == ["sbt_light", "sbt_test"]
     assert ca.list_models("sbt_test*", exclude_filters="*_cls") == ["sbt_test", "sbt_test_track"]
     assert timm.create_model("sbt_test", num_classes=0).num_classes == 0  # timm's tools pass it
-    assert set(ca.list_models(pretrained=True)) == set(timm.list_models("sbt*", pretrained=True))
+    assert set(ca.list_models(pretrained=True)) == set(timm.list_models(["sbt*", "siam_*"], pretrained=True))
 
 
 def test_nothing_warns_on_the_way_to_the_default_tracker():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ca.create_tracker().weights_name == BUNDLED[0]
+        assert ca.create_tracker().weights_name == "siam_lite0_ca_track.video"
 
 
 def test_features_of_a_classifier():

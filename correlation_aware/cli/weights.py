@@ -49,7 +49,7 @@ def list_entries(
         typer.echo(json.dumps({name: entry.to_json() for name, entry in manifest.items()}, indent=2))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("weights", "source", "content", "pixels", "license"):
+    for column in ("weights", "source", "kind", "pixels", "license"):
         table.add_column(column, overflow="fold", no_wrap=column in ("weights", "pixels"))
     for name, entry in manifest.items():
         content = "model" if entry.role == "model" else "part"

@@ -43,18 +43,18 @@ class ModelConfig:
         pretrained: Weights to start from, for a name without a tag: a tag, `model.tag`, an `hf-hub:` name, a
             file or a folder; or weights of the image backbone alone, `timm:resnet50` by a name of timm or
             `backbone:FILE`; null for random weights. Tensors that fit are loaded, the others are logged.
+        overrides: Further arguments of `create_model`.
         pretrained_blocks: Number of blocks of the backbone, from the image on and with the stem, that start
             from these weights; the others and the head stay random. null for all that fits. Blocks are the
             layer groups of the model's `group_matcher()`.
         pretrained_stages: Likewise of stages.
-        overrides: Further arguments of `create_model`.
     """
 
     name: str = "sbt_light_track"
     pretrained: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
     pretrained_blocks: int | None = None
     pretrained_stages: int | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_values("model", self, pretrained_blocks=(1, math.inf), pretrained_stages=(1, math.inf))
