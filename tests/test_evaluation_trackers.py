@@ -87,8 +87,9 @@ def test_a_tracker_of_opencv_follows_and_starts_anew():
     cv2.setRNGSeed(0)
     for start in (0, 1):  # a second sequence on the same tracker
         tracked, _, seconds = run_sequence(baseline.tracker, frames[start:], boxes[start] + 0.3)
-        # the first of its boxes: the tracker is random, and on a square without texture it drifts
-        assert overlap(tracked, boxes[start:])[:2].min() > 0.4 and len(seconds) == 4 - start
+        # MIL is random and drifts on a square without texture, but it starts on the box of its own sequence
+        assert overlap(tracked[:1], boxes[start : start + 1]).min() > 0.9
+        assert overlap(tracked[:2], boxes[start : start + 2]).min() > 0.1 and len(seconds) == 4 - start
     assert baseline.name == "opencv-mil"
 
 
