@@ -12,7 +12,7 @@ from test_evaluation import Still, write_sequence
 from typer.testing import CliRunner
 
 from correlation_aware.cli import app
-from correlation_aware.cli.eval import OTHERS
+from correlation_aware.cli.eval import COMMANDS
 from correlation_aware.evaluation import layouts
 from correlation_aware.evaluation.benchmarks import BENCHMARKS, evaluate, open_benchmark
 from correlation_aware.evaluation.one_pass import SequenceResult, average, center_errors, overlap, score
@@ -130,7 +130,7 @@ def test_layouts(tmp_path, key):
 
 
 def test_every_benchmark_has_a_command_and_errors_name_the_layout(tmp_path):
-    assert {"got10k", *OTHERS} == set(BENCHMARKS) == {"got10k", *MAKERS}
+    assert set(COMMANDS) == set(BENCHMARKS) == {"got10k", *MAKERS}
     for key in BENCHMARKS:
         with pytest.raises(FileNotFoundError, match=f"{tmp_path}|no video|testing_set"):
             open_benchmark(key, tmp_path)

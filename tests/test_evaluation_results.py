@@ -20,9 +20,11 @@ from typer.testing import CliRunner
 from correlation_aware.cli import eval as cli_eval
 from correlation_aware.evaluation import results as results_module
 from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure, open_benchmark
-from correlation_aware.evaluation.results import ResultFolder, describe_run, hash_weights
+from correlation_aware.evaluation.results import ResultFolder, describe_run, hash_files
+from correlation_aware.weights.files import hash_state_dict
 
 NAMES = [f"s{i}" for i in range(5)]
+PAUSE = 0.02  # seconds per frame; a run has 15, so that two kills within 7 come before its end
 
 
 @pytest.fixture
@@ -84,13 +86,15 @@ def test_kill_9_loses_no_finished_sequence(benchmark, tmp_path):
     rng, kills = random.Random(0), 0
     before: dict[str, str] = {}
     while True:
-        process = multiprocessing.get_context("fork").Process(target=run, args=(folder, log, 0.004))
+        process = multiprocessing.get_context("fork").Process(target=run, args=(folder, log, PAUSE))
         process.start()
-        process.join(rng.uniform(0.005, 0.08) if kills < 5 else None)
+        process.join(rng.uniform(0.005, 7 * PAUSE) if kills < 5 else None)
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
         process.join()
+        if process.exitcode == 0:  # it came to the end just before the signal
+            break
         assert process.exitcode == -signal.SIGKILL
         kills += 1
         after = contents(folder)
@@ -176,15 +180,15 @@ def test_two_runs_are_not_mixed(benchmark, tmp_path):
 def test_the_hash_of_weights_is_that_of_their_values(tmp_path):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).bfloat16()
-    before = hash_weights(net)
-    assert before == hash_weights(net) and len(before) == 64
+    before = hash_state_dict(net.state_dict())
+    assert before == hash_state_dict(net.state_dict()) and len(before) == 64
     with torch.no_grad():
         net[0].bias[2] += 1
-    assert hash_weights(net) != before
+    assert hash_state_dict(net.state_dict()) != before
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").write_text("y")
     both = [tmp_path / "a", tmp_path / "b"]
-    assert hash_weights(both) == hash_weights(map(str, both)) != hash_weights(both[::-1])
+    assert hash_files(both) == hash_files(map(str, both)) != hash_files(both[::-1])
 
 
 def test_the_command_line_goes_on_and_refuses_to_mix(benchmark, tmp_path, monkeypatch):

@@ -65,9 +65,21 @@ Name = Annotated[
 app = typer.Typer(help="Evaluate a tracker on annotated sequences.", no_args_is_help=True)
 
 EXIT_FAILED = 3
+AVERAGES = """AO is the mean overlap of all frames after the first, SR0.50 and SR0.75 the
+    fraction of frames above that overlap, AUC the area under the success
+    curve. "average" weights every sequence equally, "all frames" every frame.
+    Frames/s is the speed of the tracker without reading images."""
+PLOTS = """AUC is the area under the success curve, P the fraction of frames with
+    centers at most 20 px apart, Pnorm at most 0.2 widths and heights of the
+    target. Frames without a visible target are left out."""
 HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
 PRECISIONS = ("P", "Pnorm")  # of the benchmarks that have them
-OTHERS = {  # title, layout and subsets of the benchmarks besides GOT-10k
+COMMANDS = {  # what is evaluated, layout and subsets of every benchmark
+    "got10k": (
+        "sequences in GOT-10k's layout, on whole frames",
+        "val/list.txt in GOT-10k's layout",
+        "val, train, or test without public annotations, for result files",
+    ),
     "otb": ("OTB-100", "NAME/img and NAME/groundtruth_rect.txt", "all"),
     "lasot": ("LaSOT", "CLASS/NAME and testing_set.txt", "test, train, all"),
     "lasot_ext": ("LaSOT's extension", "CLASS/NAME", "all"),
@@ -83,43 +95,8 @@ def group() -> None:
     """Evaluate a tracker on annotated sequences."""
 
 
-@app.command()
-def got10k(
-    root: Annotated[
-        Path, typer.Argument(metavar="ROOT", help="Folder in GOT-10k's layout, with val/list.txt.")
-    ],
-    model: Model = None,
-    weights: Weights = None,
-    device: Device = None,
-    runtime: Runtime = "auto",
-    tracker: TrackerText = None,
-    name: Name = None,
-    subset: Annotated[
-        str, typer.Option(help="val, train or test; test has no public annotations: result files only.")
-    ] = "val",
-    sequences: Sequences = None,
-    depth_range: DepthRange = None,
-    output: Output = None,
-    results: Results = None,
-    as_json: Json = None,
-) -> None:
-    """One-pass evaluation on sequences in GOT-10k's layout, on whole frames.
-
-    AO is the mean overlap of all frames after the first, SR0.50 and SR0.75 the
-    fraction of frames above that overlap, AUC the area under the success
-    curve. "average" weights every sequence equally, "all frames" every frame.
-    Frames/s is the speed of the tracker without reading images.
-
-    A run with --output that was stopped goes on where it was.
-
-    Exit codes: 0, 3 if a sequence failed (the table has the others), 1 error.
-    """
-    options = (model, weights, device, runtime, tracker, name)
-    _run("got10k", root, subset, options, sequences, depth_range, output, results, as_json)
-
-
-def _add_command(key: str, layout: str, subsets: str) -> None:
-    """Adds the command of a benchmark of which the success and precision plots are known."""
+def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
+    """Adds the command of a benchmark."""
 
     def command(
         root: Annotated[Path, typer.Argument(metavar="ROOT", help=f"Folder with {layout}.")],
@@ -139,19 +116,20 @@ def _add_command(key: str, layout: str, subsets: str) -> None:
         options = (model, weights, device, runtime, tracker, name)
         _run(key, root, subset, options, sequences, depth_range, output, results, as_json)
 
-    command.__doc__ = f"""One-pass evaluation on {OTHERS[key][0]}.
+    measures = AVERAGES if key == "got10k" else PLOTS
+    command.__doc__ = f"""One-pass evaluation on {title}.
 
-    AUC is the area under the success curve, P the fraction of frames with
-    centers at most 20 px apart, Pnorm at most 0.2 widths and heights of the
-    target. Frames without a visible target are left out.
+    {measures}
+
+    A run with --output that was stopped goes on where it was.
 
     Exit codes: 0, 3 if a sequence failed (the table has the others), 1 error.
     """
     app.command(key)(command)
 
 
-for _key, (_, _layout, _subsets) in OTHERS.items():
-    _add_command(_key, _layout, _subsets)
+for _key, _facts in COMMANDS.items():
+    _add_command(_key, *_facts)
 
 
 @app.command()
@@ -287,9 +265,7 @@ def clips(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Reliability diagram of the score to write (PNG).")
     ] = None,
-    as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
-    ] = None,
+    as_json: Json = None,
 ) -> None:
     """Evaluate on synthetic clips with exact boxes, made from photographs.
 

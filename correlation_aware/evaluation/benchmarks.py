@@ -186,22 +186,19 @@ def evaluate(
             video = benchmark[name]
             frames = (read_image(path, depth_range) for path in video.frames)
             boxes, scores, seconds = run_sequence(tracker, frames, video.boxes[0])
-            yield score_boxes(benchmark, name, boxes.round(3), seconds.round(8), scores)
+            yield _result(benchmark, name, video, boxes.round(3), seconds.round(8), scores)
         except Exception as error:  # of the files, or of somebody's tracker: the other sequences go on
             yield SequenceFailure(name, f"{type(error).__name__}: {error}".rstrip(": "))
 
 
-def score_boxes(
-    benchmark: Benchmark, name: str, boxes: Array, seconds: Array, scores: Array | None = None
-) -> SequenceResult:
-    """The result of a sequence from its boxes, of a run or of a file.
+def score_boxes(benchmark: Benchmark, name: str, boxes: Array, seconds: Array) -> SequenceResult:
+    """The result of a sequence from the boxes of a file, without scores.
 
     Args:
         benchmark: Benchmark.
         name: Name of the sequence.
         boxes: (N, 4) xywh in pixels.
         seconds: (N,) duration per frame; empty if unknown.
-        scores: (N,) scores of the tracker; unknown by default.
 
     Raises:
         ValueError: Another number of boxes than frames, or an unusable annotation.
@@ -210,7 +207,13 @@ def score_boxes(
     video = benchmark[name]
     if boxes.shape != (len(video.frames), 4):
         raise ValueError(f"the result has {len(boxes)} boxes and the sequence {len(video.frames)} frames")
-    scores = np.full(len(boxes), np.nan) if scores is None else scores
+    return _result(benchmark, name, video, boxes, seconds, np.full(len(boxes), np.nan))
+
+
+def _result(
+    benchmark: Benchmark, name: str, video: Video, boxes: Array, seconds: Array, scores: Array
+) -> SequenceResult:
+    """The result of a sequence from a box, a duration and a score per frame."""
     if not benchmark.has_truth:
         return SequenceResult(name, boxes, scores, seconds, None)
     size = image_size(video.frames[0]) if benchmark.protocol.clips else None

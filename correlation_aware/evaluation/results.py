@@ -4,9 +4,10 @@
 `FOLDER/OTB/TRACKER/NAME.txt` and `times/NAME_time.txt`. The manifest is `FOLDER/OTB/TRACKER.json`.
 """
 
+import glob
 import hashlib
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ from correlation_aware.bench.machine import describe
 from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure, evaluate, score_boxes
 from correlation_aware.evaluation.one_pass import Array, OnePassTracker, SequenceResult
 
-__all__ = ["ResultFolder", "describe_run", "hash_weights", "read_boxes_and_times"]
+__all__ = ["ResultFolder", "describe_run", "hash_files", "read_boxes_and_times"]
 
 
 class ResultFolder:
@@ -127,9 +128,7 @@ class ResultFolder:
         boxes, times = self.files(result.name)
         for path in (boxes, times):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in path.parent.glob(
-                f".????????.{_escape(path.name)}"
-            ):  # of a process that was killed
+            for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):  # of a killed process
                 leftover.unlink()
         _save(times, result.seconds[:, None], "%.8f")
         _save(boxes, result.boxes, "%.3f")
@@ -195,22 +194,9 @@ def describe_run(
     return dict(json.loads(json.dumps(manifest)))  # as it is read again
 
 
-def hash_weights(source: Any) -> str:
-    """SHA-256 of the weights of a model, or of the contents of files, 64 hexadecimal digits.
-
-    Args:
-        source: Model, or a sequence of paths.
-    """
-    digest = hashlib.sha256()
-    if hasattr(source, "state_dict"):
-        for name, value in sorted(source.state_dict().items()):
-            values = value.detach().cpu().contiguous()
-            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    else:
-        for path in source:
-            digest.update(sha256_file(path).encode())
-    return digest.hexdigest()
+def hash_files(paths: Iterable[str | Path]) -> str:
+    """SHA-256 of the contents of files, in their order: 64 hexadecimal digits."""
+    return hashlib.sha256("".join(map(sha256_file, paths)).encode()).hexdigest()
 
 
 def _save(path: Path, table: Array, form: str) -> None:
@@ -225,7 +211,3 @@ def _load(path: Path) -> Array:
         return np.array([[float(word) for word in line] for line in lines]).reshape(len(lines), -1)
     except ValueError as error:
         raise ValueError(f"{path} is not a table of numbers: {error}") from error
-
-
-def _escape(name: str) -> str:
-    return "".join(f"[{c}]" if c in "[?*" else c for c in name)

@@ -13,8 +13,9 @@ import numpy as np
 
 from correlation_aware.evaluation.nanotrack import VERSIONS, NanoTrack
 from correlation_aware.evaluation.one_pass import Array, Frame, OnePassTracker
-from correlation_aware.evaluation.results import hash_weights
+from correlation_aware.evaluation.results import hash_files
 from correlation_aware.tracking.tracker import Tracker, TrackResult
+from correlation_aware.weights.files import hash_state_dict
 
 __all__ = ["TRACKERS", "NamedTracker", "OpenCVTracker", "StillTracker", "create_baseline"]
 
@@ -49,7 +50,7 @@ class NamedTracker:
             "dtype": str(tracker.session.dtype),
             "config": asdict(tracker.config),
         }
-        sha256, device = hash_weights(tracker.model), str(tracker.device)
+        sha256, device = hash_state_dict(tracker.model.state_dict()), str(tracker.device)
         return cls(tracker.name, tracker, str(tracker.weights_name), sha256, settings, device)
 
 
@@ -116,12 +117,12 @@ def create_baseline(text: str) -> NamedTracker:
             for file in files:
                 if not os.path.isfile(file):
                     raise FileNotFoundError(f"--tracker {text}: there is no file {file}; expected {expected}")
-            sha256 = hash_weights(files) if files else ""
+            sha256 = hash_files(files) if files else ""
             return NamedTracker(
                 key.replace(":", "-"), create(*files), ",".join(files), sha256, {"tracker": key}
             )
     tracker, source = _import_tracker(text)
-    settings = {"tracker": text, "source": hash_weights([source]) if source else None}
+    settings = {"tracker": text, "source": hash_files([source]) if source else None}
     return NamedTracker(text.replace(":", "."), tracker, settings=settings)
 
 

@@ -16,6 +16,7 @@ the tokens that enter the first EoC-CA block.
 import itertools
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -137,7 +138,7 @@ class ConvNorm(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(dim), *([nn.ReLU(inplace=True)] if relu else []))
 
 
-class CorrelationNeck(nn.Module):
+class CorrelationNeck(nn.Module, ABC):
     """Base class of the necks whose template becomes a kernel.
 
     The state is the kernel's tensors and the template's own features, which `forward_features` needs.
@@ -156,13 +157,13 @@ class CorrelationNeck(nn.Module):
         self.crop = cfg.crop
         self.adjust = ConvNorm(channels, cfg.dim, 1, relu=False)
 
+    @abstractmethod
     def make_kernel(self, template: Tensor) -> list[Tensor]:
         """Template features (B, dim, H, W) -> the kernel's tensors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def correlate(self, kernel: Sequence[Tensor], features: Tensor) -> Tensor:
         """Features (B, dim, H, W) -> correlated features (B, dim, H, W)."""
-        raise NotImplementedError
 
     def encode(self, features: Tensor) -> list[Tensor]:
         """Template features of the backbone (B, C, H, W) -> state."""

@@ -1,7 +1,6 @@
 """Export of models to files that run without this package; each file is compared with the model."""
 
 import copy
-import hashlib
 import json
 import logging
 import shutil
@@ -23,6 +22,7 @@ from correlation_aware._files import check_output_folder
 from correlation_aware._version import __version__
 from correlation_aware.ops import set_backend
 from correlation_aware.runtime.graphs import Graph, description, split_graphs
+from correlation_aware.weights.files import hash_state_dict
 
 __all__ = [
     "FORMATS",
@@ -140,14 +140,10 @@ def metadata(model: nn.Module) -> dict[str, str]:
     """Metadata of exported files: names, sizes in pixels, mean and std of RGB in 0..1, weights hash."""
     config = description(model)
     keys = ("template_size", "input_size", "template_factor", "search_factor", "mean", "std", "license")
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
         "model": str(config["architecture"]),
         "tag": str(config.get("tag") or ""),
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": hash_state_dict(model.state_dict()),
         "library": f"correlation_aware {__version__}",
         **{key: json.dumps(config[key]) for key in keys if key in config},
     }

@@ -1,6 +1,7 @@
 """Checkpoints on disk: which files are read, and how they are written."""
 
 import argparse
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from correlation_aware._files import atomic_path
 __all__ = [
     "SUFFIXES",
     "check_finite",
+    "hash_state_dict",
     "read_state_dict",
     "write_state_dict",
 ]
@@ -147,6 +149,16 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str | Path) -> None:
         raise RuntimeError(
             f"{where}: {len(bad)} of {len(state_dict)} tensors are not finite, {bad[0]!r} among them."
         )
+
+
+def hash_state_dict(state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and values of all tensors: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _load_pickle(path: Path) -> Any:

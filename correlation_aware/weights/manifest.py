@@ -42,7 +42,7 @@ _SOURCE_RULES = {
 RENAMED = {
     "sbt_light_track.stills": "sbt_light_cell_track.stills",
     "sbt_light_track.half": "sbt_light_half_track.stills",
-    "sbt_light_cell_track.half": "sbt_light_half_track.stills",  # `--weights half` for the default model
+    "sbt_light_cell_track.half": "sbt_light_half_track.stills",  # `--weights half` for the model of that name
 }
 
 
