@@ -8,11 +8,13 @@ from correlation_aware.models.heads import TrackOutput
 from correlation_aware.models.registry import register_head, register_model
 from correlation_aware.models.sbt import SBTConfig
 from correlation_aware.models.tracker import TrackModel
+from correlation_aware.tracking.stream import FrameResults, Tracking, track
 from correlation_aware.tracking.tracker import TrackerConfig, TrackResult, create_tracker
 from correlation_aware.weights import load_pretrained, register_weights, save_pretrained
 from correlation_aware.zoo import create_model, from_pretrained, list_models
 
 __all__ = [
+    "FrameResults",
     "SBTConfig",
     "Sizes",
     "TemplateState",
@@ -20,6 +22,7 @@ __all__ = [
     "TrackOutput",
     "TrackResult",
     "TrackerConfig",
+    "Tracking",
     "TwoInputModel",
     "Video",
     "__version__",
@@ -33,4 +36,5 @@ __all__ = [
     "register_reader",
     "register_weights",
     "save_pretrained",
+    "track",
 ]

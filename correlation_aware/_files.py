@@ -1,6 +1,7 @@
 """File tools: atomic writing, JSON, hashes, and the frames of a folder in natural order."""
 
 import errno
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -188,14 +189,19 @@ def natural_order(path: str | Path) -> tuple[Any, ...]:
     )
 
 
-def list_frames(folder: str | Path) -> list[Path]:
+def list_frames(folder: str | Path, pattern: str = "*") -> list[Path]:
     """The frames of a video in a folder: all its images in natural order, without hidden files.
+
+    Args:
+        folder: Folder.
+        pattern: Pattern of the names of the images, such as `left_*.png`.
 
     Raises:
         ValueError: Images of a kind that is not read, or names that leave doubt about their order.
         OSError: No such folder.
     """
-    visible = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
+    names = fnmatch.filter(os.listdir(folder), pattern)
+    visible = [Path(folder, name) for name in names if not name.startswith(".")]
     unread = sorted(path.name for path in visible if path.suffix.lower() in UNREAD_SUFFIXES)
     if unread:
         raise ValueError(

@@ -1,7 +1,6 @@
 """Tracks targets in a video: python examples/track_video.py VIDEO x,y,w,h [x,y,w,h ...]
 
-Without arguments it generates a clip first. For a single target, `init` takes (x, y, w, h) and `update`
-returns one result instead of a list.
+Without arguments it generates a clip first.
 """
 
 import sys
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import correlation_aware as ca
 from correlation_aware.demo_clip import draw_clip
-from correlation_aware.tracking.draw import draw_result, target_color
-from correlation_aware.tracking.video import VideoWriter, open_frames
+from correlation_aware.tracking.draw import draw_results
+from correlation_aware.tracking.video import VideoWriter
 
 
 def generate_clip(path: Path) -> tuple[Path, list[list[float]]]:
@@ -29,16 +28,12 @@ def main() -> None:
         boxes = [[float(v) for v in text.split(",")] for text in sys.argv[2:]]
     else:
         source, boxes = generate_clip(Path("clip.mp4"))
-    tracker = ca.create_tracker()
-    with open_frames(source) as frames, VideoWriter("tracked.mp4", fps=frames.fps) as video:
-        for i, frame in enumerate(frames):
-            if i == 0:
-                tracker.init(frame, boxes)
-                continue
-            for n, result in enumerate(tracker.update(frame)):
-                frame = draw_result(frame, result, label=f"#{n}", color=target_color(n))
-                print(i, n, [round(v) for v in result.box], f"{result.score:.2f}", "lost" * result.lost)
-            video.write(frame)
+    with ca.track(source, boxes) as results, VideoWriter("tracked.mp4", results.source.fps) as video:
+        for result in results:
+            for target in result.targets:
+                box = [round(value) for value in target.box]
+                print(result.index, target.target, box, f"{target.score:.2f}", "lost" * target.lost)
+            video.write(draw_results(result.frame, result.targets))
     print("wrote tracked.mp4")
 
 

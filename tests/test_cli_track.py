@@ -53,9 +53,10 @@ class Scripted:
 
     def __init__(self, lost: tuple[int, ...], interrupt_at: int = -1) -> None:
         self.lost, self.interrupt_at, self.timings = lost, interrupt_at, Timings(0.1, 0.4, 0.05)
+        self.targets: tuple[int, ...] = ()
 
     def init(self, frame: np.ndarray, boxes: list[tuple[float, float, float, float]]) -> None:
-        self.boxes = list(boxes)
+        self.boxes = [(x, y, w, h) for x, y, w, h in boxes]
 
     def update(self, frame: np.ndarray) -> list[TrackResult]:
         self.timings.frames += 1
@@ -63,7 +64,7 @@ class Scripted:
             raise KeyboardInterrupt
         self.boxes = [(x + 1, y, w, h) for x, y, w, h in self.boxes]
         flags = [i == 0 and self.timings.frames in self.lost for i in range(len(self.boxes))]
-        return [TrackResult(box, 0.1 if lost else 0.9, lost) for box, lost in zip(self.boxes, flags)]
+        return [TrackResult(b, 0.1 if f else 0.9, f, i) for i, (b, f) in enumerate(zip(self.boxes, flags))]
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -79,7 +80,7 @@ def test_a_video_is_tracked_into_a_video_and_a_table(run: Run, video: Path, tmp_
     second = ("--box", " 60, 40,20 ,20.5")
     code, out, _ = run("track", video, *BOX, *second, *MODEL, "--output", "out.mp4", "--boxes", "out.csv")
     rows = table(tmp_path / "out.csv")
-    assert list(rows[0]) == ["frame", "target", "x", "y", "w", "h", "score", "lost"]
+    assert list(rows[0]) == ["frame", "target", "x", "y", "w", "h", "score", "lost", "time"]
     assert [(row["frame"], row["target"]) for row in rows] == [
         (str(i), str(n)) for i in range(6) for n in (0, 1)
     ]
@@ -212,6 +213,67 @@ def test_wrong_usage_and_help(run: Run, video: Path) -> None:
     assert code == 2 and "--box" in error
     code, out, _ = run("track", "--help")
     assert code == 0 and "Exit codes" in out and "--weights" in out
+
+
+def test_start_step_trail_and_formats(run: Run, video: Path, tmp_path: Path) -> None:
+    words = ("--start", "2", "--every", "2", "--trail", "9", "--output", "out.mp4")
+    run("track", video, *BOX, *MODEL, *words, "--boxes", "a.csv")
+    assert [(row["frame"], row["time"]) for row in table(tmp_path / "a.csv")] == [
+        ("2", "0.1000"),
+        ("4", "0.2000"),
+    ]
+    with open_frames("out.mp4") as frames:
+        assert (frames.fps, frames.length) == (10, 2)
+    run("track", video, *BOX, *MODEL, "--boxes", "a.txt", "--format", "got10k")
+    assert np.loadtxt("a.txt", delimiter=",").shape == (6, 4)
+
+
+def test_a_trail_joins_the_centers(run: Run, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, ())
+    for name, words in (("with", ("--trail", "4")), ("without", ())):
+        assert run("track", video, "--box", "20,30,60,40", "--output", f"{name}.mp4", *words)[0] == 0
+    ends = [np.stack(list(open_frames(f"{name}.mp4")))[-1].astype(int) for name in ("with", "without")]
+    changed = np.abs(ends[0] - ends[1]).max(axis=2) > 60
+    rows, columns = np.nonzero(changed)
+    assert rows.mean() == pytest.approx(50, abs=1.5) and columns.min() >= 46 and columns.max() <= 60
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--select",), "--box and --select exclude each other"),
+        (("--format", "mot"), "--format mot has no effect without --boxes"),
+        (("--trail", "5"), "--trail 5 has no effect without --output"),
+        (("--boxes", "a.txt"), "a.txt tells no format: use one of csv, jsonl"),
+        (("--start", "soon"), "start='soon' is no frame number and no time"),
+        (("--start", "99"), "start=99 is after the end"),
+        (("--show",), "OpenCV cannot open a window"),
+    ],
+)
+def test_options_that_cannot_be_used(run: Run, video: Path, tmp_path: Path, words, message) -> None:
+    code, _, error = run("track", video, *BOX, *MODEL, *words)
+    assert code == 1 and message in error
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_boxes_can_be_drawn_and_the_window_ends_the_run(
+    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a screen, so the window itself is replaced."""
+    shown: list[np.ndarray] = []
+    window = {
+        "namedWindow": lambda *_: None,
+        "destroyWindow": lambda *_: None,
+        "selectROIs": lambda *_, **__: np.array([[20, 30, 16, 14], [60, 40, 20, 20]]),
+        "imshow": lambda _, image: shown.append(image),
+        "waitKey": lambda _: ord("q") if len(shown) == 3 else -1,
+    }
+    for name, function in window.items():
+        monkeypatch.setattr(cv2, name, function)
+    _, out, _ = run("track", video, *MODEL, "--select", "--show", "--boxes", "a.csv")
+    rows = table(tmp_path / "a.csv")
+    assert [(row["frame"], row["target"]) for row in rows] == [(str(i), t) for i in range(3) for t in "01"]
+    assert [float(rows[1][key]) for key in "xywh"] == [60, 40, 20, 20] and "incomplete" not in out
 
 
 def test_demo_needs_no_input_and_prints_everything(

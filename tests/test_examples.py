@@ -27,7 +27,7 @@ def test_example(path, tmp_path, monkeypatch, capsys):
     elif path.stem == "own_tracker":
         assert printed.count("(2, 16, 16)") == 2 and printed.count("best locations") == 2
     else:
-        assert (tmp_path / "tracked.mp4").stat().st_size > 0 and len(printed.splitlines()) == 15
+        assert (tmp_path / "tracked.mp4").stat().st_size > 0 and len(printed.splitlines()) == 17
 
 
 def test_the_page_on_own_trackers_shows_its_example():

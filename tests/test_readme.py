@@ -53,7 +53,9 @@ def test_tracking_and_sessions_run(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {"ca": ca}
     exec(next(block for block in blocks if "tracker.update" in block), names)
-    assert names["tracker"].timings.frames == 2 and len(names["result"].box) == 4
+    assert (
+        names["result"].index == 2 and names["tracker"].timings.frames == 2 and len(names["target"].box) == 4
+    )
     names |= {"template": torch.randn(1, 3, 128, 128), "search": torch.randn(1, 3, 256, 256)}
     session = next(block for block in blocks if "InferenceSession" in block)
     exec(session.replace('runtime="onnx"', 'runtime="eager"'), names)  # an export would take a minute

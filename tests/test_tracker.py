@@ -340,7 +340,7 @@ def test_a_target_without_a_finite_prediction_is_lost_and_others_go_on(output, v
         for seed in (3, 4):
             results, expected = (each.update(noise(seed=seed)) for each in (tracker, other))
             assert results[0] == expected[0]
-            assert results[1] == ca.TrackResult(before[1].box, 0.0, True)
+            assert results[1] == ca.TrackResult(before[1].box, 0.0, True, 1)
     assert len(caught) == 1
     handle.remove()
     assert np.isfinite(tracker.update(noise(seed=5))[1].box).all()

@@ -1,10 +1,8 @@
-"""Options, console, progress bars and tracking loop that several commands share."""
+"""Options, console and progress bars that several commands share."""
 
 import math
-import time
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -18,12 +16,10 @@ from correlation_aware.runtime.session import RUNTIMES
 T = TypeVar("T")
 
 if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fast
-    from correlation_aware.tracking.tracker import Tracker, TrackResult
-    from correlation_aware.tracking.video import Frame, FrameSource
+    from correlation_aware.tracking.tracker import Tracker
 
 __all__ = [
     "WEIGHTS_HELP",
-    "Clock",
     "Command",
     "DepthRange",
     "Device",
@@ -31,7 +27,6 @@ __all__ = [
     "Runtime",
     "Weights",
     "console",
-    "follow",
     "load_tracker",
     "parse_depth_range",
     "progress_bar",
@@ -82,23 +77,6 @@ def _current_spelling(word: str, names: Container[str]) -> str:
     return word if option in names or current not in names else f"{current}{equals}{value}"
 
 
-@dataclass
-class Clock:
-    """Seconds spent on the frames so far.
-
-    Attributes:
-        decode: Waiting for frames.
-        write: Drawing and writing results.
-        total: Everything, from the first frame on.
-        frames: Number of frames, including the first.
-    """
-
-    decode: float = 0.0
-    write: float = 0.0
-    total: float = 0.0
-    frames: int = 0
-
-
 def load_tracker(
     model: str | None, weights: str | None = None, device: str | None = None, runtime: str = "auto"
 ) -> "Tracker":
@@ -126,34 +104,6 @@ def load_tracker(
     else:
         console.print(f"{tracker.name} with the weights {escape(tracker.weights_name)}")
     return tracker
-
-
-def follow(
-    tracker: "Tracker", frames: "FrameSource", boxes: Sequence[Sequence[float]], clock: Clock
-) -> Iterator[tuple["Frame", list["TrackResult"]]]:
-    """Yields every frame with one result per target; on the first frame the initial boxes with score 1.
-
-    Args:
-        tracker: Tracker, which is initialized on the first frame.
-        frames: Video of at least one frame.
-        boxes: x, y, w, h of every target in the first frame, in pixels.
-        clock: Clock to update.
-    """
-    from correlation_aware.tracking.tracker import TrackResult
-
-    started = before = time.perf_counter()
-    for frame in frames:
-        clock.decode += time.perf_counter() - before
-        if clock.frames == 0:
-            tracker.init(frame, boxes)
-            results = [TrackResult((x, y, w, h), score=1.0, lost=False) for x, y, w, h in boxes]
-        else:
-            updated = tracker.update(frame)
-            results = updated if isinstance(updated, list) else [updated]
-        clock.frames += 1
-        yield frame, results
-        before = time.perf_counter()
-        clock.total = before - started
 
 
 def parse_depth_range(text: str | None) -> tuple[float, float] | None:

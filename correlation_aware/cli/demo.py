@@ -1,5 +1,6 @@
 """`correlation-aware demo`: generate a clip, track in it and show the result, offline."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli._common import Clock, Model, console, follow, load_tracker, progress_bar
+from correlation_aware.cli._common import Model, console, load_tracker, progress_bar
 
 __all__ = ["demo"]
 
@@ -32,6 +33,7 @@ def demo(
     from correlation_aware.demo_clip import draw_clip
     from correlation_aware.evaluation.one_pass import overlap
     from correlation_aware.tracking.draw import contact_sheet, draw_box, draw_result
+    from correlation_aware.tracking.stream import Tracking
     from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
     check_output_folder(output)
@@ -46,17 +48,19 @@ def demo(
             writer.write(frame)
             truth.append(box)
 
-    clock, overlaps, tiles = Clock(), [], []
+    overlaps, tiles, began = [], [], time.perf_counter()
     with open_frames(clip) as frames, VideoWriter(video, FPS) as writer, progress_bar() as bar:
         task = bar.add_task("track", total=LENGTH)
-        for i, (frame, (result,)) in enumerate(follow(tracker, frames, truth[:1], clock)):
-            frame = draw_result(draw_box(frame, truth[i], TRUTH, thickness=1), result)
+        for i, results in enumerate(Tracking(frames, tracker, truth[0])):
+            (result,) = results.targets
+            frame = draw_result(draw_box(results.frame, truth[i], TRUTH, thickness=1), result)
             writer.write(frame)
             if i:
                 overlaps.append(float(overlap(result.box, truth[i])))
             if i % (LENGTH // TILES) == 0:
                 tiles.append((f"frame {i}", frame))
             bar.advance(task)
+    speed = LENGTH / (time.perf_counter() - began)
     captions, images = zip(*tiles)
     write_image(sheet, contact_sheet(images, width=1600, captions=captions))
 
@@ -65,8 +69,8 @@ def demo(
     table = Table.grid(padding=(0, 2))
     table.add_row("model", f"[bold]{tracker.name}[/] on {tracker.device}")
     table.add_row("weights", weights)
-    table.add_row("clip", f"{clock.frames} generated frames")
-    table.add_row("speed", f"{clock.frames / clock.total:.1f} frames/s, including decoding and writing")
+    table.add_row("clip", f"{LENGTH} generated frames")
+    table.add_row("speed", f"{speed:.1f} frames/s, including decoding and writing")
     table.add_row("mean IoU", f"{sum(overlaps) / len(overlaps):.3f} with the true boxes; 1 at best")
     table.add_row("", "the clip is hard: a look-alike passes the target, and a leaf hides it")
     for name, path in (("files", clip), ("", video), ("", sheet)):

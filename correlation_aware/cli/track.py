@@ -3,8 +3,8 @@
 Its options --model, --weights, --device and --runtime are those of `_common.py`.
 """
 
-import csv
 import time
+from collections import defaultdict, deque
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,110 +14,209 @@ from rich.markup import escape
 from rich.table import Table
 
 from correlation_aware.cli._common import (
-    Clock,
     DepthRange,
     Device,
     Model,
     Runtime,
     Weights,
     console,
-    follow,
     load_tracker,
     parse_depth_range,
     progress_bar,
 )
 
 if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fast
-    from correlation_aware.tracking.tracker import Tracker, TrackResult
+    from correlation_aware.tracking.frame_source import Frame
+    from correlation_aware.tracking.stream import FrameResults, Tracking
+    from correlation_aware.tracking.tracker import TrackResult
 
 __all__ = ["track"]
 
-COLUMNS = ("frame", "target", "x", "y", "w", "h", "score", "lost")
 EXIT_LOST, EXIT_INTERRUPTED = 3, 130
+
+Box = tuple[float, float, float, float]
+Trails = dict[int, "deque[tuple[float, float]]"]  # latest centers by target
 
 
 def track(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A video file, a folder of frames, or a camera's index.")
-    ],
-    box: Annotated[
-        list[str],
-        typer.Option(
-            metavar="X,Y,W,H", help="Box of a target in the first frame, in pixels. Repeat for more targets."
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A video file, a folder of frames, a pattern such as 'frames/left_*.png', a camera's index, "
+            "or the address of a stream (rtsp://...).",
         ),
     ],
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,W,H",
+            help="Box of a target in the first frame, in pixels. Repeat for more targets.",
+        ),
+    ] = None,
+    select: Annotated[
+        bool, typer.Option("--select", help="Draw the boxes with the mouse; needs a screen.")
+    ] = False,
     model: Model = None,
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help="Video to write, with boxes drawn (.mp4).")] = None,
-    boxes: Annotated[Path | None, typer.Option(help="Table of the boxes to write (CSV).")] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(help="Boxes to write: .csv, .jsonl, .json (COCO), or see --format.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Format of --boxes: csv, jsonl, mot, got10k or coco.")
+    ] = None,
     device: Device = None,
     runtime: Runtime = "auto",
+    start: Annotated[
+        str, typer.Option(metavar="FRAME|TIME", help="First frame: its number from 0, or 12.5s, or 1:20.")
+    ] = "0",
+    every: Annotated[int, typer.Option(min=1, help="Step from each frame to the next one.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of frames.")] = None,
+    trail: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Draw the path of the last N frames in --output.")
+    ] = 0,
+    show: Annotated[bool, typer.Option("--show", help="Show the frames in a window; q ends it.")] = False,
     depth_range: DepthRange = None,
 ) -> None:
     """Track one or more targets in a video.
 
-    Frames are numbered from 0, the frame of --box; targets are numbered from
-    0 in the order of --box. The table has the columns frame, target, x, y, w,
-    h, score, lost. Output files appear when they are complete; Ctrl-C
-    completes them.
+    Frames are numbered from 0, also with --start; --box is in the first frame
+    that is tracked. Targets are numbered from 0 in the order of --box. The
+    table has the columns frame, target, x, y, w, h, score, lost, time (in
+    seconds). Output files appear when they are complete; Ctrl-C completes
+    them.
 
     Exit codes: 0 no target is lost in the last frame, 3 a target is lost
     there, 1 error, such as a wrong --box or --runtime (no file is written), 2
     an unknown or missing option, 130 Ctrl-C.
     """
-    targets = [_parse_box(text) for text in box]
+    targets = [_parse_box(text) for text in box or ()]
+    if not targets and not select:
+        raise typer.BadParameter(
+            "give --box X,Y,W,H for each target, or --select to draw them with the mouse"
+        )
+    if targets and select:
+        raise ValueError("--box and --select exclude each other: leave out one of them")
+    if format and not boxes:
+        raise ValueError(f"--format {format} has no effect without --boxes FILE")
+    if trail and not (output or show):
+        raise ValueError(f"--trail {trail} has no effect without --output FILE or --show")
     _check_paths(source, output, boxes)
     depth = parse_depth_range(depth_range)
-    from correlation_aware._files import atomic_path
-    from correlation_aware.tracking.draw import draw_result, target_color
+    from correlation_aware.tracking.draw import draw_results
+    from correlation_aware.tracking.results import ResultWriter
+    from correlation_aware.tracking.stream import Tracking
     from correlation_aware.tracking.video import VideoWriter, open_frames
 
-    clock, lost, interrupted = Clock(), [False] * len(targets), False
+    lost: dict[int, bool] = defaultdict(bool)
+    trails: Trails = defaultdict(lambda: deque(maxlen=trail + 1))
+    interrupted, count, write_seconds = False, 0, 0.0
     with ExitStack() as stack:
-        frames = stack.enter_context(open_frames(source, limit, depth))
-        video = stack.enter_context(VideoWriter(output, frames.fps)) if output else None
-        rows = None
-        if boxes:
-            file = stack.enter_context(atomic_path(boxes))
-            rows = csv.writer(stack.enter_context(file.open("w", newline="", encoding="utf-8")))
-            rows.writerow(COLUMNS)
+        frames = stack.enter_context(open_frames(source, limit, depth, start=start, every=every))
+        video = stack.enter_context(VideoWriter(output, frames.fps / every)) if output else None
+        table = stack.enter_context(ResultWriter(boxes, format)) if boxes else None
+        window = stack.enter_context(_Window(source)) if show or select else None
         tracker = load_tracker(model, weights, device, runtime)
+        tracking = Tracking(frames, tracker, targets or None)
+        began = time.perf_counter()
         try:
             with progress_bar() as bar:
                 task = bar.add_task("track", total=frames.length)
-                for index, (frame, results) in enumerate(follow(tracker, frames, targets, clock)):
-                    started = time.perf_counter()
-                    for i, result in enumerate(results):
-                        if result.lost != lost[i]:
-                            lost[i] = result.lost
-                            _print_change(index, i if len(results) > 1 else None, result)
-                        if rows is not None:
-                            values = (f"{value:.3f}" for value in result.box)
-                            rows.writerow((index, i, *values, f"{result.score:.4f}", int(result.lost)))
+                for results in tracking:
+                    if select and not count:
+                        assert window is not None
+                        results = _select_targets(window, tracking, results)
+                    written = time.perf_counter()
+                    count += 1
+                    for result in results.targets:
+                        x, y, w, h = result.box
+                        trails[result.target].append((x + w / 2, y + h / 2))
+                        if result.lost != lost[result.target]:
+                            lost[result.target] = result.lost
+                            number = result.target if len(results.targets) > 1 else None
+                            _print_change(results.index, number, result)
+                    if table is not None:
+                        table.write(results)
+                    if video is not None or show:
+                        image = draw_results(results.frame, results.targets, trails if trail else None)
                         if video is not None:
-                            label = f"#{i}" if len(results) > 1 else None
-                            frame = draw_result(frame, result, label, target_color(i))
-                    if video is not None:
-                        video.write(frame)
-                    clock.write += time.perf_counter() - started
+                            video.write(image)
+                        if show and window is not None and not window.show(image):
+                            break
+                    write_seconds += time.perf_counter() - written
                     bar.advance(task)
         except KeyboardInterrupt:
             interrupted = True
+        total = time.perf_counter() - began
     if interrupted:
-        console.print(f"[yellow]Stopped by Ctrl-C after {clock.frames} frames.[/]")
-    elif limit is None and frames.length is not None and clock.frames < 0.95 * frames.length:
+        console.print(f"[yellow]Stopped by Ctrl-C after {count} frames.[/]")
+    elif limit is None and not show and frames.length is not None and count < 0.95 * frames.length:
         console.print(
-            f"[yellow]The file ends after {clock.frames} of {frames.length} frames and may be incomplete.[/]"
+            f"[yellow]The file ends after {count} of {frames.length} frames and may be incomplete.[/]"
         )
-    _print_speed(tracker, clock)
+    if frames.dropped:
+        console.print(f"{frames.dropped} frames came while the tracker was busy and were dropped")
+    _print_speed(tracking, count, total, write_seconds)
     for path in filter(None, (output, boxes)):
         console.print(f"Wrote {escape(str(path))}")
-    if interrupted or any(lost):
+    if interrupted or any(lost.values()):
         raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_LOST)
 
 
-def _parse_box(text: str) -> tuple[float, float, float, float]:
+class _Window:
+    """A window of OpenCV, where the installed OpenCV has windows and there is a screen."""
+
+    def __init__(self, title: str) -> None:
+        import cv2
+
+        self.title = f"{title} - correlation-aware"
+        try:
+            cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        except cv2.error as error:
+            raise RuntimeError(
+                "OpenCV cannot open a window: there is no screen, or opencv-python-headless is installed, "
+                "which has no windows: pip uninstall opencv-python-headless && pip install opencv-python"
+            ) from error
+
+    def show(self, frame: "Frame") -> bool:
+        """Shows a frame; False if the user has pressed q or Escape."""
+        import cv2
+
+        cv2.imshow(self.title, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        return cv2.waitKey(1) & 0xFF not in (ord("q"), 27)
+
+    def select(self, frame: "Frame") -> list[Box]:
+        """Boxes that the user draws: Enter takes each, Escape ends."""
+        import cv2
+
+        chosen = cv2.selectROIs(self.title, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), printNotice=False)
+        return [(float(x), float(y), float(w), float(h)) for x, y, w, h in chosen]
+
+    def __enter__(self) -> "_Window":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import cv2
+
+        cv2.destroyWindow(self.title)
+
+
+def _select_targets(window: _Window, tracking: "Tracking", results: "FrameResults") -> "FrameResults":
+    """Lets the user draw the targets in the first frame; the results with them."""
+    from dataclasses import replace
+
+    from correlation_aware.tracking.tracker import TrackResult
+
+    console.print("Draw a box and press Enter, for each target; then press Escape.")
+    boxes = window.select(results.frame)
+    if not boxes:
+        raise ValueError("no box was drawn; draw one and press Enter, or use --box X,Y,W,H")
+    numbers = tracking.add(boxes)
+    return replace(results, targets=tuple(TrackResult(box, 1.0, False, n) for box, n in zip(boxes, numbers)))
+
+
+def _parse_box(text: str) -> Box:
     try:
         x, y, w, h = (float(part) for part in text.split(","))
     except ValueError:
@@ -139,23 +238,23 @@ def _print_change(index: int, target: int | None, result: "TrackResult") -> None
     console.print(f"frame {index}: {name} {state} (score {result.score:.2f})")
 
 
-def _print_speed(tracker: "Tracker", clock: Clock) -> None:
+def _print_speed(tracking: "Tracking", count: int, total: float, write_seconds: float) -> None:
     """Prints frames per second and the time of each stage of a tracked frame."""
-    timings = tracker.timings
-    tracked = max(1, timings.frames)
+    timings = tracking.tracker.timings
+    tracked, count = max(1, timings.frames), max(1, count)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("", "ms/frame", "frames/s alone"):
         table.add_column(title, justify="right" if title else "left")
     stages = (
-        ("decode", clock.decode / max(1, clock.frames)),
+        ("decode", tracking.decode_seconds / count),
         ("crop", timings.crop / tracked),
         ("model", timings.model / tracked),
         ("post", timings.post / tracked),
-        ("draw, write", clock.write / max(1, clock.frames)),
+        ("draw, write", write_seconds / count),
     )
     for name, seconds in stages:
         if seconds > 1e-5:  # a stage that is not used takes no time
             table.add_row(name, f"{1e3 * seconds:.2f}", f"{1 / seconds:.0f}")
-    speed = clock.frames / clock.total if clock.total else 0.0
-    console.print(f"{clock.frames} frames in {clock.total:.1f} s: [bold]{speed:.1f} frames/s[/]")
+    speed = count / total if total else 0.0
+    console.print(f"{count} frames in {total:.1f} s: [bold]{speed:.1f} frames/s[/]")
     console.print(table)

@@ -134,6 +134,30 @@ class InferenceSession:
         refresh(self._network)
         self._state = TemplateState(self._encode(template))
 
+    def add_template(self, template: Tensor) -> None:
+        """Encodes further templates, after those that are set.
+
+        Args:
+            template: (B, 3, Hz, Wz) template images, normalized, on any device.
+
+        Raises:
+            ValueError: An image size that the runtime has no graph for.
+        """
+        before = self._state
+        self.set_template(template)
+        if before is not None:
+            assert self._state is not None
+            self._state = TemplateState.cat([before, self._state])
+
+    def keep_templates(self, indices: Sequence[int]) -> None:
+        """Keeps some templates and forgets the others; without any, the session has no template.
+
+        Args:
+            indices: Numbers of the templates to keep, in their new order.
+        """
+        if self._state is not None:
+            self._state = self._state.index(indices) if len(indices) else None
+
     def update_template(self, template: Tensor, chosen: Sequence[bool]) -> None:
         """Updates the state of chosen targets by the model's `update_template`.
 

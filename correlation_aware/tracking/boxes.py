@@ -1,9 +1,9 @@
-"""Overlap of boxes, and the vote of overlapping predictions."""
+"""Overlap of boxes, the vote of overlapping predictions, and their choice without repetition."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["overlap", "vote"]
+__all__ = ["distinct", "overlap", "vote"]
 
 EPS = 1e-7
 
@@ -49,6 +49,28 @@ def vote(boxes: Tensor, scores: Tensor, best: Tensor, exponent: float) -> Tensor
     total = weights.sum(dim=(1, 2))[:, None]  # N, 1
     mean = (boxes * weights[:, None]).sum(dim=(2, 3)) / total
     return torch.where(total > 0, mean, best)
+
+
+def distinct(boxes: Tensor, scores: Tensor, count: int, max_overlap: float = 0.5) -> list[int]:
+    """Indices of the boxes with the best scores that do not overlap better ones (non-maximum suppression).
+
+    Args:
+        boxes: (4, L) cxcywh.
+        scores: (L,) scores; boxes whose score is 0 or no number are left out.
+        count: Largest number of boxes.
+        max_overlap: Largest IoU of two boxes.
+
+    Returns:
+        At most `count` indices, best first.
+    """
+    scores = scores.nan_to_num(0.0).clone()
+    chosen: list[int] = []
+    while len(chosen) < count and scores.max() > 0:
+        best = int(scores.argmax())
+        chosen.append(best)
+        scores[overlap(boxes[None], boxes[None, :, best, None])[0][0] > max_overlap] = 0
+        scores[best] = 0  # also where its box has no area
+    return chosen
 
 
 def _span(a: Tensor, a_length: Tensor, b: Tensor, b_length: Tensor) -> tuple[Tensor, Tensor]:

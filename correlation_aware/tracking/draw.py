@@ -1,6 +1,6 @@
 """Draws boxes on frames, and contact sheets of frames."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from correlation_aware.tracking.video import Frame
 if TYPE_CHECKING:
     from correlation_aware.tracking.tracker import TrackResult
 
-__all__ = ["COLORS", "contact_sheet", "draw_box", "draw_result", "target_color"]
+__all__ = ["COLORS", "contact_sheet", "draw_box", "draw_result", "draw_results", "target_color"]
 
 Color = tuple[int, int, int]  # RGB
 
@@ -52,6 +52,31 @@ def draw_result(
     words = [word for word in (label, "LOST" if result.lost else None, f"{result.score:.2f}") if word]
     tab = LOST if result.lost else color
     return draw_box(frame, result.box, color, label=" ".join(words), tab=tab, dashed=result.lost)
+
+
+def draw_results(
+    frame: Frame,
+    results: Sequence["TrackResult"],
+    trails: Mapping[int, Iterable[tuple[float, float]]] | None = None,
+) -> Frame:
+    """A copy of a frame with the boxes of all targets, each in its color; numbered if there are several.
+
+    Args:
+        frame: uint8 RGB of shape (H, W, 3).
+        results: Results of the tracker for this frame.
+        trails: Latest centers of the targets by number, x, y in pixels, drawn as a line; by default none.
+    """
+    image = np.ascontiguousarray(frame).copy()
+    for result in results:
+        points = np.array(list((trails or {}).get(result.target, ())), float).reshape(-1, 2) - 0.5
+        fixed = np.round(np.clip(points, -1e5, 1e5) * 2**SHIFT).astype(np.int32)
+        width, color = _line_width(image), target_color(result.target)
+        cv2.polylines(image, [fixed], False, INK, width + 2, cv2.LINE_AA, SHIFT)
+        cv2.polylines(image, [fixed], False, color, width, cv2.LINE_AA, SHIFT)
+    for result in results:
+        label = f"#{result.target}" if len(results) > 1 else None
+        image = draw_result(image, result, label, target_color(result.target))
+    return image
 
 
 def draw_box(

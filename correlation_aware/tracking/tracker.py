@@ -18,12 +18,13 @@ from correlation_aware._deprecation import renamed_fields
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.runtime.graphs import description
 from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime, as_device
-from correlation_aware.tracking.boxes import vote
+from correlation_aware.tracking.boxes import distinct, vote
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
 
 __all__ = [
     "DEFAULT_MODEL",
+    "Candidate",
     "Timings",
     "TrackResult",
     "Tracker",
@@ -97,11 +98,26 @@ class TrackResult:
             is NaN or infinite.
         lost: Whether the score is below the threshold, so that the box is not reliable. Where the prediction
             is NaN or infinite the target is lost, and the box is the previous one.
+        target: Number of the target, see `Tracker.targets`.
     """
 
     box: tuple[float, float, float, float]
     score: float
     lost: bool
+    target: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place where a target could be.
+
+    Attributes:
+        box: x, y, w, h in pixels of the frame.
+        score: Score of the network in 0..1, without window and penalty.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
 
 
 @dataclass
@@ -181,14 +197,22 @@ class Tracker:
         self._window = torch.empty(0, device=self.device)
         self._crops_on_device = self.device.type != "cpu"
         self._boxes = np.empty((0, 4))
+        self._targets: tuple[int, ...] = ()
+        self._next_target = 0  # also the number of targets so far
         self._many = False
         self._warned = False
+        self._latest: tuple[list[Crop], Tensor, Tensor] | None = None  # crops, score maps, boxes of a frame
 
     @property
     def model(self) -> TrackModel:
         """Model that the session runs."""
         assert isinstance(self.session.model, TrackModel)
         return self.session.model
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Numbers of the targets, in the order of the results; `init` starts at 0, none is used twice."""
+        return self._targets
 
     @property
     def weights(self) -> str:
@@ -214,10 +238,51 @@ class Tracker:
         """
         frame = as_rgb(frame)
         boxes = as_boxes(box, *frame.shape[:2])
-        crops = [Crop.around(b, self._sizes.template_factor) for b in boxes]
-        self.session.set_template(self._pixels(frame, crops, self._sizes.template_size))
+        self.session.set_template(self._template_pixels(frame, boxes))
         self._boxes, self._many, self._warned = boxes, np.ndim(box) == 2, False
+        self._targets, self._next_target = tuple(range(len(boxes))), len(boxes)
+        self._latest = None
         self.timings = Timings()
+
+    @torch.inference_mode()
+    def add(self, frame: NDArray[np.uint8], box: ArrayLike) -> tuple[int, ...]:
+        """Adds targets to those that are tracked, if any; from now on `update` returns a list.
+
+        Args:
+            frame: Frame as in `init`, usually the latest one.
+            box: x, y, w, h in pixels of the frame, or (N, 4) for N targets.
+
+        Returns:
+            Numbers of the new targets.
+
+        Raises:
+            ValueError: An invalid frame or box.
+        """
+        frame = as_rgb(frame)
+        boxes = as_boxes(box, *frame.shape[:2])
+        self.session.add_template(self._template_pixels(frame, boxes))
+        new = tuple(range(self._next_target, self._next_target + len(boxes)))
+        self._boxes = np.concatenate([self._boxes, boxes])
+        self._targets, self._next_target = (*self._targets, *new), self._next_target + len(boxes)
+        self._many, self._latest = True, None
+        return new
+
+    def remove(self, target: int) -> None:
+        """Stops tracking a target; the others keep their numbers. From now on `update` returns a list.
+
+        Args:
+            target: Number of the target, one of `targets`.
+
+        Raises:
+            ValueError: No such target.
+        """
+        if target not in self._targets:
+            numbers = ", ".join(map(str, self._targets)) or "none"
+            raise ValueError(f"There is no target {target!r}; the targets are: {numbers}.")
+        kept = [i for i, number in enumerate(self._targets) if number != target]
+        self.session.keep_templates(kept)
+        self._boxes, self._targets = self._boxes[kept], tuple(self._targets[i] for i in kept)
+        self._many, self._latest = True, None
 
     @torch.inference_mode()
     def update(self, frame: NDArray[np.uint8]) -> TrackResult | list[TrackResult]:
@@ -227,9 +292,9 @@ class Tracker:
             frame: Frame as in `init`; its size may differ from that of the previous frame.
 
         Returns:
-            One result, or a list of N results if the boxes in `init` had shape (N, 4). A target for which the
-            network gives NaN or infinite values is lost, with a `RuntimeWarning` the first time after `init`;
-            the others are not affected.
+            One result, or a list of N results, in the order of `targets`, if the boxes in `init` had shape
+            (N, 4) or targets were added or removed. A target for which the network gives NaN or infinite
+            values is lost, with a `RuntimeWarning` the first time after `init`; the others are not affected.
 
         Raises:
             RuntimeError: `init` was not called.
@@ -237,6 +302,9 @@ class Tracker:
         """
         self._check_started()
         frame = as_rgb(frame)
+        if not self._targets:  # all were removed
+            self.timings.frames += 1
+            return []
         height, width = frame.shape[:2]
         start = time.perf_counter()
         timestamps = [self._timestamp()]
@@ -248,6 +316,7 @@ class Tracker:
         timestamps.append(self._timestamp())
         sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
         previous = to_device(torch.from_numpy(sizes), self.device)
+        self._latest = crops, score_map, box_map
         scores, crop_boxes = self._select(score_map, box_map, previous)
         valid = np.isfinite(scores) & np.isfinite(crop_boxes).all(axis=1)
         self._boxes = np.stack(
@@ -259,8 +328,8 @@ class Tracker:
         scores = np.where(valid, scores, 0)
         lost = ~valid | (scores < self.config.lost_threshold)
         results = [
-            TrackResult((float(x), float(y), float(w), float(h)), float(score), bool(is_lost))
-            for (x, y, w, h), score, is_lost in zip(self._boxes, scores, lost)
+            TrackResult(_as_tuple(box), float(score), bool(is_lost), target)
+            for box, score, is_lost, target in zip(self._boxes, scores, lost, self._targets)
         ]
         self.timings.frames += 1
         self._update_when_due(frame, results)
@@ -280,6 +349,33 @@ class Tracker:
         self.timings.model += model
         self.timings.post += time.perf_counter() - start - crop - model
         return results if self._many else results[0]
+
+    def candidates(self, count: int = 5) -> list[list[Candidate]]:
+        """The places with the best scores in the search region of the latest frame, for each target.
+
+        Window and penalty of `TrackerConfig` do not count. Of boxes that overlap by an IoU above 0.5 only the
+        best one is listed.
+
+        Args:
+            count: Largest number of candidates per target.
+
+        Returns:
+            One list per target, best first, in the order of `targets`.
+
+        Raises:
+            RuntimeError: No frame was tracked since the last change of the targets.
+            ValueError: A count below 1.
+        """
+        if count < 1:
+            raise ValueError(f"count={count} must be at least 1.")
+        if self._latest is None:
+            raise RuntimeError("There are no candidates yet: call update(frame) first.")
+        crops, scores, boxes = self._latest
+        scores, boxes = scores.float().flatten(1).cpu(), boxes.float().flatten(2).cpu()  # N, L and N, 4, L
+        return [
+            [Candidate(_as_tuple(crop.to_frame(b[:, i].numpy())), float(s[i])) for i in distinct(b, s, count)]
+            for crop, s, b in zip(crops, scores, boxes)
+        ]
 
     @torch.inference_mode()
     def update_template(self, frame: NDArray[np.uint8], box: ArrayLike | None = None) -> None:
@@ -305,7 +401,7 @@ class Tracker:
         self._update_templates(frame, boxes, [True] * len(boxes))
 
     def _check_started(self) -> None:
-        if not len(self._boxes):
+        if not self._next_target:
             raise RuntimeError("The tracker has no target yet: call init(frame, box) first.")
 
     def _update_when_due(self, frame: NDArray[np.uint8], results: list[TrackResult]) -> None:
@@ -321,9 +417,12 @@ class Tracker:
         self, frame: NDArray[np.uint8], boxes: NDArray[np.float64], chosen: list[bool]
     ) -> None:
         """Gives the model templates cut around boxes, of the chosen targets."""
+        self.session.update_template(self._template_pixels(frame, boxes), chosen)
+
+    def _template_pixels(self, frame: NDArray[np.uint8], boxes: NDArray[np.float64]) -> Tensor:
+        """Template images around boxes, as `_pixels`."""
         crops = [Crop.around(box, self._sizes.template_factor) for box in boxes]
-        pixels = self._pixels(frame, crops, self._sizes.template_size)
-        self.session.update_template(pixels, chosen)
+        return self._pixels(frame, crops, self._sizes.template_size)
 
     def _pixels(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
         """Crops as normalized network input (N, in_chans, size, size), on the model's device."""
@@ -383,6 +482,11 @@ def _seconds(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event")
         return start.elapsed_time(end) / 1000  # both have passed: the results are on the CPU
     assert isinstance(start, float) and isinstance(end, float)
     return end - start
+
+
+def _as_tuple(box: NDArray[np.floating]) -> tuple[float, float, float, float]:
+    x, y, w, h = box.tolist()
+    return x, y, w, h
 
 
 def _size_aspect_change(new: Tensor, old: Tensor) -> Tensor:

@@ -1,150 +1,174 @@
-"""Reads frames from video files, folders and cameras; writes video files. Every frame is uint8 RGB."""
+"""Reads frames from video files, folders, cameras, streams and memory; writes video files.
 
+Every frame is uint8 RGB.
+"""
+
+import glob
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Sized
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import cast
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, check_output_file, list_frames
 from correlation_aware._images import read_image
+from correlation_aware.tracking.crop import as_rgb
+from correlation_aware.tracking.frame_source import (
+    DEFAULT_FPS,
+    MAX_FPS,
+    MIN_FPS,
+    Frame,
+    FrameSource,
+    Selection,
+    bgr_to_rgb,
+)
+from correlation_aware.tracking.live import LiveSource
 
 __all__ = ["Frame", "FrameSource", "VideoWriter", "open_frames", "write_image"]
 
-Frame = NDArray[np.uint8]  # H, W, 3 in RGB order
-
-DEFAULT_FPS = 30.0  # frame rate of folders, and of videos and cameras without a frame rate
-MIN_FPS, MAX_FPS = 0.01, 1000.0  # limits of .mp4 files written by OpenCV, with a margin
-ALLOWED = f"a video file, a folder of frames ({', '.join(IMAGE_SUFFIXES)}) or the index of a camera"
-
-
-class FrameSource(ABC):
-    """An iterator over frames, read once like a file. Close it, or use it in a `with` block.
-
-    Args:
-        name: Name of the source in messages.
-        fps: Frames per second.
-        length: Number of frames of the source, `None` if unknown.
-        limit: Largest number of frames to read, `None` for all.
-
-    Attributes:
-        name: Name of the source in messages.
-        fps: Frames per second; 30 if the source has no valid frame rate.
-        length: Number of frames that will be read, `None` if unknown. For a video file it is the number in
-            the header, which can be wrong.
-        limit: Largest number of frames to read, `None` for all.
-    """
-
-    def __init__(self, name: str, fps: float, length: int | None, limit: int | None) -> None:
-        self.name = name
-        self.fps = fps if MIN_FPS <= fps <= MAX_FPS else DEFAULT_FPS
-        self.length = min((n for n in (length, limit) if n is not None), default=None)
-        self.limit = limit
-        self._count = 0
-
-    def __iter__(self) -> Iterator[Frame]:
-        return self
-
-    def __next__(self) -> Frame:
-        frame = None if self._count == self.limit else self._read()
-        if frame is None:
-            raise StopIteration
-        self._count += 1
-        return frame
-
-    @abstractmethod
-    def _read(self) -> Frame | None:
-        """The next frame, `None` at the end."""
-
-    def close(self) -> None:  # noqa: B027 (a folder has nothing to close)
-        """Releases the file or camera."""
-
-    def __enter__(self) -> "FrameSource":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+ALLOWED = (
+    f"a video file, a folder of frames ({', '.join(IMAGE_SUFFIXES)}), the index of a camera, or the address "
+    "of a stream"
+)
 
 
 class _Folder(FrameSource):
-    def __init__(self, folder: Path, limit: int | None, depth_range: tuple[float, float] | None) -> None:
-        self._files, self._depth_range = list_frames(folder), depth_range
+    def __init__(
+        self, folder: Path, pattern: str, selection: Selection, depth_range: tuple[float, float] | None
+    ) -> None:
+        self._files, self._depth_range = list_frames(folder, pattern), depth_range
         if not self._files:
-            raise ValueError(f"the folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
-        super().__init__(str(folder), DEFAULT_FPS, len(self._files), limit)
+            names = "" if pattern == "*" else f" named {pattern}"
+            raise ValueError(f"the folder {folder} has no images{names} ({', '.join(IMAGE_SUFFIXES)})")
+        super().__init__(str(folder), DEFAULT_FPS, len(self._files), selection)
 
-    def _read(self) -> Frame | None:
-        if self._count == len(self._files):
-            return None
-        return read_image(self._files[self._count], self._depth_range)
+    def _advance(self) -> bool:
+        if self._position + 1 == len(self._files):
+            return False
+        self._position += 1
+        self._seconds = self._position / self.fps
+        return True
+
+    def _decode(self) -> Frame:
+        return read_image(self._files[self._position], self._depth_range)
 
 
-class _Capture(FrameSource):
-    def __init__(self, source: str | int, limit: int | None) -> None:
-        self._capture = cv2.VideoCapture(source)
+class _Frames(FrameSource):
+    def __init__(self, frames: Iterable[Frame], selection: Selection) -> None:
+        self._frames = iter(frames)
+        total = len(frames) if isinstance(frames, Sized) else None
+        super().__init__("the frames", DEFAULT_FPS, total, selection)
+
+    def _advance(self) -> bool:
+        try:
+            self._frame = next(self._frames)
+        except StopIteration:
+            return False
+        self._position += 1
+        self._seconds = self._position / self.fps
+        return True
+
+    def _decode(self) -> Frame:
+        return as_rgb(self._frame)
+
+
+class _VideoFile(FrameSource):
+    def __init__(self, capture: cv2.VideoCapture, source: str, selection: Selection) -> None:
+        self._capture = capture
         # the first frame is decoded at once, to know that the source can be read
-        self._first = self._decode() if self._capture.isOpened() else None
+        opened = capture.isOpened() and capture.grab()
+        self._first = self._decode() if opened else None
         if self._first is None:
-            self._capture.release()
-            if isinstance(source, int):
-                raise RuntimeError(f"camera {source} cannot be opened; is it connected, free, and allowed?")
+            capture.release()
             raise ValueError(f"{source} cannot be decoded as video; expected {ALLOWED}")
-        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        name = f"camera {source}" if isinstance(source, int) else source
-        super().__init__(name, self._capture.get(cv2.CAP_PROP_FPS), count if count > 0 else None, limit)
+        self._offset = capture.get(cv2.CAP_PROP_POS_MSEC)
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        super().__init__(source, capture.get(cv2.CAP_PROP_FPS), count if count > 0 else None, selection)
+
+    def _advance(self) -> bool:
+        if self._position < 0:
+            self._position = 0
+            return True
+        self._first = None
+        if not self._capture.grab():
+            return False
+        self._position += 1
+        seconds = (self._capture.get(cv2.CAP_PROP_POS_MSEC) - self._offset) / 1000
+        # files without time stamps, or with some that go backwards, have their rate
+        self._seconds = seconds if seconds > self._seconds else self._seconds + 1 / self.fps
+        return True
 
     def _decode(self) -> Frame | None:
-        ok, image = self._capture.read()
-        return _bgr_to_rgb(image) if ok else None
-
-    def _read(self) -> Frame | None:
-        frame, self._first = self._first, None
-        return self._decode() if frame is None else frame
+        first = self.__dict__.pop("_first", None)
+        if first is not None:
+            return cast(Frame, first)
+        ok, image = self._capture.retrieve()
+        return bgr_to_rgb(image) if ok else None
 
     def close(self) -> None:
         self._capture.release()
 
 
 def open_frames(
-    source: str | Path | int, limit: int | None = None, depth_range: tuple[float, float] | None = None
+    source: str | Path | int | Iterable[Frame],
+    limit: int | None = None,
+    depth_range: tuple[float, float] | None = None,
+    *,
+    start: int | str = 0,
+    every: int = 1,
 ) -> FrameSource:
-    """Opens a video file, a folder of frames or a camera.
+    """Opens a video file, frames in a folder, a camera, a stream or an iterable of frames.
+
+    Of a camera or stream the newest frame is read, and those that came meanwhile are dropped; if it breaks
+    off, it is opened again, for 30 seconds, see `LiveSource`.
 
     Args:
-        source: Path of a video file; path of a folder of images, read in natural order (2 before 10); or the
-            index of a camera, as a number or as digits. Write `./0` for a folder that is named 0.
+        source: Path of a video file; path of a folder of images, read in natural order (2 before 10), or a
+            pattern of their names, such as `frames/left_*.png`; the index of a camera, as a number or as
+            digits (write `./0` for a folder that is named 0); address of a stream, such as
+            `rtsp://HOST/PATH`; or frames, uint8 RGB (H, W, 3).
         limit: Largest number of frames to read.
         depth_range: Values of 16-bit or float images that become 0 and 255, see `decode_image`; for folders.
+        start: First frame to read: its number from 0, or a time such as `12.5s` or `1:20`.
+        every: Step from each frame to the next one that is read.
 
     Raises:
         FileNotFoundError: No such file or folder.
         ValueError: A folder without images or with names that leave doubt about their order, see
-            `list_frames`; a file that is no video, a negative index, a limit below 1, or a depth range for
-            anything but a folder.
-        RuntimeError: The camera returns no frame.
+            `list_frames`; a file that is no video, a negative index, a limit or step below 1, a start that
+            is no number or time or (at the first frame) after the end, or a depth range for anything but a
+            folder.
+        RuntimeError: The camera or stream returns no frame.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} must be at least 1")
+    selection = Selection(start, every, limit)
+    if not isinstance(source, (str, Path, int)):
+        _check_no_depth_range("frames in memory", depth_range)
+        return _Frames(source, selection)
     if isinstance(source, int) or (isinstance(source, str) and re.fullmatch("-?[0-9]+", source)):
         if int(source) < 0:  # OpenCV crashes on some negative numbers
             raise ValueError(f"{source} is not the index of a camera; indices start at 0")
         _check_no_depth_range(source, depth_range)
-        return _Capture(int(source), limit)
+        return LiveSource(int(source), selection, cv2.VideoCapture(int(source)))
+    if isinstance(source, str) and re.match("[a-z][a-z0-9+.-]+://", source):
+        _check_no_depth_range(source, depth_range)
+        capture = cv2.VideoCapture(source)
+        is_file = capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0  # a video file of a server
+        return _VideoFile(capture, source, selection) if is_file else LiveSource(source, selection, capture)
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"no file or folder {path}; expected {ALLOWED}")
     if path.is_dir():
-        return _Folder(path, limit, depth_range)
+        return _Folder(path, "*", selection, depth_range)
+    if not path.exists():
+        if glob.has_magic(path.name) and path.parent.is_dir():
+            return _Folder(path.parent, path.name, selection, depth_range)
+        raise FileNotFoundError(f"no file or folder {path}; expected {ALLOWED}")
     _check_no_depth_range(source, depth_range)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{path} is a single image; pass the folder of the frames, {path.parent}")
-    return _Capture(str(path), limit)
+    return _VideoFile(cv2.VideoCapture(str(path)), str(path), selection)
 
 
 def _check_no_depth_range(source: str | Path | int, depth_range: tuple[float, float] | None) -> None:
@@ -243,10 +267,6 @@ def write_image(path: str | Path, frame: Frame) -> None:
         if not ok:
             raise RuntimeError(f"OpenCV cannot write {path} ({frame.shape[1]} x {frame.shape[0]})")
         temporary.write_bytes(data.tobytes())
-
-
-def _bgr_to_rgb(image: Any) -> Frame:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _fit(frame: Frame, width: int, height: int) -> Frame:
