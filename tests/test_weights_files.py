@@ -1,6 +1,7 @@
 """Checkpoints on disk: what is read, what is refused, and that nothing is ever half written."""
 
 import argparse
+import json
 import os
 import stat
 import subprocess
@@ -33,27 +34,78 @@ class Bomb:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A folder with somebody's training code: a class of settings, and a network that can be pickled."""
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training" / "code.py").write_text(
-        "import torch\n\nclass Settings:\n    seed = 1\n\nclass Net(torch.nn.Module):\n"
-        "    def __init__(self, tensors):\n        super().__init__()\n"
-        "        for name, tensor in tensors.items():\n            self.register_buffer(name, tensor)\n"
-    )
-    return tmp_path
+CODE = """
+import torch
+
+class Settings:
+    seed = 1
+
+class Net(torch.nn.Module):
+    def __init__(self, tensors):
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+"""
+WRITE = """
+import json, sys, torch
+from training.code import Net, Settings
+
+T = torch.load("tensors.pt")
+for name, content, zipped in json.load(sys.stdin):
+    torch.save(eval(content), name, _use_new_zipfile_serialization=zipped)
+"""
+RUN = """
+import json, sys
+
+for script in json.load(sys.stdin):
+    exec(script, {"__name__": "__main__"})
+"""
+FOREIGN = [
+    "{'net': T, 'settings': Settings()}",
+    "{'epoch': Settings(), 'state_dict': T}",
+    "{'model_ema': T, 'model': {'c': T['b']}, 'args': Settings()}",
+    "{'hyper_parameters': Settings(), 'state_dict': {}, 'params': T}",
+    "{'model': Net(T)}",
+    "Net(T)",
+]
 
 
-def write_there(project: Path, content: str, name: str, **kwargs: Any) -> Path:
-    """Saves the value of an expression of `training.code` in a process of its own that can import it."""
-    torch.save(TENSORS, project / "tensors.pt")
-    code = (
-        f"import torch\nfrom training.code import Net, Settings\nT = torch.load('tensors.pt')\n"
-        f"torch.save({content}, {name!r}, **{kwargs})"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=project, check=True)
-    return project / name
+def run_there(project: Path, code: str, work: list[Any]) -> None:
+    """Runs a program beside somebody's training code, which this process cannot import."""
+    subprocess.run([sys.executable, "-c", code], cwd=project, check=True, input=json.dumps(work), text=True)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with somebody's training code and its checkpoints: `0.pth.tar` to `5.pth.tar` of FOREIGN.
+
+    `SBT_ep0500.pth.tar` and `SBT_ep0501.pth.tar`, of PyTorch's older format, have the content of the first.
+    """
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "training").mkdir()
+    (folder / "training" / "code.py").write_text(CODE)
+    torch.save(TENSORS, folder / "tensors.pt")
+    work = [(f"{i}.pth.tar", content, True) for i, content in enumerate(FOREIGN)]
+    work += [("SBT_ep0500.pth.tar", FOREIGN[0], True), ("SBT_ep0501.pth.tar", FOREIGN[0], False)]
+    run_there(folder, WRITE, work)
+    return folder
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        read_state_dict(path)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def refusals(project: Path) -> list[str]:
+    """Messages about the files of FOREIGN, whose scripts have been run, each for itself, in one process."""
+    messages, scripts = [refusal(project / f"{i}.pth.tar") for i in range(len(FOREIGN))], []
+    for message in messages:
+        lines = [line for line in message.splitlines() if line.startswith("    ") or not line]
+        scripts.append(textwrap.dedent("\n".join(lines)))
+    run_there(project, RUN, scripts)
+    return messages
 
 
 def same(got: dict[str, Tensor], expected: dict[str, Tensor] = TENSORS) -> bool:
@@ -142,38 +194,18 @@ def test_a_file_that_refers_to_itself_ends(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_foreign_class_is_refused(project: Path, zipped: bool) -> None:
-    content = "{'net': T, 'settings': Settings()}"
-    path = write_there(project, content, "SBT_ep0500.pth.tar", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(RuntimeError) as caught:
-        read_state_dict(path)
-    message = str(caught.value)
+@pytest.mark.parametrize("name", ["SBT_ep0500", "SBT_ep0501"])
+def test_foreign_class_is_refused(project: Path, name: str) -> None:
+    message = refusal(project / f"{name}.pth.tar")
     assert "training.code.Settings" in message and "No code in the file was run" in message
-    assert "'SBT_ep0500.pth.tar'" in message and "'SBT_ep0500.tensors.pth'" in message
+    assert f"'{name}.pth.tar'" in message and f"'{name}.tensors.pth'" in message
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "{'net': T, 'settings': Settings()}",
-        "{'epoch': Settings(), 'state_dict': T}",
-        "{'model_ema': T, 'model': {'c': T['b']}, 'args': Settings()}",
-        "{'hyper_parameters': Settings(), 'state_dict': {}, 'params': T}",
-        "{'model': Net(T)}",
-        "Net(T)",
-    ],
-)
-def test_the_printed_script_works(project: Path, content: str) -> None:
+@pytest.mark.parametrize("number", range(len(FOREIGN)), ids=lambda number: FOREIGN[number])
+def test_the_printed_script_works(project: Path, refusals: list[str], number: int) -> None:
     """Where the classes can be imported, the script of the message writes a file that is read here."""
-    path = write_there(project, content, "SBT.pth.tar")
-    with pytest.raises(RuntimeError) as caught:
-        read_state_dict(path)
-    lines = str(caught.value).splitlines()
-    script = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
-    subprocess.run([sys.executable, "-c", script], cwd=project, check=True)
-    assert same(read_state_dict(project / "SBT.tensors.pth"))
-    assert "load SBT.tensors.pth here" in lines[-1]
+    assert same(read_state_dict(project / f"{number}.tensors.pth"))
+    assert f"load {number}.tensors.pth here" in refusals[number].splitlines()[-1]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
