@@ -12,12 +12,35 @@ import torch
 collect_ignore = ["plugin_package"]  # a package of its own, which test_plugin.py installs and tests
 
 
-def pytest_configure() -> None:
+# The files that take longest, for pytest-xdist, which then has short ones left to fill the last minute.
+LONGEST = (
+    "test_plugin",
+    "test_timm_suite",
+    "test_runtime_export",
+    "test_models",
+    "test_ops",
+    "test_supersbt",
+    "test_siamese",
+    "test_vit",
+    "test_training_engine",
+    "test_runtime_session",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would start with the files of most tests
     if not torch.cuda.is_available():
         # Runs kernels on the CPU. Triton reads it at import, which the package's imports cause: so the
         # fixtures import the package, not this file.
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

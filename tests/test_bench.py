@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from acme_family import AcmeNet
 from typer.testing import CliRunner
 
 import correlation_aware as ca
@@ -174,7 +175,7 @@ def test_contender_names():
 @pytest.mark.slow  # an export
 def test_an_exported_runtime_competes(tmp_path, monkeypatch):
     monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
-    model, _ = load("sbt_test")
+    model = AcmeNet().eval()  # whose export is quick
     contenders = list(make_contenders(model, CPU, [torch.float32], ["onnx", "reference*"]))
     for contender in contenders:
         if not isinstance(contender, Skipped) and contender.name == "onnx":

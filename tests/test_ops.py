@@ -192,8 +192,9 @@ def test_torch_sees_a_well_behaved_operation(name):
 
 @pytest.fixture
 def network():
+    """EoC-SA, EoC-CA of both streams, EoC-SA, and EoC-CA of the search stream alone."""
     torch.manual_seed(0)
-    net = ca.create_model("sbt_test").to(DEVICE)
+    net = ca.create_model("sbt_test", depths=(1, 1, 2), cross_blocks=((), (0,), (1,))).to(DEVICE)
     return net, random(1, 3, 32, 40).to(DEVICE), random(1, 3, 40, 48, seed=1).to(DEVICE)
 
 

@@ -59,16 +59,20 @@ def sbt_base(**kwargs):
     raise AssertionError("a name that was taken")
 """
 ASKED = """
-import json, sys, warnings
+import json, os, sys, warnings
 import timm, torch
 import correlation_aware as ca
 from correlation_aware.models.sbt import sbt_test
 from correlation_aware.weights import convert_state_dict
 
+first, second = "format", "head"  # each in a process that has asked nothing before
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+    first = second
 answers = {"at import": "good" in sys.modules or timm.models.is_model("good_track")}
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    if sys.argv[1] == "format":
+    if first == "format":
         answers["format"] = list(convert_state_dict({"a": torch.zeros(1)}, "good"))
     else:
         answers["head"] = type(ca.TrackModel.build(sbt_test(), "good").head).__name__
@@ -90,12 +94,11 @@ print(json.dumps(answers))
 """
 
 
-@pytest.fixture
-def installed(tmp_path):
-    """A folder with three packages and their metadata, as pip leaves them; two of them cannot be imported."""
+def install_three(folder):
+    """Three packages and their metadata, as pip leaves them; two of them cannot be imported."""
     for name, code in (("good", GOOD), ("rude", "raise OSError('no license server')"), ("taken", TAKEN)):
-        install(tmp_path, name, code)
-    return tmp_path
+        install(folder, name, code)
+    return folder
 
 
 def install(folder, name, code):
@@ -115,9 +118,17 @@ def run_beside(folder, *words):
     return done
 
 
+@pytest.fixture(scope="module")
+def answers_by_question(tmp_path_factory):
+    """What a process answers whose first question is about a checkpoint format, or about a head."""
+    lines = run_beside(install_three(tmp_path_factory.mktemp("installed")), "-c", ASKED).stdout.splitlines()
+    return dict(zip(("format", "head"), map(json.loads, lines), strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
 @pytest.mark.parametrize("first", ["format", "head"])
-def test_plugins_are_imported_at_the_first_question_and_failures_are_named(installed, first):
-    answers = json.loads(run_beside(installed, "-c", ASKED, first).stdout)
+def test_plugins_are_imported_at_the_first_question_and_failures_are_named(answers_by_question, first):
+    answers = answers_by_question[first]
     assert not answers["at import"] and answers["timm"]
     assert answers["sbt_base"] == "sbt_base" and answers["trackers"] == ["good_track", "good_timm_track"]
     assert answers["asked"] == [[False, None], [True, "late"], [True, "early"], [True, "early"]]
@@ -130,8 +141,8 @@ def test_plugins_are_imported_at_the_first_question_and_failures_are_named(insta
     assert answers[first] == {"format": ["renamed.a"], "head": "GoodHead"}[first]
 
 
-def test_the_command_line_works_beside_a_plugin_that_fails(installed):
-    done = run_beside(installed, "-m", "correlation_aware", "models", "*_t*")
+def test_the_command_line_works_beside_a_plugin_that_fails(tmp_path):
+    done = run_beside(install_three(tmp_path), "-m", "correlation_aware", "models", "*_t*")
     assert {"good_track", "good_timm_track", "sbt_base_track"} <= set(done.stdout.split())
     assert "OSError: no license server" in done.stderr and "Traceback" not in done.stderr
 
@@ -211,73 +222,77 @@ import sys, tempfile
 import cv2, timm, torch
 import correlation_aware as ca
 
-name = sys.argv[1]
-assert not timm.models.is_model(name) and "acme_trackers" not in sys.modules  # nothing is imported before
-assert name in ca.list_models("acme*") and f"{name}.demo" in ca.list_models(pretrained=True)
-assert name in timm.list_models("acme*") and f"{name}.demo" in timm.list_models(pretrained=True)
-torch.manual_seed(0)
-template, search = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)
-model = ca.create_model(f"{name}.demo", pretrained=True).eval()
-assert model.weights_name == f"{name}.demo" and model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
-assert model.sizes == ca.Sizes(64, 128) and len(model.encode_template(template)) == 2
-with torch.inference_mode():
-    expected = model(template, search).boxes
-    random = ca.create_model(name).eval()(template, search).boxes
-    assert not torch.equal(random, expected)
-    for same in (
-        ca.create_model(name, pretrained="demo"),
-        ca.create_model(name, pretrained=f"{name}.demo"),
-        timm.create_model(name, pretrained=True),
-        timm.create_model(f"{name}.demo", pretrained=True),
-    ):
-        assert torch.equal(same.eval()(template, search).boxes, expected)
-        assert same.weights_name in (f"{name}.demo", "unknown")  # timm does not say which ones it loaded
-    with tempfile.TemporaryDirectory() as folder:
-        model.head.predict.bias += 1
+names = sys.argv[1:]
+assert not any(map(timm.models.is_model, names)) and "acme_trackers" not in sys.modules  # not imported yet
+for name in names:
+    assert name in ca.list_models("acme*") and f"{name}.demo" in ca.list_models(pretrained=True)
+    assert name in timm.list_models("acme*") and f"{name}.demo" in timm.list_models(pretrained=True)
+    torch.manual_seed(0)
+    template, search = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)
+    model = ca.create_model(f"{name}.demo", pretrained=True).eval()
+    assert model.weights_name == f"{name}.demo" and model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    assert model.sizes == ca.Sizes(64, 128) and len(model.encode_template(template)) == 2
+    with torch.inference_mode():
         expected = model(template, search).boxes
-        ca.save_pretrained(model, folder)
-        for same in (ca.from_pretrained(folder), timm.create_model(f"local-dir:{folder}", pretrained=True)):
+        random = ca.create_model(name).eval()(template, search).boxes
+        assert not torch.equal(random, expected)
+        for same in (
+            ca.create_model(name, pretrained="demo"),
+            ca.create_model(name, pretrained=f"{name}.demo"),
+            timm.create_model(name, pretrained=True),
+            timm.create_model(f"{name}.demo", pretrained=True),
+        ):
             assert torch.equal(same.eval()(template, search).boxes, expected)
-            assert tuple(same.pretrained_cfg["mean"]) == (0.5, 0.5, 0.5)
-        assert ca.create_tracker(folder).name == name
-ca.load_pretrained(ca.create_model(name), "demo")
-try:
-    ca.create_model(f"{name}.nonsense", pretrained=True)
-except ValueError as error:
-    assert "Its tags: demo." in str(error), error
-assert type(ca.create_model("sbt_test_track", head="acme").head).__name__ == "AcmeHead"
-assert type(ca.create_model(name, head="cell").head).__name__ == "CellHead"
-assert ca.create_model(name, search_size=96, in_chans=1).pretrained_cfg["input_size"] == (1, 96, 96)
+            assert same.weights_name in (f"{name}.demo", "unknown")  # timm does not say which ones it loaded
+        with tempfile.TemporaryDirectory() as folder:
+            model.head.predict.bias += 1
+            expected = model(template, search).boxes
+            ca.save_pretrained(model, folder)
+            theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
+            for same in (ca.from_pretrained(folder), theirs):
+                assert torch.equal(same.eval()(template, search).boxes, expected)
+                assert tuple(same.pretrained_cfg["mean"]) == (0.5, 0.5, 0.5)
+            assert ca.create_tracker(folder).name == name
+    ca.load_pretrained(ca.create_model(name), "demo")
+    try:
+        ca.create_model(f"{name}.nonsense", pretrained=True)
+    except ValueError as error:
+        assert "Its tags: demo." in str(error), error
+    assert type(ca.create_model("sbt_test_track", head="acme").head).__name__ == "AcmeHead"
+    assert type(ca.create_model(name, head="cell").head).__name__ == "CellHead"
+    assert ca.create_model(name, search_size=96, in_chans=1).pretrained_cfg["input_size"] == (1, 96, 96)
 
-tracker = ca.create_tracker(name, device="cpu")
-assert tracker.name == name and tracker.weights_name == f"{name}.demo"
-frames = [cv2.imread(f"clips/one/{i}.png")[..., ::-1].copy() for i in range(3)]
-tracker.init(frames[0], (16, 37, 20, 17))
-alone = [tracker.update(frame) for frame in frames[1:]]
-tracker.init(frames[0], [(16, 37, 20, 17), (60, 60, 20, 20)])
-together = [tracker.update(frame)[0] for frame in frames[1:]]
-boxes = [torch.tensor([result.box for result in results]) for results in (alone, together)]
-torch.testing.assert_close(*boxes, rtol=0, atol=0.1)  # pixels
-maps = ca.create_model("acme_tiny", features_only=True)(template, search)
-assert [m.shape for m in maps] == [(1, 32, 16, 16)]
+    tracker = ca.create_tracker(name, device="cpu")
+    assert tracker.name == name and tracker.weights_name == f"{name}.demo"
+    frames = [cv2.imread(f"clips/one/{i}.png")[..., ::-1].copy() for i in range(3)]
+    tracker.init(frames[0], (16, 37, 20, 17))
+    alone = [tracker.update(frame) for frame in frames[1:]]
+    tracker.init(frames[0], [(16, 37, 20, 17), (60, 60, 20, 20)])
+    together = [tracker.update(frame)[0] for frame in frames[1:]]
+    boxes = [torch.tensor([result.box for result in results]) for results in (alone, together)]
+    torch.testing.assert_close(*boxes, rtol=0, atol=0.1)  # pixels
+    maps = ca.create_model("acme_tiny", features_only=True)(template, search)
+    assert [m.shape for m in maps] == [(1, 32, 16, 16)]
 """
 
 
-# runs the commands of stdin in one process, which imports torch once, as `correlation-aware` does each
+# runs the commands of stdin, by folder, in one process, which imports torch once
 COMMANDS = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from correlation_aware.cli import main
 
-outputs = []
-for words in json.load(sys.stdin):
-    sys.argv, output, code = ["correlation-aware", *words], io.StringIO(), 0
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code or 0
-    outputs.append([code, output.getvalue()])
-json.dump(outputs, open("outputs.json", "w"))
+for folder, commands in json.load(sys.stdin).items():
+    os.chdir(folder)
+    outputs = []
+    for words in commands:
+        sys.argv, output, code = ["correlation-aware", *words], io.StringIO(), 0
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                main()
+            except SystemExit as error:
+                code = error.code or 0
+        outputs.append([code, output.getvalue()])
+    json.dump(outputs, open("outputs.json", "w"))
 print(sys.modules["correlation_aware"].__file__, sys.modules["acme_trackers"].__file__)
 """
 
@@ -334,30 +349,39 @@ def page_commands(model):
     return {first: [first, *rest] for first, *rest in words}
 
 
-@pytest.fixture(scope="module", params=TRACKERS)
-def commands(request, environment, work):
-    """Outputs of the page's commands for one tracker, of a resumed run and of one from trained weights."""
-    name, folder = request.param, shutil.copytree(work / "clips", work / request.param / "clips").parent
-    words = page_commands(name)
-    words["resume"] = ["train", "track", "--output", "run", "--resume", "--set", "schedule.steps=3"]
-    tagged = page_commands(f"{name}.demo")["train"]
-    words["tagged"] = ["second" if word == "run" else word for word in tagged]
-    trained = "run/checkpoints/step-00000002/weights"
-    words["push"] = ["weights", "push", trained, "org/name", f"{name}.v1", "--training", "Two steps."]
-    text = json.dumps(list(words.values()))
-    ours, theirs = environment.run(environment.python, "-c", COMMANDS, folder=folder, text=text).split()
+@pytest.fixture(scope="module")
+def all_commands(environment, work):
+    """Folder, and commands by name, of every tracker: the page's, a resumed run, one from trained weights."""
+    runs = {}
+    for name in TRACKERS:
+        folder = shutil.copytree(work / "clips", work / name / "clips").parent
+        words = page_commands(name)
+        words["resume"] = ["train", "track", "--output", "run", "--resume", "--set", "schedule.steps=3"]
+        tagged = page_commands(f"{name}.demo")["train"]
+        words["tagged"] = ["second" if word == "run" else word for word in tagged]
+        trained = "run/checkpoints/step-00000002/weights"
+        words["push"] = ["weights", "push", trained, "org/name", f"{name}.v1", "--training", "Two steps."]
+        runs[name] = folder, words
+    text = json.dumps({str(folder): list(words.values()) for folder, words in runs.values()})
+    ours, theirs = environment.run(environment.python, "-c", COMMANDS, folder=work, text=text).split()
     assert Path(ours).is_relative_to(ROOT) and Path(theirs).is_relative_to(environment.folder)
+    return runs
+
+
+@pytest.fixture(scope="module", params=TRACKERS)
+def commands(request, all_commands):
+    """Name of a tracker, folder of its commands, and their outputs."""
+    folder, words = all_commands[request.param]
     outputs = {}
     for key, (code, output) in zip(words, json.loads((folder / "outputs.json").read_text())):
         assert code == 0, f"{words[key]}\n{output}"
         outputs[key] = output
-    return name, folder, outputs
+    return request.param, folder, outputs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRACKERS)
-def test_python(environment, work, name):
-    environment.run(environment.python, "-c", PUBLIC, name, folder=work)
+def test_python(environment, work):
+    environment.run(environment.python, "-c", PUBLIC, *TRACKERS, folder=work)
 
 
 @pytest.mark.slow

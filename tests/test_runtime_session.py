@@ -20,8 +20,10 @@ RUNTIMES = ("eager", "onnx", "openvino")
 
 @pytest.fixture(scope="module")
 def tracker_model():
+    """A tracker of few blocks: EoC-SA, EoC-CA of both streams, EoC-SA, EoC-CA of the search stream alone."""
     torch.manual_seed(0)
-    return ca.create_model("sbt_test_track", head="cell").eval()
+    blocks = {"depths": (1, 1, 2), "cross_blocks": ((), (0,), (1,))}
+    return ca.create_model("sbt_test_track", head="cell", **blocks).eval()
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,24 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def onnx_programs():
+    """PyTorch's ONNX program of a graph of `tracker_model`, by the names of its outputs, for both formats."""
+    return {}
+
+
 @pytest.fixture
-def cached(cache, monkeypatch):
+def cached(cache, monkeypatch, onnx_programs):
     monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(cache))
+    to_onnx = torch.onnx.export
+
+    def export_once(*arguments, output_names, **options):
+        names = tuple(output_names)
+        if names not in onnx_programs:
+            onnx_programs[names] = to_onnx(*arguments, output_names=output_names, **options)
+        return onnx_programs[names]
+
+    monkeypatch.setattr(torch.onnx, "export", export_once)
     return cache
 
 

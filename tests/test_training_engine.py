@@ -77,9 +77,8 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes(whole, tmp_path):
     process = subprocess.Popen([sys.executable, SCRIPT, str(tmp_path), "3", "stall"])
     unfinished = checkpoint.temporary(tmp_path / "checkpoints", 3)
     try:
-        deadline = time.monotonic() + 120
         while not (unfinished / "config.yaml").exists():  # the last file before it stalls
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None  # however slow the machine is
             time.sleep(0.02)
         before = content(tmp_path)
         with pytest.raises(RuntimeError, match=rf"Another run is in .* \(process {process.pid} on "):
@@ -99,20 +98,16 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes(whole, tmp_path):
     assert without_time(tmp_path) == without_time(whole)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
 def test_two_processes_equal_one_that_accumulates_two_batches(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, str(tmp_path / "two"), "3"],
-            env={**os.environ, **launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
+    words = [sys.executable, SCRIPT, str(tmp_path / "two"), "3", "two"]
+    process = subprocess.Popen(words, env={**os.environ, **launcher})
     make_trainer(tmp_path / "one", 3, accumulate=2, drop_path=0.0).fit()
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert process.wait() == 0
     one, two = (read_state(checkpoint_at(tmp_path / name, 3)) for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5, msg=name)

@@ -326,14 +326,24 @@ def test_compiles_and_exports(kind):
     close(program(*images(3, 3, seed=1)), net(*images(3, 3, seed=1)))
 
 
+@pytest.fixture(scope="module")
+def differences():
+    """Difference of each exported network from the model, by its facts; equal networks are exported once."""
+    return {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in ca.list_models(module="vit") if n.endswith("_track")])
-def test_every_name_exports(name, tmp_path):
+def test_every_name_exports(name, tmp_path, differences):
     """With two thin blocks, since the names differ in numbers alone; at the sizes of the name."""
     elimination = {"elimination_blocks": (1,)} if "_ce" in name else {}
+    torch.manual_seed(0)
     model = ca.create_model(name, dim=48, heads=3, depth=2, **elimination)
-    (graph,) = export(model, tmp_path, "torch", ["search"])
-    assert graph.difference < 1e-5
+    facts = str(model), model.sizes, model.backbone.config
+    if facts not in differences:
+        (graph,) = export(model, tmp_path, "torch", ["search"])
+        differences[facts] = graph.difference
+    assert differences[facts] < 1e-5
 
 
 @pytest.mark.slow

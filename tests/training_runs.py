@@ -1,5 +1,6 @@
 """Short training runs for tests: four synthetic pairs, a tiny model, and a script that trains on them."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -69,10 +70,15 @@ def stall(*arguments: object) -> None:
     time.sleep(600)
 
 
-if __name__ == "__main__":  # FOLDER STEPS [stall]: one of several processes, or one to be killed
+if __name__ == "__main__":  # FOLDER STEPS [stall | two]: one process, one to be killed, or two of one run
     torch.set_num_threads(1)
     folder, steps, *rest = sys.argv[1:]
-    if rest:
+    if rest == ["two"]:  # a copy of this process, which has imported everything, is the second one
+        child = os.fork()
+        os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(child == 0))
+        make_trainer(Path(folder), int(steps), drop_path=0.0).fit()
+        assert not child or os.waitpid(child, 0)[1] == 0
+    elif rest:
         trainer = make_trainer(Path(folder), 6, checkpoint_steps=1)
         trainer.fit(
             on_record=lambda r: setattr(engine, "save_pretrained", stall) if r["step"] == int(steps) else None
