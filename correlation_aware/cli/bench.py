@@ -1,4 +1,7 @@
-"""`correlation-aware bench`: speed on this machine, compared with baselines and with its peak rates."""
+"""`correlation-aware bench`: speed on this machine, compared with baselines and with its peak rates.
+
+Its option --device is that of `_common.py`.
+"""
 
 import itertools
 from dataclasses import asdict

@@ -1,4 +1,7 @@
-"""`correlation-aware eval`: evaluate a tracker on annotated sequences and synthetic clips."""
+"""`correlation-aware eval`: evaluate a tracker on annotated sequences and synthetic clips.
+
+Its options --model, --weights, --device and --runtime are those of `_common.py`.
+"""
 
 import difflib
 import itertools

@@ -1,4 +1,7 @@
-"""`correlation-aware export`: models as ONNX, OpenVINO or torch.export files."""
+"""`correlation-aware export`: models as ONNX, OpenVINO or torch.export files.
+
+Its option --weights is that of `_common.py`.
+"""
 
 from pathlib import Path
 from typing import Annotated

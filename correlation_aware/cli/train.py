@@ -1,4 +1,7 @@
-"""`correlation-aware train`: train trackers and classifiers; its tools are in `train_tools`."""
+"""`correlation-aware train`: train trackers and classifiers; its tools are in `train_tools`.
+
+Its options --model and --device are those of `_common.py`.
+"""
 
 import logging
 import signal

@@ -1,6 +1,7 @@
 """Square crops around a target, and conversion of boxes between crop and frame. Boxes are xywh in pixels.
 
-Coordinates are continuous: pixel i covers [i, i + 1), so the center of a frame of width W is W / 2.
+Coordinates are continuous: pixel i covers [i, i + 1), so the center of a frame of width W is W / 2. The sides
+of crops are multiples of the target's; the factors are in `Sizes` of `models/contract.py`.
 """
 
 import math

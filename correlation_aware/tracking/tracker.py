@@ -33,7 +33,7 @@ __all__ = [
     "create_tracker",
 ]
 
-DEFAULT_MODEL = "siam_lite0_ca_track"
+DEFAULT_MODEL = "siam_lite0_ca_track"  # of models/siamese.py, with the head `tower`
 TemplateUpdate = Literal["none", "confident"]
 
 
@@ -42,7 +42,8 @@ TemplateUpdate = Literal["none", "confident"]
 class TrackerConfig:
     """Settings of the choice of the best location, and of a second template.
 
-    Sizes of the crops belong to the model, see `Sizes`.
+    Sizes and factors of the crops belong to the model, see `Sizes` in `models/contract.py`: by default the
+    search region has four times the side of the target.
 
     Attributes:
         window_weight: Weight of the Hann window in the weighted mean of scores and window, 0..1: 0.49 in the

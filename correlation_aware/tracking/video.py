@@ -127,10 +127,11 @@ def open_frames(
     off, it is opened again, for 30 seconds, see `LiveSource`.
 
     Args:
-        source: Path of a video file; path of a folder of images, read in natural order (2 before 10), or a
-            pattern of their names, such as `frames/left_*.png`; the index of a camera, as a number or as
-            digits (write `./0` for a folder that is named 0); address of a stream, such as
-            `rtsp://HOST/PATH`; or frames, uint8 RGB (H, W, 3).
+        source: Path of a video file; path of a folder of images (JPEG, PNG, BMP, WebP, TIFF: the
+            `IMAGE_SUFFIXES` of `_files.py`), read in natural order (2 before 10), or a pattern of their
+            names, such as `frames/left_*.png`; the index of a camera, as a number or as digits (write `./0`
+            for a folder that is named 0); address of a stream, such as `rtsp://HOST/PATH`; or frames, uint8
+            RGB (H, W, 3).
         limit: Largest number of frames to read.
         depth_range: Values of 16-bit or float images that become 0 and 255, see `decode_image`; for folders.
         start: First frame to read: its number from 0, or a time such as `12.5s` or `1:20`.

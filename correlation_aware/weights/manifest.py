@@ -1,4 +1,8 @@
-"""Which weights exist: one typed entry per `model.tag`, of our manifest and those of plug-ins."""
+"""Which weights exist: one typed entry per `model.tag`, of our manifest and those of plug-ins.
+
+To add weights: an entry in `weights_manifest.json`, whose fields are those of `WeightsEntry`;
+`correlation-aware weights push` prints the entry of a file.
+"""
 
 import difflib
 import json

@@ -1,4 +1,7 @@
-"""Readers of public tracking datasets, in the layouts in which they are published."""
+"""Readers of public tracking datasets, in the layouts in which they are published.
+
+To add one: a class or function under `@register_reader("layout")`, here or in a plug-in (`docs/plugins.md`).
+"""
 
 import json
 from collections.abc import Callable, Iterable
