@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import site
@@ -338,7 +339,9 @@ def environment(tmp_path_factory):
 def work(tmp_path_factory):
     """A folder with clips in the layout of Acme's reader; the first target starts at 16, 37, 20, 17."""
     folder = tmp_path_factory.mktemp("work")
-    subprocess.run([sys.executable, str(PACKAGE / "make_clips.py")], cwd=folder, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        runpy.run_path(str(PACKAGE / "make_clips.py"))
     return folder
 
 

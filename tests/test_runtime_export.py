@@ -34,7 +34,11 @@ def tracker_model():
 @pytest.mark.parametrize(
     ("name", "arguments", "format"),
     [
-        ("sbt_test_track", {"attention": "pooled", **SMALLER}, "onnx"),
+        (
+            "sbt_test_track",
+            {"attention": "pooled", "template_size": 32, "search_size": 64, **SMALLER},
+            "onnx",
+        ),
         ("sbt_test_cls", {"num_classes": 5, "depths": (1, 1, 1, 1)}, "openvino"),
         ("sbt_test", {"features_only": True, "out_indices": (1, 2), **SMALLER}, "torch"),
     ],
