@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from costs import network_and_tracker
 
 import correlation_aware as ca
 from correlation_aware.demo_clip import draw_clip
-from correlation_aware.models.profile import Profile, profile
 from correlation_aware.tracking.video import VideoWriter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,34 +24,20 @@ def test_model_table():
     adapted = {f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")}  # feature networks alone
     assert set(table) == bases - adapted - {n for n in bases if "_test" in n}
     assert all(f"`{name}`" in README for name in adapted)
-    whole = set()
+    families = set()
     for name, cells in table.items():
-        bare, track = (
-            profile(ca.create_model(name, device="meta")),
-            ca.create_model(f"{name}_track", device="meta"),
-        )
-        assert shapes(track.backbone) == shapes(ca.create_model(name, device="meta"))
-        params, macs = sum(p.numel() for p in track.parameters()), bare.macs + head_macs(track)
         family = name.partition("_")[0]
-        if family not in whole:  # counted whole: a tracker is its network and its head
-            assert profile(track) == Profile(params, macs, bare.cached_macs + head_macs(track))
-            whole.add(family)
-        counted = (bare.params / 1e6, bare.macs / 1e9, bare.cached_macs / 1e9, params / 1e6, macs / 1e9)
+        bare, track = network_and_tracker(name, whole=family not in families)
+        families.add(family)
+        counted = (
+            bare.params / 1e6,
+            bare.macs / 1e9,
+            bare.cached_macs / 1e9,
+            track.params / 1e6,
+            track.macs / 1e9,
+        )
         assert cells[:5] == [f"{figure:.2f}" for figure in counted]
-    assert len(whole) == 3
-
-
-def shapes(model):
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-@torch.no_grad()
-def head_macs(model):
-    """Multiply-accumulates of the head of a tracker for one pair."""
-    side = model.sizes.search_size // model.backbone.feature_info.reduction()[-1]
-    with FlopCounterMode(display=False) as counter:
-        model.head(torch.empty(1, model.backbone.num_features, side, side, device="meta"))
-    return counter.get_total_flops() // 2
+    assert len(families) == 3
 
 
 @torch.no_grad()

@@ -32,24 +32,26 @@ def tracker_model():
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "format"),
+    ("name", "arguments", "format", "graphs"),
     [
         (
             "sbt_test_track",
             {"attention": "pooled", "template_size": 32, "search_size": 64, **SMALLER},
             "onnx",
+            None,
         ),
-        ("sbt_test_cls", {"num_classes": 5, "depths": (1, 1, 1, 1)}, "openvino"),
-        ("sbt_test", {"features_only": True, "out_indices": (1, 2), **SMALLER}, "torch"),
+        ("sbt_test_cls", {"num_classes": 5, "depths": (1, 1, 1, 1)}, "openvino", None),
+        ("sbt_test", {"features_only": True, "out_indices": (1, 2), **SMALLER}, "torch", ["pair"]),
     ],
 )
-def test_exports_are_compared(needs, name, arguments, format, tmp_path, caplog):
+def test_exports_are_compared(needs, name, arguments, format, graphs, tmp_path, caplog):
     needs(format)
     caplog.set_level("INFO", "correlation_aware.runtime")
     torch.manual_seed(0)
     model = ca.create_model(name, **arguments)
-    made = export(model, tmp_path, format)
-    assert [m.graph for m in made] == list(split_graphs(model)) and model.training  # it is put back as it was
+    made = export(model, tmp_path, format, graphs)
+    assert [m.graph for m in made] == (graphs or list(split_graphs(model)))
+    assert model.training  # it is put back as it was
     assert f"Exporting {name} to {format}" in caplog.text  # it takes a while
     for m in made:
         assert m.path.is_file() and 0 <= m.difference < 1e-5  # float32 in another order

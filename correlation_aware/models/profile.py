@@ -1,17 +1,17 @@
 """What a model costs, counted without running it: parameters and multiply-accumulates."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from correlation_aware.ops import set_backend
 
-__all__ = ["Profile", "profile"]
+__all__ = ["Profile", "count_macs", "profile"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Profile:
     Attributes:
         params: Parameters.
         macs: Multiply-accumulates of convolutions, linear layers and both products of the attention, for
-            one pair.
+            one pair: those of the template's state, and `cached_macs`.
         cached_macs: The same where the template's state is cached; equal to `macs` for a classifier.
     """
 
@@ -49,20 +49,24 @@ def profile(model: Any, template_size: int | None = None, search_size: int | Non
     )
     params = sum(p.numel() for p in model.parameters())
     if not hasattr(model, "encode_template"):
-        macs = _count(model, search)
+        _, macs = count_macs(model, search)
         return Profile(params, macs, macs)
-    with torch.no_grad(), set_backend("reference"):
-        state = model.encode_template(template)
-    return Profile(params, _count(model, template, search), _count(model, state, search))
+    state, template_macs = count_macs(model.encode_template, template)
+    _, cached_macs = count_macs(model, state, search)
+    return Profile(params, template_macs + cached_macs, cached_macs)
 
 
-def _count(model: nn.Module, *inputs: object) -> int:
-    # the reference of every operation, so that the products of the attention are seen on every device
+def count_macs(function: Callable[..., Any], *inputs: object) -> tuple[Any, int]:
+    """Output of a network, or of a method of it, and its multiply-accumulates.
+
+    It runs with the reference of every operation, so that the products of the attention are seen on every
+    device.
+    """
     with (
         torch.no_grad(),
         set_backend("reference"),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        model(*inputs)
-    return counter.get_total_flops() // 2
+        output = function(*inputs)
+    return output, counter.get_total_flops() // 2
