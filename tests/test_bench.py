@@ -1,6 +1,7 @@
 """The benchmarks: timing, peak rates, comparison of contenders with the reference, and the commands."""
 
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -341,11 +342,8 @@ def test_targets_of_a_gpu(tmp_path):
     assert lines[-1].startswith("tests failed with exit code 1")
 
 
-def test_python_m():
-    done = subprocess.run(
-        [sys.executable, "-m", "correlation_aware", "bench", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "Measure speed" in done.stdout, done.stderr
+def test_python_m(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "bench", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("correlation_aware", run_name="__main__", alter_sys=True)
+    assert end.value.code == 0 and "Measure speed" in capsys.readouterr().out
