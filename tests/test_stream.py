@@ -224,7 +224,7 @@ def camera(monkeypatch) -> Iterator[tuple[str, type[Camera]]]:
 
 def test_a_stream_drops_frames_and_is_opened_again(camera, monkeypatch):
     monkeypatch.setattr(live, "PAUSE_SECONDS", 0.01)
-    url, _ = camera
+    url, handler = camera
     with open_frames(url) as source:
         assert isinstance(source, live.LiveSource) and source.length is None
         levels, indices = [], []
@@ -233,6 +233,7 @@ def test_a_stream_drops_frames_and_is_opened_again(camera, monkeypatch):
             indices.append(source.index)
         assert indices == sorted(set(indices)) and source.dropped == indices[-1] + 1 - len(indices)
         assert set(levels) <= {40, 80} and source.time > 0
+        handler.hold.set()  # ends the connection, on which the thread may wait
     assert not source._thread.is_alive()
 
 
