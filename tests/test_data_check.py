@@ -11,6 +11,7 @@ from correlation_aware.cli import app
 from correlation_aware.data.check import check_source
 from correlation_aware.data.videos.sequences import Video
 from correlation_aware.data.videos.subsets import VideoSet, open_videos
+from correlation_aware.data.videos.training_data import describe_videos, merge_records, trained_videos
 
 BOXES = np.array([(10.0, 20.0, 40.0, 30.0), (60, 40, 50, 40), (100, 70, 40, 40)])
 
@@ -123,3 +124,26 @@ def test_a_subset_of_got10k(tmp_path):
     assert open_videos(f"got10k:{tmp_path}", {"subset": "val"}).names == ["GOT-10k_val_1"]
     with pytest.raises(ValueError, match="LAYOUT:ROOT"):
         open_videos(str(tmp_path))
+
+
+def test_a_record_of_the_videos_trained_on():
+    class Videos(list):
+        names = [*(f"GOT-10k_Train_{i:06d}" for i in (1, 2, 3, 9, 10)), "car-9", "car-10", "mine", "a/dog-3"]
+
+    record = describe_videos("got10k:somewhere", VideoSet(subset="train_vot"), Videos(Videos.names))
+    assert record["names"] == [
+        "mine",
+        "GOT-10k_Train_{000001..000003}",
+        "GOT-10k_Train_{000009..000010}",
+        "a/dog-3",
+        "car-{9..10}",
+    ]
+    assert (record["layout"], record["subset"], record["videos"]) == ("got10k", "train_vot", 9)
+    names = ["GOT-10k_Train_000002", "GOT-10k_Train_000004", "car-10", "dog-3"]
+    assert trained_videos([record], "got10k", "train", names) == [names[0], names[2], names[3]]
+    assert trained_videos([record], "otb", "all", names) == []  # other datasets may have the same names
+    assert trained_videos([{**record, "layout": "folder"}], "otb", "all", ["dog-3"]) == ["dog-3"]
+    unnamed = {**record, "names": None}
+    assert trained_videos([unnamed], "got10k", "train_vot", names) == names
+    assert trained_videos([unnamed], "got10k", "val", names) == []
+    assert merge_records([record], [unnamed, record]) == [record, unnamed]

@@ -209,6 +209,7 @@ def _run(
         about, outcomes = None, (folder.read(name) for name in names)
     else:
         about = _load(*options)
+        _warn_of_training_data(about, key, subset, names)
         if output is None:
             outcomes = evaluate(about.tracker, benchmark, names, depth)
         else:
@@ -338,6 +339,19 @@ def _load(
         about = create_baseline(tracker)
         console.print(f"{escape(about.name)} {escape(about.weights)}".strip())
     return replace(about, name=name or about.name)
+
+
+def _warn_of_training_data(about: "NamedTracker", key: str, subset: str, names: Sequence[str]) -> None:
+    """Prints a warning if the model was trained on sequences of the benchmark."""
+    from correlation_aware.data.videos.subsets import shorten
+    from correlation_aware.data.videos.training_data import trained_videos
+
+    trained = trained_videos(about.training_data, key, subset, names)
+    if trained:
+        console.print(
+            f"[yellow]{len(trained)} of {len(names)} sequences are training data of {escape(about.weights)} "
+            f"({escape(shorten(trained))}): the figures are not those of a test.[/]"
+        )
 
 
 def _check_unused(
