@@ -127,10 +127,14 @@ def test_a_subset_of_got10k(tmp_path):
 
 
 def test_a_record_of_the_videos_trained_on():
-    class Videos(list):
-        names = [*(f"GOT-10k_Train_{i:06d}" for i in (1, 2, 3, 9, 10)), "car-9", "car-10", "mine", "a/dog-3"]
+    names = [*(f"GOT-10k_Train_{i:06d}" for i in (1, 2, 3, 9, 10)), "car-9", "car-10", "mine", "a/dog-3"]
 
-    record = describe_videos("got10k:somewhere", VideoSet(subset="train_vot"), Videos(Videos.names))
+    class Videos(list):
+        pass
+
+    dataset = Videos(names)
+    dataset.names = names
+    record = describe_videos("got10k:somewhere", VideoSet(subset="train_vot"), dataset)
     assert record["names"] == [
         "mine",
         "GOT-10k_Train_{000001..000003}",

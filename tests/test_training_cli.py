@@ -93,8 +93,9 @@ def test_train_track_on_videos_and_stills(run, photos, tmp_path):
     record = {"layout": "folder", "subset": None, "videos": 1, "names": ["one"]}
     assert json.loads((weights / "config.json").read_text())["training_data"] == [record]
     assert ca.create_model(weights, pretrained=True).training_data == [record]
+    (tmp_path / "val").mkdir()
     for name in ("one", "two"):
-        write_video(tmp_path / "val", photos).joinpath("one").rename(tmp_path / "val" / name)
+        shutil.move(write_video(tmp_path / name, photos) / "one", tmp_path / "val" / name)
     result = run("eval", "got10k", tmp_path, "--model", weights, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "1 of 2 sequences are training data of" in result.output and "(one)" in result.output

@@ -273,9 +273,7 @@ def open_pairs(
         stills = StillPairs(pool, data.batch_size, sizes, seed=still_seed, config=data.stills)
         sources.append((stills, sum(data.sources.values())))
     if data.videos:
-        opened = (
-            {name: open_videos(name, data.videos[name]) for name in data.videos} if videos is None else videos
-        )
+        opened = videos or {name: open_videos(name, part) for name, part in data.videos.items()}
         sets = [(opened[name], part.weight) for name, part in data.videos.items()]
         for name, (dataset, _) in zip(data.videos, sets) if describe else ():
             summary = summarize_videos(name, dataset, limit=SUMMARIZED)
