@@ -217,4 +217,6 @@ def test_shipped_configurations(path):
     kind = TrackTraining if path.stem.startswith("track") else ClassifyTraining
     config = load(kind, path)
     assert config.model.name in ca.list_models()
+    if config.model.overrides.get("head"):
+        ca.create_model(config.model.name, device="meta", **config.model.overrides)
     assert train._config_path(Path(path.stem), Path("run"), False) == path

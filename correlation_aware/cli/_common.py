@@ -25,6 +25,7 @@ __all__ = [
     "WEIGHTS_HELP",
     "Clock",
     "Command",
+    "Decode",
     "DepthRange",
     "Device",
     "Model",
@@ -56,6 +57,14 @@ Model = Annotated[
 Weights = Annotated[str | None, typer.Option(help=f"{WEIGHTS_HELP}; by default the model's default weights.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 Runtime = Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}; onnx and openvino are fast on a CPU.")]
+
+Decode = Annotated[
+    str,
+    typer.Option(
+        help="Choice of the box: default, paper (highest score, its box, nothing else), or released (the "
+        "authors' code: with a window)."
+    ),
+]
 
 DepthRange = Annotated[
     str | None,
@@ -100,7 +109,11 @@ class Clock:
 
 
 def load_tracker(
-    model: str | None, weights: str | None = None, device: str | None = None, runtime: str = "auto"
+    model: str | None,
+    weights: str | None = None,
+    device: str | None = None,
+    runtime: str = "auto",
+    decode: str = "default",
 ) -> "Tracker":
     """Creates a tracker and prints its model and weights; a yellow line warns of random weights.
 
@@ -109,6 +122,7 @@ def load_tracker(
         weights: Tag or file of weights, or `random`; None for the model's default weights.
         device: PyTorch device; None for a GPU if there is one.
         runtime: Runtime of `InferenceSession`.
+        decode: Choice of the box, see `create_tracker`.
     """
     from correlation_aware import create_tracker
 
@@ -119,6 +133,7 @@ def load_tracker(
             pretrained=False if weights == "random" else weights,
             device=device,
             runtime=runtime,  # type: ignore[arg-type]
+            decode=decode,
         )
     if tracker.weights_name == "random":
         advice = "'correlation-aware weights list' names trained ones"

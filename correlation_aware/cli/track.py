@@ -1,6 +1,6 @@
 """`correlation-aware track`: track targets in a video, a folder of frames or a camera stream.
 
-Its options --model, --weights, --device and --runtime are those of `_common.py`.
+Its options --model, --weights, --device, --runtime and --decode are those of `_common.py`.
 """
 
 import csv
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from correlation_aware.cli._common import (
     Clock,
+    Decode,
     DepthRange,
     Device,
     Model,
@@ -52,6 +53,7 @@ def track(
     boxes: Annotated[Path | None, typer.Option(help="Table of the boxes to write (CSV).")] = None,
     device: Device = None,
     runtime: Runtime = "auto",
+    decode: Decode = "default",
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of frames.")] = None,
     depth_range: DepthRange = None,
 ) -> None:
@@ -82,7 +84,7 @@ def track(
             file = stack.enter_context(atomic_path(boxes))
             rows = csv.writer(stack.enter_context(file.open("w", newline="", encoding="utf-8")))
             rows.writerow(COLUMNS)
-        tracker = load_tracker(model, weights, device, runtime)
+        tracker = load_tracker(model, weights, device, runtime, decode)
         try:
             with progress_bar() as bar:
                 task = bar.add_task("track", total=frames.length)
