@@ -6,6 +6,7 @@ of its own.
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,17 +49,37 @@ class Tracker:
 
     Attributes:
         checkout: Name of its folder.
+        source: `owner/name@commit` of its public repository on GitHub, with which this was tested.
         shim: Function that makes its code importable.
         make: Function of the checkout and a folder for files; returns it stock and with our adapter.
     """
 
     checkout: str
+    source: str
     shim: Callable[[], None]
     make: Callable[[Path, Path], tuple[Contender, Contender]]
 
 
 def prepare(tracker: Tracker, checkout: Path) -> None:
-    """Makes a checkout importable."""
+    """Makes a checkout importable.
+
+    Raises:
+        FileNotFoundError: No such checkout; the message says how to get it.
+        RuntimeError: A checkout of another commit.
+    """
+    repository, _, commit = tracker.source.partition("@")
+    if not checkout.is_dir():
+        raise FileNotFoundError(
+            f"There is no {checkout}: git clone https://github.com/{repository} {checkout}, and there git "
+            f"checkout {commit}."
+        )
+    if (checkout / ".git").exists():
+        words = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+        actual = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        if not actual.startswith(commit):
+            raise RuntimeError(
+                f"{checkout} is commit {actual[:7]}, the table is of {commit}: git checkout {commit}."
+            )
     tracker.shim()
     os.chdir(checkout)
     sys.path.insert(0, str(checkout))
@@ -237,9 +258,11 @@ def _to_tensor(frame: Frame) -> torch.Tensor:
 
 
 TRACKERS = {
-    "SiamFC++": Tracker("video_analyst", peer_shims.siamfcpp, siamfcpp),
-    "DiMP-50": Tracker("pytracking", peer_shims.dimp, dimp),
-    "STARK-S50": Tracker("Stark", peer_shims.stark, stark),
-    "STM": Tracker("STM", peer_shims.stm, stm),
-    "OSTrack ViT-B": Tracker("OSTrack", peer_shims.stark, ostrack),
+    "SiamFC++": Tracker(
+        "video_analyst", "megvii-research/video_analyst@7b89c20", peer_shims.siamfcpp, siamfcpp
+    ),
+    "DiMP-50": Tracker("pytracking", "visionml/pytracking@7eb9e74", peer_shims.dimp, dimp),
+    "STARK-S50": Tracker("Stark", "researchmm/Stark@162e1d3", peer_shims.stark, stark),
+    "STM": Tracker("STM", "seoungwugoh/STM@905f114", peer_shims.stm, stm),
+    "OSTrack ViT-B": Tracker("OSTrack", "botaoye/OSTrack@33b5e12", peer_shims.stark, ostrack),
 }

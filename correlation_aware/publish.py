@@ -107,6 +107,7 @@ def push(
         raise ValueError(f"{path} is not a .safetensors file. `correlation-aware weights convert` makes one.")
     network: Any = create_model(source if source.is_dir() else model)
     network.pretrained_cfg["license"] = license
+    network.training_data = weights.WeightsSource(str(path), path=path).training_data()
     config = weights.model_config(network)
     if config["architecture"] != model:
         raise ValueError(f"{source / 'config.json'} is of {config['architecture']!r}, not of {model!r}.")

@@ -294,6 +294,7 @@ def _build(
             model = _features_only(network, architecture, out_indices)
     model = model.to(dtype=dtype)
     model.weights_name = own.name if own else "random"  # until load_pretrained
+    model.training_data = []
     model.model_args = arguments
     model.pretrained_cfg = derive_pretrained_cfg(architecture, network, model, saved)
     if source is not None:

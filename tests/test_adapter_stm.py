@@ -352,3 +352,34 @@ def test_example(stm, capsys):
     runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
     assert printed.count("segmented (1, 11, 64, 96)") == 2 and "memory (1, 11, 8, 3, 4, 6)" in printed
+
+
+@torch.no_grad()
+def test_the_template_may_be_a_crop_around_the_object(stm):
+    """6.1 of the paper: "the target is cropped as template". Squares of 32 px give crops of 64 px."""
+    torch.manual_seed(0)
+    create = functools.partial(stm.create_network, "sbt_test")
+    net = stm.STM_CA(create, template="crop").eval()
+    seen = []
+    encoder = net.Encoder_M
+    encode = encoder.encode_template
+    encoder.encode_template = lambda *images: seen.append(images) or encode(*images)
+    frames = torch.rand(2, 1, 3, 96, 128)
+    labels = torch.zeros(1, 96, 128, dtype=torch.long)
+    labels[:, 24:56, 40:72] = 1
+    labels[:, 60:92, 90:122] = 2  # its crop reaches beyond the frame
+    masks = F.one_hot(labels, 4).permute(0, 3, 1, 2).float()  # object 3 has no mask
+    kv = net(frames[0], masks, torch.tensor([3]))
+    ((frame, own, others),) = seen
+    assert frame.shape == (3, 3, 64, 64) and own.shape == others.shape == (3, 64, 64)
+    rows, columns = slice(8, 72), slice(24, 88)
+    for actual, whole in ((frame[0], frames[0][0]), (own[0], masks[0, 1]), (others[0], masks[0, 2])):
+        torch.testing.assert_close(actual, whole[..., rows, columns], rtol=0, atol=1e-4)
+    assert own[1].sum() == pytest.approx(32 * 32, rel=1e-3) and own[1, 48:].sum() == 0
+    torch.testing.assert_close(
+        frame[1][:, :52, 60], frame[1][:, :52, 53], rtol=0, atol=1e-4
+    )  # border repeats
+    assert own[2].sum() == 0
+    assert net(frames[1], *kv, torch.tensor([3])).shape == (1, 4, 96, 128)
+    with pytest.raises(ValueError, match="template='box' is not one of frame, crop"):
+        stm.STM_CA(create, template="box")

@@ -11,6 +11,7 @@ from correlation_aware.cli import app
 from correlation_aware.data.check import check_source
 from correlation_aware.data.videos.sequences import Video
 from correlation_aware.data.videos.subsets import VideoSet, open_videos
+from correlation_aware.data.videos.training_data import describe_videos, merge_records, trained_videos
 
 BOXES = np.array([(10.0, 20.0, 40.0, 30.0), (60, 40, 50, 40), (100, 70, 40, 40)])
 
@@ -82,7 +83,7 @@ def test_a_summary_of_photographs(photos):
 
 @pytest.fixture
 def lasot(tmp_path):
-    for name in ("airplane-1", "airplane-2", "dog-3"):
+    for name in ("airplane-2", "airplane-3", "dog-3"):
         write_video(tmp_path / "lasot" / name.split("-")[0] / name / "img")
         (tmp_path / "lasot" / name.split("-")[0] / name / "img" / "groundtruth.txt").rename(
             tmp_path / "lasot" / name.split("-")[0] / name / "groundtruth.txt"
@@ -91,15 +92,15 @@ def lasot(tmp_path):
 
 
 def test_videos_are_selected_and_excluded_by_name(lasot, tmp_path, caplog):
-    (tmp_path / "testing_set.txt").write_text("airplane-1\nzebra-9\n")
+    (tmp_path / "testing_set.txt").write_text("airplane-2\nzebra-9\n")
     with caplog.at_level(logging.WARNING):
         kept = open_videos(lasot, VideoSet(exclude=(str(tmp_path / "testing_set.txt"),)))
-    assert kept.names == ["airplane-2", "dog-3"] and len(kept) == 2
+    assert kept.names == ["airplane-3", "dog-3"] and len(kept) == 2
     assert [kept[i].name.rpartition("/")[2] for i in range(2)] == kept.names and isinstance(kept[0], Video)
     assert "1 of 2 names are not there: zebra-9" in caplog.text
     (tmp_path / "numbers.txt").write_text("0\n2\n")  # as STARK's lists
     chosen = open_videos(lasot, VideoSet(names=(str(tmp_path / "numbers.txt"),), exclude=("dog-3",)))
-    assert chosen.names == ["airplane-1"]
+    assert chosen.names == ["airplane-2"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_videos_are_selected_and_excluded_by_name(lasot, tmp_path, caplog):
         ({"names": ("zebra-9",)}, ValueError, "none of 1 names is among the 3 videos"),
         ({"names": ("dog-3",), "exclude": ("dog-3",)}, ValueError, "leave none of 3 videos"),
         ({"exclude": ("missing.txt",)}, FileNotFoundError, "there is no file missing.txt"),
-        ({"subset": "val"}, ValueError, "layout lasot has no subsets"),
+        ({"subset": "val"}, ValueError, "has no subset 'val'"),
         ({"share": 1}, ValueError, "Unknown keys share"),
     ],
 )
@@ -123,3 +124,30 @@ def test_a_subset_of_got10k(tmp_path):
     assert open_videos(f"got10k:{tmp_path}", {"subset": "val"}).names == ["GOT-10k_val_1"]
     with pytest.raises(ValueError, match="LAYOUT:ROOT"):
         open_videos(str(tmp_path))
+
+
+def test_a_record_of_the_videos_trained_on():
+    names = [*(f"GOT-10k_Train_{i:06d}" for i in (1, 2, 3, 9, 10)), "car-9", "car-10", "mine", "a/dog-3"]
+
+    class Videos(list):
+        pass
+
+    dataset = Videos(names)
+    dataset.names = names
+    record = describe_videos("got10k:somewhere", VideoSet(subset="train_vot"), dataset)
+    assert record["names"] == [
+        "mine",
+        "GOT-10k_Train_{000001..000003}",
+        "GOT-10k_Train_{000009..000010}",
+        "a/dog-3",
+        "car-{9..10}",
+    ]
+    assert (record["layout"], record["subset"], record["videos"]) == ("got10k", "train_vot", 9)
+    names = ["GOT-10k_Train_000002", "GOT-10k_Train_000004", "car-10", "dog-3"]
+    assert trained_videos([record], "got10k", "train", names) == [names[0], names[2], names[3]]
+    assert trained_videos([record], "otb", "all", names) == []  # other datasets may have the same names
+    assert trained_videos([{**record, "layout": "folder"}], "otb", "all", ["dog-3"]) == ["dog-3"]
+    unnamed = {**record, "names": None}
+    assert trained_videos([unnamed], "got10k", "train_vot", names) == names
+    assert trained_videos([unnamed], "got10k", "val", names) == []
+    assert merge_records([record], [unnamed, record]) == [record, unnamed]

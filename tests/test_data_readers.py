@@ -16,8 +16,15 @@ import torch
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.pairs import MixedPairs, denormalize
 from correlation_aware.data.photometric import PhotometricConfig
+from correlation_aware.data.videos.published import (
+    GOT10K_SPLITS,
+    in_got10k_split,
+    is_lasot_test,
+    lasot_test_names,
+)
 from correlation_aware.data.videos.readers import Coco, Got10k, LaSOT, TrackingNet, open_set
 from correlation_aware.data.videos.sequences import AnnotationError, Folder, Video, read_boxes, read_flags
+from correlation_aware.data.videos.subsets import open_videos
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs, _VideoCache
 from correlation_aware.models.contract import Sizes
 from correlation_aware.training.batches import PairBatches
@@ -121,7 +128,7 @@ def test_got10k(got10k):
 
 
 def test_lasot(lasot):
-    dataset = LaSOT(lasot)
+    dataset = LaSOT(lasot, subset="all")
     assert len(dataset) == 2
     check_boxes(dataset[0])
     assert dataset[0].visible.tolist() == [True, False, True, False]
@@ -130,9 +137,65 @@ def test_lasot(lasot):
     assert len(chosen) == 1 and chosen[0].name.endswith("zebra-13")
 
 
+def test_training_on_lasot_leaves_out_its_tests(lasot, caplog):
+    """Those of the published list, of the extension, and of a list in the folder."""
+    for name in ("atv-3", "zebra-14", "zebra-15", "mine"):
+        (lasot / name).mkdir()
+        (lasot / name / "groundtruth.txt").write_text("1,2,3,4\n")
+    caplog.set_level(logging.INFO)
+    assert open_set("lasot", lasot).names == ["mine", "zebra-13", "zebra-15"]
+    assert "3 of 6 videos are left out: tests" in caplog.text
+    assert open_videos(f"lasot:{lasot}", {"subset": "test"}).names == ["airplane-1", "atv-3", "zebra-14"]
+    (lasot / "testing_set.txt").write_text("zebra-15\n")
+    assert open_set("lasot", lasot).names == ["mine", "zebra-13"]
+    with pytest.raises(ValueError, match="no subset 'val'; it has train, test, all"):
+        open_videos(f"lasot:{lasot}", {"subset": "val"})
+    with pytest.raises(ValueError, match="both names="):
+        LaSOT(lasot, lasot / "testing_set.txt", "test")
+    with pytest.raises(
+        FileNotFoundError, match=r"None of 1 videos .* is in LaSOT's subset train; subset=all"
+    ):
+        LaSOT(lasot / "atv-3")
+
+
+def test_the_published_splits():
+    """As many as published; the VOT challenges forbid GOT-10k_Train_000004 and 000013, not 000005."""
+    assert len(set(lasot_test_names())) == 280 and all(map(is_lasot_test, lasot_test_names()))
+    categories = {name.rpartition("-")[0] for name in lasot_test_names()}
+    videos = [f"{category}-{i}" for category in categories for i in range(1, 21)]
+    assert len(videos) == 1400 and sum(map(is_lasot_test, videos)) == 280
+    names = [f"GOT-10k_Train_{i:06d}" for i in range(1, 9336)]
+    splits = {split: {n for n in names if in_got10k_split(n, split)} for split in GOT10K_SPLITS}
+    assert {split: len(part) for split, part in splits.items()} == {
+        "train_vot": 8335,
+        "train_split": 7934,
+        "val_split": 1401,
+        "vottrain": 7081,
+        "votval": 1254,
+    }
+    assert splits["vottrain"] | splits["votval"] == splits["train_vot"]
+    assert splits["votval"] < splits["val_split"] and not splits["train_split"] & splits["val_split"]
+    allowed = splits["train_vot"]
+    assert [name in allowed for name in (names[3], names[4], names[12], names[-1])] == [0, 1, 0, 1]
+
+
+def test_a_split_of_got10k(got10k):
+    names = ["GOT-10k_Train_000003", "GOT-10k_Train_000004", "mine"]
+    (got10k / "train" / "list.txt").write_text("\n".join(names))
+    assert open_videos(f"got10k:{got10k}", {"subset": "train_vot"}).names == [names[0], "mine"]
+    with pytest.raises(FileNotFoundError, match=r"None of the videos .* is in the split val_split"):
+        Got10k(got10k, "val_split")
+
+
 def test_trackingnet(trackingnet):
     dataset = TrackingNet(trackingnet)
     assert len(dataset) == 2 and len(TrackingNet(trackingnet, ["TRAIN_11"])) == 1
+    assert open_videos(f"trackingnet:{trackingnet}", {"subset": "TRAIN_0, TRAIN_11"}).names == dataset.names
+    assert open_videos(f"trackingnet:{trackingnet}", {"subset": "TRAIN_11"}).names == ["c_D_7"]
+    with pytest.raises(FileNotFoundError, match=r"no anno/\*.txt in TRAIN_3"):
+        open_videos(f"trackingnet:{trackingnet}", {"subset": "TRAIN_0,TRAIN_3"})
+    with pytest.raises(ValueError, match="both parts="):
+        TrackingNet(trackingnet, ["TRAIN_0"], "TRAIN_0")
     check_boxes(dataset[0])
     assert [path.name for path in dataset[0].frames] == ["0.jpg", "2.jpg", "10.jpg", "11.jpg"]
 

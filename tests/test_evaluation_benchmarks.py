@@ -132,12 +132,15 @@ def test_layouts(tmp_path, key):
 def test_every_benchmark_has_a_command_and_errors_name_the_layout(tmp_path):
     assert set(COMMANDS) == set(BENCHMARKS) == {"got10k", *MAKERS}
     for key in BENCHMARKS:
-        with pytest.raises(FileNotFoundError, match=f"{tmp_path}|no video|testing_set"):
+        with pytest.raises(FileNotFoundError, match=f"{tmp_path}|no video"):
             open_benchmark(key, tmp_path)
     make_lasot_ext(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no .*testing_set\.txt.*--subset all"):
-        open_benchmark("lasot", tmp_path)
+    assert list(open_benchmark("lasot", tmp_path, "train").names) == ["dog-3"]
+    names = list(open_benchmark("lasot", tmp_path).names)  # the published list, what is missing included
+    assert names[:2] == ["cat-1", "cat-20"] and len(set(names)) == 280 and "airplane-1" in names
     assert len(open_benchmark("lasot", tmp_path, "all").names) == 3
+    with pytest.raises(FileNotFoundError, match="subset=all takes them all"):
+        open_benchmark("lasot", tmp_path / "dog")
 
 
 def test_the_starts_of_uav123_are_those_of_the_toolkit():

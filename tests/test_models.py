@@ -123,7 +123,9 @@ def test_a_cached_template_gives_the_same_numbers(name):
     )  # the last block runs on both streams here, on the search alone there
     torch.testing.assert_close(x, net(template, search), rtol=0, atol=2e-6)  # LayerNorm's, so up to about 4
     stride = net.feature_info.reduction()[-1]
-    coarse = name in ("sbt_small_stark", "sbt_small_stm") or name.startswith(("supersbt", "onestream_vit"))
+    coarse = name in ("sbt_small_stark", "sbt_small_stm", "sbt_base_dimp") or name.startswith(
+        ("supersbt", "onestream_vit")
+    )
     assert stride == (16 if coarse else 8)
     assert z.shape[1:] == (net.num_features, net.templates * 32 // stride, 32 // stride)
     assert x.shape[1:] == (net.num_features, 64 // stride, 64 // stride)

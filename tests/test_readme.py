@@ -22,6 +22,7 @@ def test_model_table():
     names = [n for family in ("sbt", "supersbt", "vit") for n in ca.list_models(module=family)]
     bases = {n for n in names if not n.endswith(("_track", "_cls"))}
     adapted = {f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")}  # feature networks alone
+    adapted |= {"sbt_base_dimp"}
     assert set(table) == bases - adapted - {n for n in bases if "_test" in n}
     assert all(f"`{name}`" in README for name in adapted)
     families = set()

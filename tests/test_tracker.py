@@ -235,6 +235,31 @@ def test_the_window_is_symmetric_and_highest_in_the_center():
     assert best_location(1.0) in {(7, 7), (7, 8), (8, 7), (8, 8)}
 
 
+def test_the_papers_decode_is_the_best_score_and_its_box():
+    """Whatever head votes, and wherever the window has its maximum."""
+    model = ca.create_model("siam_test_track", head="tower")
+    assert model.head.box_vote > 0
+    tracker = ca.create_tracker(model, device="cpu", decode="paper")
+    start = (140.0, 100.0, 30.0, 20.0)
+    tracker.init(noise(), start)
+    frame = noise(seed=1)
+    crop = Crop.around(start, tracker.model.sizes.search_factor)
+    with torch.inference_mode():
+        scores, boxes = tracker.session(tracker._pixels(frame, [crop], tracker.model.sizes.search_size))
+    row, column = divmod(int(scores[0].argmax()), scores.shape[2])
+    expected = clip_box(crop.to_frame(boxes[0, :, row, column].numpy()), 240, 320, 10)
+    result = tracker.update(frame)
+    assert result.box == pytest.approx(tuple(expected), abs=1e-4)
+    assert result.score == pytest.approx(scores.max().item())
+    released = ca.create_tracker(model, device="cpu", decode="released").config
+    assert (released.window_weight, released.scale_penalty, released.damp_size) == (0.49, 0, False)
+    assert ca.create_tracker(model, device="cpu", decode="default").config == ca.TrackerConfig()
+    with pytest.raises(ValueError, match="decode='peper' is not one of default, paper, released"):
+        ca.create_tracker(model, device="cpu", decode="peper")
+    with pytest.raises(ValueError, match="Both config and decode='paper' are given"):
+        ca.create_tracker(model, device="cpu", decode="paper", config=ca.TrackerConfig())
+
+
 def test_size_is_damped_by_score_and_penalty():
     start, score = (140.0, 100.0, 30.0, 30.0), 0.8
     tracker = make_tracker(config=ca.TrackerConfig(scale_penalty=0.1, window_weight=0))

@@ -6,6 +6,7 @@ import pickle
 import random
 import tarfile
 from itertools import islice
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from torchvision.transforms import functional as vision
 
 import correlation_aware as ca
+from correlation_aware import training
 from correlation_aware.training.classify import (
     ClassifyTraining,
     ImageBatch,
@@ -76,6 +78,41 @@ def test_batches_depend_only_on_their_number():
     before = torch.get_rng_state()
     next(Images(Numbers(), 4).batches(0, 1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_repeated_augmentation():
+    """As in DeiT: an image three times in a row, augmented anew; an epoch of 10 samples has 4 images."""
+    batches = list(islice(Images(Numbers(), 4, seed=1, repeats=3).batches(0, 1), 5))
+    labels = torch.cat([batch.labels for batch in batches]).tolist()
+    for epoch in (labels[:10], labels[10:]):
+        assert [epoch[i] for i in (0, 3, 6)] == [epoch[i] for i in (1, 4, 7)] == [epoch[i] for i in (2, 5, 8)]
+        assert len(set(epoch)) == 4
+    assert labels[:10] != labels[10:]
+    numbers = [row[1].item() for batch in batches for row in batch.images]
+    assert len(set(numbers)) == 20  # every copy has a random number of its own
+    strided = list(islice(Images(Numbers(), 4, seed=1, repeats=3).batches(1, 2), 2))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches[1::2], strided))
+
+
+def test_the_recipe_of_pretraining_is_deits(images_folder):
+    """Sec. 6.1 and A.1 of the paper, which take the augmentation of DeiT."""
+    config = load(ClassifyTraining, Path(training.__file__).with_name("configs") / "classify_imagenet.yaml")
+    data, optimizer = config.data, config.optimizer
+    assert (data.auto_augment, data.erase, data.mixup, data.cutmix, data.smoothing, data.repeats) == (
+        "rand-m9-mstd0.5-inc1",
+        0.25,
+        0.8,
+        1.0,
+        0.1,
+        3,
+    )
+    assert (optimizer.lr, optimizer.backbone_lr, optimizer.weight_decay) == (1e-3, 1e-3, 0.05)
+    schedule = config.schedule.in_steps(8 * data.batch_size)
+    assert (schedule.steps, schedule.decay, data.size) == (375_342, "cosine", 224)
+    repeated = make_config(images_folder, "data.repeats=2")
+    trainer = make_classify_trainer(repeated, images_folder / "run", "cpu")
+    labels = next(iter(trainer.source.batches(0, 1))).labels
+    assert labels[0] == labels[1] and labels[2] == labels[3]
 
 
 def test_batches_do_not_depend_on_the_number_of_workers():

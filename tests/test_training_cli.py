@@ -89,6 +89,16 @@ def test_train_track_on_videos_and_stills(run, photos, tmp_path):
     assert result.exit_code == 0, result.output
     assert re.search(r"step 4 .* left 0:00:00", result.output)
     assert "Done: step 4" in result.output and "1 videos, 4 frames" in result.output
+    weights = tmp_path / "run" / "checkpoints" / "step-00000004" / "weights"
+    record = {"layout": "folder", "subset": None, "videos": 1, "names": ["one"]}
+    assert json.loads((weights / "config.json").read_text())["training_data"] == [record]
+    assert ca.create_model(weights, pretrained=True).training_data == [record]
+    (tmp_path / "val").mkdir()
+    for name in ("one", "two"):
+        shutil.move(write_video(tmp_path / name, photos) / "one", tmp_path / "val" / name)
+    result = run("eval", "got10k", tmp_path, "--model", weights, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 sequences are training data of" in result.output and "(one)" in result.output
 
 
 def test_a_head_that_does_not_fit_is_a_yellow_warning_and_the_logger_is_restored(
@@ -207,4 +217,6 @@ def test_shipped_configurations(path):
     kind = TrackTraining if path.stem.startswith("track") else ClassifyTraining
     config = load(kind, path)
     assert config.model.name in ca.list_models()
+    if config.model.overrides.get("head"):
+        ca.create_model(config.model.name, device="meta", **config.model.overrides)
     assert train._config_path(Path(path.stem), Path("run"), False) == path

@@ -1,6 +1,7 @@
 """Configurations: YAML round trip, error messages, parameter groups and learning rates."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from torch import nn
 from training_runs import SyntheticPairs
 
 import correlation_aware as ca
+from correlation_aware import training
 from correlation_aware.data.videos.subsets import VideoSet
+from correlation_aware.models.heads import MixerHead, PaperMixerHead
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, ScheduleConfig, load, to_yaml
+from correlation_aware.training.losses import LossConfig
 from correlation_aware.training.optimizer import (
     freeze,
     learning_rate_factor,
@@ -57,7 +61,12 @@ def test_yaml_round_trip(tmp_path):
         ("data.videos={got10k:x: -1}", r"weight of a dataset is -1"),
         ("data.videos={got10k:x: {wieght: 1}}", r"Near: data\.videos\.got10k:x\.weight"),
         ("data.frames.negative=2", r"data\.frames\.negative=2\.0 must be from 0 to 1"),
-        ("schedule.steps=0", r"schedule\.steps=0 must be at least 1"),
+        ("schedule.steps=-1", r"schedule\.steps=-1 must be at least 0"),
+        ("schedule.epochs=3", r"schedule\.samples_per_epoch=None: one has no effect without the other"),
+        ("schedule={steps: 5, epochs: 3, samples_per_epoch: 9}", r"Both schedule\.steps=5 and"),
+        ("schedule={decay: step, drops: [3]}", r"drops: 3 is at or after the end of a schedule without"),
+        ("loss={kind: bce, background: 0.5}", r"loss\.background=0\.5 contradicts loss\.kind=bce"),
+        ("loss={kind: bce, iou_aware: true}", r"loss\.iou_aware=True contradicts loss\.kind=bce"),
         ("schedule.warmup=200000", r"schedule\.warmup=200000 is more than schedule\.steps=100000"),
         ("loss.giou=-5", r"loss\.giou=-5\.0 must be at least 0"),
         ("optimizer.lr=-1", r"optimizer\.lr=-1\.0 must be"),
@@ -249,3 +258,44 @@ def test_a_saved_model_as_the_name_starts_from_its_weights(tmp_path, monkeypatch
     assert ModelConfig("sbt_test_track").start() is None
     (tmp_path / "sbt_test_track").mkdir()  # names of the zoo come first
     assert ModelConfig("sbt_test_track").start() is None
+
+
+# recipe: samples per step, steps, learning rates of head and backbone, steps of the drops
+RECIPES = {
+    "track_paper": (160, 187_500, (1e-4, 1e-5), (62_500, 125_000)),
+    "track_paper_got10k": (160, 31_250, (1e-3, 1e-4), (9_375, 15_625)),
+    "track_released": (160, 187_500, (1e-3, 1e-4), (150_000,)),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_the_published_schedules(name):
+    """Sec. 6.1 and A.1 of the paper; the experiment files of the authors' code."""
+    config = load(TrackTraining, Path(training.__file__).with_name("configs") / f"{name}.yaml")
+    samples, steps, rates, drops = RECIPES[name]
+    assert 8 * config.data.batch_size == samples
+    schedule = config.schedule.in_steps(samples)
+    assert (schedule.steps, schedule.warmup, schedule.epochs) == (steps, 0, None)
+    assert (config.optimizer.lr, config.optimizer.backbone_lr) == rates
+    for i, at in enumerate(drops):
+        factors = [learning_rate_factor(step, schedule) for step in (at - 1, at)]
+        assert factors == pytest.approx([0.1**i, 0.1 ** (i + 1)])
+    assert learning_rate_factor(steps - 1, schedule) == pytest.approx(0.1 ** len(drops))
+    assert config.optimizer.ema == 0 and config.optimizer.weight_decay == 1e-4
+    released = name == "track_released"
+    weights = {"score": 120, "l1": 70, "giou": 50} if released else {"kind": "bce"}
+    assert config.loss == LossConfig(**weights)
+    assert config.optimizer.clip == (0.1 if released else None)
+    model = ca.create_model(config.model.name, device="meta", **config.model.overrides)
+    assert (model.sizes.template_size, model.sizes.search_size) == (128, 256)
+    assert (model.sizes.template_factor, model.sizes.search_factor) == (2, 5 if released else 4)
+    assert isinstance(model.head, MixerHead if released else PaperMixerHead)
+
+
+def test_epochs_become_steps():
+    schedule = ScheduleConfig(epochs=4, samples_per_epoch=10, warmup=1, decay="step", drops=(0.5, 3))
+    in_steps = schedule.in_steps(5)
+    assert in_steps == ScheduleConfig(steps=8, warmup=1, decay="step", drops=(0.5, 0.75))
+    assert in_steps.in_steps(5) is in_steps
+    assert ScheduleConfig(epochs=4, samples_per_epoch=10_000).in_steps(5).warmup == 800
+    assert load(TrackTraining, None, ["schedule={epochs: 2, samples_per_epoch: 3}"]).schedule.steps == 0

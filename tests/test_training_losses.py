@@ -55,6 +55,31 @@ def test_loss_equals_values_computed_by_hand():
     assert best_location_iou(output, truth, YES).item() == pytest.approx(iou, abs=1e-5)
 
 
+def test_bce_is_eq_10_and_11_of_the_paper():
+    """Sums over the locations of a pair, one by one, in float64; mean over the pairs."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 5, 6, generator=generator, dtype=torch.float64)
+    boxes = torch.rand(2, 4, 5, 6, generator=generator, dtype=torch.float64) * 0.4 + 0.3
+    truth = torch.tensor([[0.5, 0.5, 0.53, 0.43], [0.3, 0.6, 0.23, 0.63]], dtype=torch.float64)
+    score = l1 = giou = 0.0
+    for logit, predicted, box in zip(logits, boxes, truth):
+        for row in range(5):
+            for column in range(6):
+                p = 1 / (1 + math.exp(logit[1, row, column] - logit[0, row, column]))
+                x, y = (column + 0.5) / 6, (row + 0.5) / 5
+                is_target = abs(x - box[0]) <= box[2] / 2 and abs(y - box[1]) <= box[3] / 2
+                score -= math.log(p if is_target else 1 - p)
+                if is_target:
+                    pair = [box_convert(b[None], "cxcywh", "xyxy") for b in (predicted[:, row, column], box)]
+                    l1 += (predicted[:, row, column] - box).abs().sum().item()
+                    giou += generalized_box_iou_loss(*pair).sum().item()
+    output = TrackOutput(logits, logits.softmax(1)[:, 0], boxes)
+    loss = track_loss(output, truth, torch.tensor([True, True]), LossConfig(kind="bce"))
+    expected = [12 * score + 7 * l1 + 5 * giou, score, l1, giou]
+    assert [value.item() for value in loss] == pytest.approx([value / 2 for value in expected], rel=1e-5)
+    assert loss.score != pytest.approx(track_loss(output, truth, YES, LossConfig()).score)
+
+
 def test_an_iou_aware_score_is_trained_to_be_the_iou_of_its_box():
     logits = torch.zeros(1, 2, 2, 2)
     output = make_output(logits, (0.35, 0.25, 0.5, 0.5))  # 0.1 too far right: IoU 2/3, as above

@@ -5,6 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from correlation_aware.models.contract import FeatureNet, TwoInputModel
 from correlation_aware.zoo import create_model, list_models
 
@@ -16,7 +20,7 @@ FITTING = {
     (4, 8, 16): ("sbt_*", "supersbt_*"),
 }
 
-__all__ = ["create_backbone", "create_features", "current_name", "in_zoo", "renamed"]
+__all__ = ["create_backbone", "create_features", "current_name", "cut_templates", "in_zoo", "renamed"]
 
 
 def create_backbone(
@@ -72,6 +76,38 @@ def create_features(
     net: Any = create_model(name, pretrained, features_only=True, out_indices=levels, **arguments)
     assert isinstance(net, FeatureNet)
     return net
+
+
+def cut_templates(images: Tensor, boxes: Tensor, factor: float, size: int, padding: str = "border") -> Tensor:
+    """Crops a square around every box and resizes it, bilinearly.
+
+    Args:
+        images: (N, C, H, W).
+        boxes: (N, 4) x, y, w, h in pixels of `images`.
+        factor: Side of the square over sqrt(w * h).
+        size: Side of the crops in pixels.
+        padding: What is outside the image: its repeated `border`, or `zeros`.
+
+    Returns:
+        (N, C, size, size).
+
+    Raises:
+        ValueError: Other shapes.
+    """
+    if images.ndim != 4 or boxes.shape != (images.shape[0], 4):
+        raise ValueError(
+            f"images {tuple(images.shape)} and boxes {tuple(boxes.shape)} must have the shapes "
+            "(N, channels, height, width) and (N, 4): one box (x, y, w, h) for each image."
+        )
+    boxes = boxes.to(images)
+    sides = factor * boxes[:, 2:].clamp(min=1).prod(dim=1).sqrt()
+    image_size = boxes.new_tensor([images.shape[3], images.shape[2]])
+    centers = (2 * boxes[:, :2] + boxes[:, 2:]) / image_size - 1  # -1..1 over the image
+    scales = torch.diag_embed(sides[:, None] / image_size)
+    grid = F.affine_grid(
+        torch.cat([scales, centers[..., None]], dim=2), [len(boxes), 1, size, size], align_corners=False
+    )
+    return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
 
 
 def in_zoo(name: str) -> bool:

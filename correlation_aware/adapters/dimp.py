@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision.models.resnet
 from torch import Tensor, nn
 
 from correlation_aware.adapters import prroi_pool
-from correlation_aware.adapters.backbones import create_features, renamed
+from correlation_aware.adapters.backbones import create_features, cut_templates, renamed
 from correlation_aware.adapters.prroi_pool import PrRoIPool2D
 from correlation_aware.models.contract import TemplateState
 
@@ -35,7 +34,7 @@ __all__ = [
     "dimpnet_sbt",
 ]
 
-DEFAULT_NAME = "sbt_small_stark"
+DEFAULT_NAME = "sbt_base_dimp"
 CHANNELS = {"layer2": 512, "layer3": 1024}  # inputs of DiMP-50's classifier and box regressor
 STRIDES = {"layer2": 8, "layer3": 16}
 FROZEN_NAMES = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -70,37 +69,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-def cut_templates(images: Tensor, boxes: Tensor, factor: float, size: int) -> Tensor:
-    """Crops a square around every box and resizes it, bilinearly; outside the image its border repeats.
-
-    Args:
-        images: (N, C, H, W).
-        boxes: (N, 4) x, y, w, h in pixels of `images`.
-        factor: Side of the square over sqrt(w * h).
-        size: Side of the crops in pixels.
-
-    Returns:
-        (N, C, size, size).
-
-    Raises:
-        ValueError: Other shapes.
-    """
-    if images.ndim != 4 or boxes.shape != (images.shape[0], 4):
-        raise ValueError(
-            f"images {tuple(images.shape)} and boxes {tuple(boxes.shape)} must have the shapes "
-            "(N, channels, height, width) and (N, 4): one box (x, y, w, h) for each image."
-        )
-    boxes = boxes.to(images)
-    sides = factor * boxes[:, 2:].clamp(min=1).prod(dim=1).sqrt()
-    image_size = boxes.new_tensor([images.shape[3], images.shape[2]])
-    centers = (2 * boxes[:, :2] + boxes[:, 2:]) / image_size - 1  # -1..1 over the image
-    scales = torch.diag_embed(sides[:, None] / image_size)
-    grid = F.affine_grid(
-        torch.cat([scales, centers[..., None]], dim=2), [len(boxes), 1, size, size], align_corners=False
-    )
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
 class DiMPBackbone(Backbone):
     """A two-input backbone with the outputs of pytracking's ResNet-50.
 
@@ -108,7 +76,7 @@ class DiMPBackbone(Backbone):
 
     Args:
         model: A feature network of the zoo with levels of stride 8 and 16, of its own or by `output_stride`;
-            None for `sbt_small_stark`.
+            None for `sbt_base_dimp`.
         pretrained: As in `create_model`.
         frozen_layers: Layers that do not train: `all`, `none`, or names of `conv1` (the first convolution),
             `bn1` (the norm after it), `layer1` (the levels up to stride 4), `layer2` and `layer3` (those of
@@ -338,7 +306,8 @@ def dimpnet_sbt(
     """Replacement of pytracking's `dimpnet50`, with its arguments; pytracking can save and load the network.
 
     Args:
-        backbone: A feature network of the zoo; None for `sbt_small_stark`, the paper's "modified SBT".
+        backbone: A feature network of the zoo; None for `sbt_base_dimp`, the paper's "modified
+            SBT-base".
         backbone_overrides: Further arguments of `create_model`, for example `{"drop_path_rate": 0.1}`.
         backbone_pretrained: As `pretrained` of `create_model`.
         frozen_backbone_layers: See `DiMPBackbone`.

@@ -9,21 +9,23 @@ before `eval_DAVIS.py`, or code of yours, takes `STM` from `model`. Tracker: `Vi
 Space-Time Memory Networks` (Oh et al., ICCV 2019). Written for the interface of commit 905f114; nothing of it
 is copied.
 
-The template of an object is the video's first frame with the object's mask. It is encoded once per video, and
-every later frame, in the memory or to be segmented, is correlated with the template of each object.
+The template of an object is the video's first frame with the object's mask, or a crop of it around the
+object. It is encoded once per video, and every later frame, in the memory or to be segmented, is correlated
+with the template of each object.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from correlation_aware import weights
-from correlation_aware.adapters.backbones import create_features, current_name, renamed
+from correlation_aware.adapters.backbones import create_features, current_name, cut_templates, renamed
 from correlation_aware.models.contract import FeatureNet, TemplateState
 
 try:
@@ -42,6 +44,7 @@ FORMER_NAMES = {"stm_ca": DEFAULT_NAME}
 NAMES = ("r2", "r3", "r4")
 CHANNELS = (256, 512, 1024)
 STRIDES = (4, 8, 16)
+Template = Literal["frame", "crop"]
 Outputs = tuple[Tensor, Tensor | None, Tensor | None, None, Tensor]
 
 
@@ -233,12 +236,21 @@ class STM_CA(STM):
 
     Args:
         network: Function that creates the network of an encoder; called twice.
+        template: `frame`: the whole first frame. `crop`, as in the paper: a crop around the object, with the
+            template size and factor of the network; the whole frame for an object without a mask.
+
+    Raises:
+        ValueError: An unknown `template`.
 
     Example:
         >>> model.STM = functools.partial(STM_CA, functools.partial(create_network, "sbt_base"))
     """
 
-    def __init__(self, network: Callable[[], FeatureNet] = create_network) -> None:
+    def __init__(
+        self, network: Callable[[], FeatureNet] = create_network, template: Template = "frame"
+    ) -> None:
+        if template not in get_args(Template):
+            raise ValueError(f"template={template!r} is not one of {', '.join(get_args(Template))}.")
         target = Target()
         with _bound(
             STM=STM,  # its constructor looks itself up by this name, which may be bound to STM_CA
@@ -246,7 +258,7 @@ class STM_CA(STM):
             Encoder_Q=lambda: Encoder_Q(network(), target),
         ):
             super().__init__()
-        self.target = target
+        self.target, self.template = target, template
         self.register_load_state_dict_pre_hook(_refuse_stock)
 
     def reset(self) -> None:
@@ -327,6 +339,13 @@ class STM_CA(STM):
         others = (own.sum(dim=0, keepdim=True) - own).clamp(0, 1)
         frames = F.pad(frame, pad).expand(n, -1, -1, -1)
         encoder: Any = self.Encoder_M
+        if self.template == "crop":
+            sizes = encoder.net.model.sizes
+            cut = functools.partial(
+                cut_templates, boxes=_boxes(own), factor=sizes.template_factor, size=sizes.template_size
+            )
+            frames = cut(frames)
+            own, others = (cut(m[:, None], padding="zeros")[:, 0] for m in (own, others))
         self.reset()
         self.target.state = encoder.encode_template(frames, own, others)
 
@@ -345,6 +364,16 @@ class STM_CA(STM):
                 f"num_objects={n}, but the template has {state.batch}: call reset() before "
                 "another video, or set_template() with all objects."
             )
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """Boxes (N, 4) x, y, w, h around masks (N, H, W); the whole image for an empty mask."""
+    boxes = []
+    for mask in masks > 0.5:
+        mask = mask if bool(mask.any()) else torch.ones_like(mask)
+        (top, bottom), (left, right) = (mask.any(dim=d).nonzero()[[0, -1], 0].tolist() for d in (1, 0))
+        boxes.append([left, top, right - left + 1, bottom - top + 1])
+    return torch.tensor(boxes, dtype=torch.float32)
 
 
 def _count(n: int | Tensor) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fa
 __all__ = [
     "WEIGHTS_HELP",
     "Command",
+    "Decode",
     "DepthRange",
     "Device",
     "Model",
@@ -52,6 +53,14 @@ Weights = Annotated[str | None, typer.Option(help=f"{WEIGHTS_HELP}; by default t
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 Runtime = Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}; onnx and openvino are fast on a CPU.")]
 
+Decode = Annotated[
+    str,
+    typer.Option(
+        help="Choice of the box: default, paper (highest score, its box, nothing else), or released (the "
+        "authors' code: with a window)."
+    ),
+]
+
 DepthRange = Annotated[
     str | None,
     typer.Option(
@@ -78,7 +87,11 @@ def _current_spelling(word: str, names: Container[str]) -> str:
 
 
 def load_tracker(
-    model: str | None, weights: str | None = None, device: str | None = None, runtime: str = "auto"
+    model: str | None,
+    weights: str | None = None,
+    device: str | None = None,
+    runtime: str = "auto",
+    decode: str = "default",
 ) -> "Tracker":
     """Creates a tracker and prints its model and weights; a yellow line warns of random weights.
 
@@ -87,6 +100,7 @@ def load_tracker(
         weights: Tag or file of weights, or `random`; None for the model's default weights.
         device: PyTorch device; None for a GPU if there is one.
         runtime: Runtime of `InferenceSession`.
+        decode: Choice of the box, see `create_tracker`.
     """
     from correlation_aware import create_tracker
 
@@ -97,6 +111,7 @@ def load_tracker(
             pretrained=False if weights == "random" else weights,
             device=device,
             runtime=runtime,  # type: ignore[arg-type]
+            decode=decode,
         )
     if tracker.weights_name == "random":
         advice = "'correlation-aware weights list' names trained ones"

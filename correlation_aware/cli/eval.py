@@ -19,6 +19,7 @@ from rich.table import Table
 from correlation_aware._deprecation import current_fields
 from correlation_aware._extras import require
 from correlation_aware.cli._common import (
+    Decode,
     DepthRange,
     Device,
     Model,
@@ -65,6 +66,9 @@ Name = Annotated[
     str | None, typer.Option(help="Name of the tracker in results; by default that of the model.")
 ]
 
+# --model, --weights, --device, --runtime, --decode, --tracker, --name
+Options = tuple[str | None, str | None, str | None, str, str, str | None, str | None]
+
 app = typer.Typer(help="Evaluate a tracker on annotated sequences.", no_args_is_help=True)
 
 EXIT_FAILED = 3
@@ -107,6 +111,7 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
         weights: Weights = None,
         device: Device = None,
         runtime: Runtime = "auto",
+        decode: Decode = "default",
         tracker: TrackerText = None,
         name: Name = None,
         subset: Annotated[str | None, typer.Option(help=f"{subsets}; the first one by default.")] = None,
@@ -116,7 +121,7 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
         results: Results = None,
         as_json: Json = None,
     ) -> None:
-        options = (model, weights, device, runtime, tracker, name)
+        options = (model, weights, device, runtime, decode, tracker, name)
         _run(key, root, subset, options, sequences, depth_range, output, results, as_json)
 
     measures = AVERAGES if key == "got10k" else PLOTS
@@ -171,7 +176,7 @@ def _run(
     key: str,
     root: Path,
     subset: str | None,
-    options: tuple[str | None, str | None, str | None, str, str | None, str | None],
+    options: Options,
     sequences: str | None,
     depth_range: str | None,
     output: Path | None,
@@ -212,6 +217,7 @@ def _run(
         about, outcomes = None, (folder.read(name) for name in names)
     else:
         about = _load(*options)
+        _warn_of_training_data(about, key, subset, names)
         if output is None:
             outcomes = evaluate(about.tracker, benchmark, names, depth)
         else:
@@ -256,6 +262,7 @@ def clips(
     model: Model = None,
     weights: Weights = None,
     device: Device = None,
+    decode: Decode = "default",
     count: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the clips.")] = 0,
     sweep: Annotated[
@@ -283,9 +290,9 @@ def clips(
     from correlation_aware.evaluation.one_pass import average
     from correlation_aware.evaluation.synthetic import evaluate_clip, make_clips
     from correlation_aware.runtime.session import InferenceSession
-    from correlation_aware.tracking.tracker import Tracker, TrackerConfig
+    from correlation_aware.tracking.tracker import Tracker, decode_config
 
-    configs = _grid(sweep or [], TrackerConfig())
+    configs = _grid(sweep or [], decode_config(decode))
     if plot is not None and len(configs) > 1:
         raise ValueError(
             "--plot shows one combination of settings: leave out --sweep, or use one value per field"
@@ -322,6 +329,7 @@ def _load(
     weights: str | None,
     device: str | None,
     runtime: str,
+    decode: str,
     tracker: str | None,
     name: str | None,
 ) -> "NamedTracker":
@@ -331,11 +339,11 @@ def _load(
     if name is not None and (not name or name[0] == "." or set(name) & set('/\\:*?"<>|')):
         raise ValueError(f"--name {name!r} has to be the name of a folder, such as my_tracker")
     if tracker is None:
-        about = NamedTracker.of_model(load_tracker(model, weights, device, runtime))
+        about = NamedTracker.of_model(load_tracker(model, weights, device, runtime, decode))
     else:
         values = {"--model": model, "--weights": weights, "--device": device}
         unused = [option for option, value in values.items() if value is not None]
-        unused += ["--runtime"] * (runtime != "auto")
+        unused += ["--runtime"] * (runtime != "auto") + ["--decode"] * (decode != "default")
         if unused:
             raise ValueError(f"{', '.join(unused)}: no effect with --tracker, which replaces the model")
         about = create_baseline(tracker)
@@ -343,16 +351,29 @@ def _load(
     return replace(about, name=name or about.name)
 
 
+def _warn_of_training_data(about: "NamedTracker", key: str, subset: str, names: Sequence[str]) -> None:
+    """Prints a warning if the model was trained on sequences of the benchmark."""
+    from correlation_aware.data.videos.subsets import shorten
+    from correlation_aware.data.videos.training_data import trained_videos
+
+    trained = trained_videos(about.training_data, key, subset, names)
+    if trained:
+        console.print(
+            f"[yellow]{len(trained)} of {len(names)} sequences are training data of {escape(about.weights)} "
+            f"({escape(shorten(trained))}): the figures are not those of a test.[/]"
+        )
+
+
 def _check_unused(
-    options: tuple[str | None, str | None, str | None, str, str | None, str | None],
+    options: Options,
     output: Path | None,
     depth_range: str | None,
 ) -> None:
-    model, weights, device, runtime, tracker, name = options
+    model, weights, device, runtime, decode, tracker, name = options
     values: dict[str, object] = {"--model": model, "--weights": weights, "--device": device}
     values |= {"--tracker": tracker, "--name": name, "--depth-range": depth_range, "--output": output}
     unused = [option for option, value in values.items() if value is not None]
-    unused += ["--runtime"] * (runtime != "auto")
+    unused += ["--runtime"] * (runtime != "auto") + ["--decode"] * (decode != "default")
     if unused:
         raise ValueError(f"{', '.join(unused)}: no effect with --results, whose boxes are read from files")
 

@@ -60,7 +60,7 @@ BENCHMARKS: dict[str, Protocol] = {
     ),
     "otb": Protocol("OTB2015", layouts.otb, ("all",)),
     "lasot": Protocol("LaSOT", layouts.lasot, ("test", "train", "all")),
-    "lasot_ext": Protocol("LaSOText", layouts.lasot, ("all",)),
+    "lasot_ext": Protocol("LaSOText", layouts.lasot_ext, ("all",)),
     "uav123": Protocol("UAV123", layouts.uav123, ("UAV123", "UAV20L")),
     "nfs": Protocol("NfS", layouts.nfs, ("30", "240")),
     "tnl2k": Protocol("TNL2K", layouts.tnl2k, ("all",)),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from correlation_aware._files import list_frames, natural_order
+from correlation_aware.data.videos.published import lasot_test_names
 from correlation_aware.data.videos.readers import LaSOT
 from correlation_aware.data.videos.sequences import (
     AnnotationError,
@@ -19,7 +20,7 @@ from correlation_aware.data.videos.sequences import (
     read_boxes,
 )
 
-__all__ = ["lasot", "nfs", "otb", "tnl2k", "trackingnet", "uav123"]
+__all__ = ["lasot", "lasot_ext", "nfs", "otb", "tnl2k", "trackingnet", "uav123"]
 
 # OTB: frames of sequences whose annotation does not cover all images, from 1
 OTB_FRAMES = {
@@ -145,15 +146,24 @@ def otb(root: Path, subset: str) -> SequenceSet:
 
 
 def lasot(root: Path, subset: str) -> SequenceSet:
-    """LaSOT: `ROOT/airplane/airplane-1`; the names of a subset are in its own `ROOT/testing_set.txt`."""
-    if subset == "all":
-        return LaSOT(root)
+    """LaSOT: `ROOT/airplane/airplane-1`; subsets are those of `ROOT/testing_set.txt`, or the published ones.
+
+    A sequence of the subset that is not on disk stays in the list, so that its evaluation fails by name.
+    """
     names = root / ("testing_set.txt" if subset == "test" else "training_set.txt")
-    if not names.is_file():
-        raise FileNotFoundError(
-            f"There is no {names}, LaSOT's list of the subset {subset}; --subset all evaluates all sequences."
-        )
-    return LaSOT(root, names)
+    if subset != "all" and names.is_file():
+        return LaSOT(root, names)
+    dataset = LaSOT(root, subset=subset)
+    if subset == "test":
+        missing = [name for name in lasot_test_names() if name not in dataset.names]
+        dataset.names += missing
+        dataset.folders += [root / name.rpartition("-")[0] / name for name in missing]
+    return dataset
+
+
+def lasot_ext(root: Path, subset: str) -> SequenceSet:
+    """LaSOT's extension: `ROOT/atv/atv-1`, all of it for tests."""
+    return LaSOT(root, subset="all")
 
 
 def uav123(root: Path, subset: str) -> SequenceSet:

@@ -4,7 +4,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class NamedTracker:
         sha256: SHA-256 of the weights, "" if it has none.
         settings: Settings that its boxes depend on.
         device: Device that it runs on.
+        training_data: Records of the videos that the weights were trained on, as far as they are known.
     """
 
     name: str
@@ -39,6 +40,7 @@ class NamedTracker:
     sha256: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    training_data: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of_model(cls, tracker: Tracker) -> "NamedTracker":
@@ -51,7 +53,8 @@ class NamedTracker:
             "config": asdict(tracker.config),
         }
         sha256, device = hash_state_dict(tracker.model.state_dict()), str(tracker.device)
-        return cls(tracker.name, tracker, str(tracker.weights_name), sha256, settings, device)
+        weights, records = str(tracker.weights_name), tracker.model.training_data
+        return cls(tracker.name, tracker, weights, sha256, settings, device, records)
 
 
 class StillTracker:

@@ -261,6 +261,8 @@ class TwoInputModel(nn.Module):
         model_args: Arguments that `create_model` was given.
         weights_name: Name of the weights for people to read; "random" until some are loaded, and "unknown" of
             a network that `create_model` did not make.
+        training_data: Records of the videos that the weights were trained on, see
+            `correlation_aware.data.videos.training_data`; empty where nothing is known.
         templates: Templates of a target in a state: 1, or more: the first one, which stays, and recent ones,
             which `update_template` replaces.
         update_interval: Frames from one call of `update_template` by the tracker to the next; 0 for none.
@@ -273,6 +275,7 @@ class TwoInputModel(nn.Module):
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
     weights_name: str = "unknown"
+    training_data: Sequence[Mapping[str, Any]] = ()
 
     def __init__(
         self, levels: Sequence[dict[str, Any]], in_chans: int = 3, sizes: Sizes | None = None
@@ -480,6 +483,7 @@ class FeatureNet(nn.Module):
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
     weights_name: str = "unknown"
+    training_data: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self, net: TwoInputModel, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()

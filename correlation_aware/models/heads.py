@@ -1,10 +1,11 @@
 """Prediction heads: search features to scores and boxes. A new one is a class under `@register_head`.
 
-`MixerHead` is SBT's. `CellHead` is ours: an anchor-free head that predicts, from the features of each
-location alone, the distances to the four sides of the box, so it works at any size. `TowerHead` puts two
-depth-wise separable convolutions before the same prediction. `CenterHead` is that of OSTrack and SuperSBT: a
-score map, the size of the box, and the offset of its center from the location. `CornerHead` is that of STARK:
-heat maps of two corners, whose expectations are the one box of the image.
+`MixerHead` is SBT's, as the authors released it, `PaperMixerHead` as the paper writes it. `CellHead` is
+ours: an anchor-free head that predicts, from the features of each location alone, the distances to the four
+sides of the box, so it works at any size. `TowerHead` puts two depth-wise separable convolutions before the
+same prediction. `CenterHead` is that of OSTrack and SuperSBT: a score map, the size of the box, and the
+offset of its center from the location. `CornerHead` is that of STARK: heat maps of two corners, whose
+expectations are the one box of the image.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Eq. 7 - https://arxiv.org/abs/2203.01666
 Checked against the outputs of the authors' released code
@@ -15,9 +16,9 @@ https://arxiv.org/abs/2203.11991, `CornerHead` from `Learning Spatio-Temporal Tr
 (Yan et al., ICCV 2021) - https://arxiv.org/abs/2103.17154; both are checked against
 https://github.com/botaoye/OSTrack (MIT).
 
-Two deviations of SBT's released code from the paper are kept, since released weights depend on them: a block
-mixes positions first and channels second (Eq. 7 has it the other way round), and the last channel layer has
-no ReLU.
+SBT's released code deviates twice from the paper, and released weights depend on it: a block mixes positions
+first and channels second (Eq. 7 has it the other way round), and the last channel layer has no ReLU. So it is
+the default, `mixer`; `mixer_paper` is Eq. 7.
 """
 
 import itertools
@@ -31,7 +32,7 @@ from torch.utils import _pytree as pytree
 
 from correlation_aware.models.registry import register_head
 
-__all__ = ["CellHead", "CenterHead", "CornerHead", "MixerHead", "TowerHead", "TrackOutput"]
+__all__ = ["CellHead", "CenterHead", "CornerHead", "MixerHead", "PaperMixerHead", "TowerHead", "TrackOutput"]
 
 SCORE_MARGIN = 1e-4  # scores and sizes of CenterHead are kept this far from 0 and 1
 
@@ -103,15 +104,53 @@ class MixerHead(nn.Module):
         Raises:
             ValueError: Features of another size than the head was built for.
         """
-        size = (features.shape[2], features.shape[3])
-        if size != self.feature_size:
-            raise ValueError(
-                f"The search features are {size[0]} x {size[1]}; this head needs {self.feature_size[0]} x "
-                f"{self.feature_size[1]}. Resize the search image, or give create_model another search_size."
-            )
+        size = _check_size(features, self.feature_size)
         x = features.flatten(2)
         logits = self.cls(x).unflatten(2, size)
         boxes = self.box(x).float().sigmoid().unflatten(2, size)
+        return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
+
+
+class PaperMixMlp(MixMlp):
+    """Two Mix-MLP blocks as in Eq. 7: linear over channels, ReLU, linear over positions, ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, positions) -> (B, out_dim, positions)."""
+        for channel, spatial in zip(self.channel, self.spatial):
+            x = F.relu(channel(x.mT)).mT
+            x = F.relu(spatial(x))
+        return x
+
+
+@register_head("mixer_paper")
+class PaperMixerHead(nn.Module):
+    """`MixerHead` as the paper writes it: channels before positions, and a ReLU after every layer.
+
+    Outputs are not negative after the last ReLU. What follows it the paper does not say: here the score is
+    the softmax of two outputs, and a box is the four outputs themselves, cxcywh, with no sigmoid, which would
+    make every coordinate 0.5 or more. Its score cannot be calibrated: no weight is added after the ReLU.
+
+    Args:
+        dim: Channels of the search features.
+        feature_size: Height and width of the search features, as in `MixerHead`.
+    """
+
+    def __init__(self, dim: int, feature_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.feature_size = feature_size
+        positions = feature_size[0] * feature_size[1]
+        self.cls = PaperMixMlp(dim, positions, 2)
+        self.box = PaperMixMlp(dim, positions, 4)
+        # the last ReLU would have no gradient at locations with a negative sum: initially few have one
+        nn.init.constant_(cast(nn.Linear, self.box.spatial[1]).bias, 0.5)
+        nn.init.constant_(cast(nn.Linear, self.cls.spatial[1]).bias, 1.0)
+
+    def forward(self, features: Tensor) -> TrackOutput:
+        """See `MixerHead.forward`."""
+        size = _check_size(features, self.feature_size)
+        x = features.flatten(2)
+        logits = self.cls(x).unflatten(2, size)
+        boxes = self.box(x).float().unflatten(2, size)
         return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 
 
@@ -307,6 +346,17 @@ def _conv_stack(dim: int, hidden: int, outputs: int) -> nn.Sequential:
         for i, o in itertools.pairwise(widths)
     ]
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], outputs, 1))
+
+
+def _check_size(features: Tensor, expected: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the features, which a head over positions is bound to."""
+    size = (features.shape[2], features.shape[3])
+    if size != expected:
+        raise ValueError(
+            f"The search features are {size[0]} x {size[1]}; this head needs {expected[0]} x {expected[1]}. "
+            "Resize the search image, or give create_model another search_size."
+        )
+    return size
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """A feature network with a prediction head: template and search image to scores and boxes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class TrackModel(nn.Module):
     pretrained_cfg: dict[str, Any]  # set by the zoo, as timm does
     model_args: dict[str, Any]
     weights_name: str = "unknown"
+    training_data: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self, backbone: TwoInputModel, head: nn.Module) -> None:
         super().__init__()

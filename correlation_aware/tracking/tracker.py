@@ -23,6 +23,7 @@ from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
 
 __all__ = [
+    "DECODES",
     "DEFAULT_MODEL",
     "Candidate",
     "Timings",
@@ -31,6 +32,7 @@ __all__ = [
     "TrackerConfig",
     "check_tracker_name",
     "create_tracker",
+    "decode_config",
 ]
 
 DEFAULT_MODEL = "siam_lite0_ca_track"  # of models/siamese.py, with the head `tower`
@@ -87,6 +89,15 @@ class TrackerConfig:
         for name in ("scale_penalty", "box_vote"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number of at least 0.")
+
+
+DECODES = {
+    "default": TrackerConfig(),
+    # Inference Details of the paper: the location with the highest score, and its box
+    "paper": TrackerConfig(window_weight=0, scale_penalty=0, damp_size=False, box_vote=0),
+    # lib/test/tracker/sbt.py of https://github.com/phiphiphi31/SBT
+    "released": TrackerConfig(window_weight=0.49, scale_penalty=0, damp_size=False, box_vote=0),
+}
 
 
 @dataclass(frozen=True)
@@ -511,6 +522,17 @@ def _size_aspect_change(new: Tensor, old: Tensor) -> Tensor:
     return ratio(padded_size(new), padded_size(old)) * ratio(new[:, 0] / new[:, 1], old[:, 0] / old[:, 1])
 
 
+def decode_config(name: str) -> TrackerConfig:
+    """Settings by their name, a key of `DECODES`.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    if name not in DECODES:
+        raise ValueError(f"decode={name!r} is not one of {', '.join(DECODES)}.")
+    return DECODES[name]
+
+
 def check_tracker_name(name: str | Path) -> None:
     """Checks that a name is that of a model with a prediction head, without loading weights.
 
@@ -539,6 +561,7 @@ def create_tracker(
     dtype: torch.dtype | None = None,
     runtime: Runtime = "auto",
     config: TrackerConfig | None = None,
+    decode: str | None = None,
 ) -> Tracker:
     """Creates a tracker, ready for `init`.
 
@@ -552,16 +575,22 @@ def create_tracker(
         runtime: Runtime of the model, one of `RUNTIMES`, see `InferenceSession`.
         config: Settings of the choice of the best location, see `TrackerConfig`. Image sizes and crop factors
             are the model's: create it with, for example, `search_factor=5` and pass the model.
+        decode: Name of such settings, instead of `config`: `default`; `paper`, the location with the highest
+            score and its box, nothing else; or `released`, the authors' code, which adds a Hann window.
 
     Raises:
         ValueError: A model without a prediction head, an unknown name or device, a runtime that does not
-            support the device or dtype.
+            support the device or dtype, or an unknown `decode`, or one beside `config`.
         ModuleNotFoundError: The runtime is not installed.
         RuntimeError: `cudagraph` or a CUDA device without a GPU.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}.")
+    if decode is not None:
+        if config is not None:
+            raise ValueError(f"Both config and decode={decode!r} are given: remove one of them.")
+        config = decode_config(decode)
     if device is None:
         on_gpu = torch.cuda.is_available() and runtime not in ("onnx", "openvino")
         device = "cuda" if on_gpu or runtime == "cudagraph" else "cpu"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from correlation_aware._files import read_json
-from correlation_aware.weights import check_finite, read_state_dict, save_pretrained
+from correlation_aware.data.videos.training_data import merge_records
+from correlation_aware.weights import check_finite, local_file, read_state_dict, save_pretrained
 from correlation_aware.zoo import create_model
 
 __all__ = ["average_checkpoints"]
@@ -60,6 +61,8 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output: str | Path) -
         name: value / len(folders) if value.is_floating_point() else value for name, value in total.items()
     }
     model.load_state_dict(mean)
+    records = [r for folder in folders for r in local_file(folder).training_data()]
+    model.training_data = merge_records(records, ())  # type: ignore[assignment]
     return save_pretrained(model, output)
 
 

@@ -53,6 +53,9 @@ class ImageData:
         mixup: Alpha of mixup, 0 for none.
         cutmix: Alpha of CutMix, 0 for none.
         smoothing: Label smoothing, 0 for none.
+        repeats: Number of times that an image follows itself, with other random augmentation: repeated
+            augmentation (https://arxiv.org/abs/1901.09335), 3 in DeiT. As there, an epoch keeps its number of
+            samples, and has that part of the images.
     """
 
     train: str = ""
@@ -65,9 +68,11 @@ class ImageData:
     mixup: float = 0.8
     cutmix: float = 1.0
     smoothing: float = 0.1
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         check_values("data", self, batch_size=(1, math.inf), size=(1, math.inf), workers=(0, math.inf))
+        check_values("data", self, repeats=(1, math.inf))
         check_values("data", self, mixup=(0, math.inf), cutmix=(0, math.inf), erase=(0, 1), smoothing=(0, 1))
 
 
@@ -120,15 +125,19 @@ class Images:
         batch_size: Images per batch; a remainder at the end of an epoch is completed from the next epoch.
         workers: Data loading processes.
         seed: Seed of the order and of the random transforms.
+        repeats: Number of times that an image follows itself, with other random transforms.
     """
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int, workers: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], batch_size: int, workers: int = 0, seed: int = 0, repeats: int = 1
+    ) -> None:
         self.dataset, self.batch_size, self.workers, self.seed = dataset, batch_size, workers, seed
+        self.repeats = repeats
 
     def batches(self, start: int, stride: int) -> Iterator[ImageBatch]:
         """See `Source.batches`."""
         length: int = len(self.dataset)  # type: ignore[arg-type]
-        order = _BatchOrder(length, self.batch_size, self.seed, start, stride)
+        order = _BatchOrder(length, self.batch_size, self.seed, start, stride, self.repeats)
         seeded = _Seeded(self.dataset, self.seed)
         generator = torch.Generator().manual_seed(self.seed)  # else the loader uses the global generator
         for images, labels in DataLoader(
@@ -182,7 +191,7 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
     return Trainer(
         model,
         compute,
-        Images(dataset, data.batch_size, data.workers, config.run.seed),
+        Images(dataset, data.batch_size, data.workers, config.run.seed, data.repeats),
         folder,
         accelerator,
         optimizer=config.optimizer,
@@ -252,9 +261,15 @@ class _Accuracy:
 
 
 class _BatchOrder(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (epoch, index): batch `start`, `start + stride`, ..."""
+    """Endless batches of (number of the pass, index): batch `start`, `start + stride`, ...
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int, stride: int) -> None:
+    Every epoch has a random order, in which an image is `repeats` times in a row, in passes of its own.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, start: int, stride: int, repeats: int
+    ) -> None:
+        self.repeats = repeats
         self.length, self.batch_size, self.seed, self.start, self.stride = (
             length,
             batch_size,
@@ -272,13 +287,14 @@ class _BatchOrder(Sampler[list[tuple[int, int]]]):
                 if epoch != shuffled:
                     permutation = np.random.default_rng((self.seed, epoch)).permutation(self.length)
                     shuffled = epoch
-                batch.append((epoch, int(permutation[i])))
+                image, repeat = divmod(i, self.repeats)
+                batch.append((epoch * self.repeats + repeat, int(permutation[image])))
             yield batch
             number += self.stride
 
 
 class _Seeded(Dataset[Any]):
-    """Reads samples with every random generator seeded by (seed, epoch, index), and restores their states."""
+    """Reads samples with every random generator seeded by (seed, pass, index), and restores their states."""
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset, self.seed = dataset, seed

@@ -159,15 +159,20 @@ class ScheduleConfig:
     """Factor of the learning rates at every step.
 
     Attributes:
-        steps: Total number of optimizer steps.
-        warmup: Steps of linear warm-up from 0; null for a tenth of `steps`, at most 1000.
+        steps: Total number of optimizer steps; 0 to compute it from `epochs`, and without these 100,000.
+        epochs: Number of epochs instead of `steps`: the number of steps then depends on the samples per
+            step, which are processes x `run.accumulate` x `data.batch_size`.
+        samples_per_epoch: Pairs, or images of a classifier, per epoch.
+        warmup: Steps of linear warm-up from 0; null for a tenth of the steps, at most 1000.
         decay: `cosine`: down to `floor`; `step`: multiplied by `drop` at each of `drops`.
         floor: Final factor of the cosine.
-        drops: Positions of the drops as fractions of `steps`.
+        drops: Positions of the drops: below 1 fractions of the schedule, from 1 on epochs.
         drop: Factor of each drop.
     """
 
-    steps: int = 100_000
+    steps: int = 0
+    epochs: int | None = None
+    samples_per_epoch: int | None = None
     warmup: int | None = None
     decay: Literal["cosine", "step"] = "cosine"
     floor: float = 0.01
@@ -175,15 +180,50 @@ class ScheduleConfig:
     drop: float = 0.1
 
     def __post_init__(self) -> None:
-        check_values("schedule", self, steps=(1, math.inf), warmup=(0, math.inf))
+        check_values("schedule", self, steps=(0, math.inf), warmup=(0, math.inf), drops=(0, math.inf))
+        check_values("schedule", self, floor=(0, 1), drop=(0, 1))
+        check_values("schedule", self, epochs=(1, math.inf), samples_per_epoch=(1, math.inf))
+        if (self.epochs is None) != (self.samples_per_epoch is None):
+            raise ValueError(
+                f"schedule.epochs={self.epochs} and schedule.samples_per_epoch={self.samples_per_epoch}: "
+                "one has no effect without the other. Set both, or neither."
+            )
+        if self.epochs is not None and self.steps:
+            raise ValueError(
+                f"Both schedule.steps={self.steps} and schedule.epochs={self.epochs} are set. Set "
+                "schedule.epochs and schedule.samples_per_epoch to null, or schedule.steps to 0."
+            )
+        late = [position for position in self.drops if position >= (self.epochs or 1)]
+        if late and self.decay == "step":
+            end = f"schedule.epochs={self.epochs}" if self.epochs else "a schedule without epochs"
+            raise ValueError(f"schedule.drops: {late[0]:g} is at or after the end of {end}.")
+        if self.epochs is not None:
+            return
+        if not self.steps:
+            object.__setattr__(self, "steps", 100_000)
         if self.warmup is None:
             object.__setattr__(self, "warmup", min(1000, self.steps // 10))
-        check_values("schedule", self, floor=(0, 1), drops=(0, 1), drop=(0, 1))
         if self.warmup is not None and self.warmup > self.steps:
             raise ValueError(
                 f"schedule.warmup={self.warmup} is more than schedule.steps={self.steps}: the learning rate "
                 "would never be reached. Lower the warm-up, to 0 for none."
             )
+
+    def in_steps(self, samples_per_step: int) -> "ScheduleConfig":
+        """The same schedule with a number of steps instead of epochs, and drops as fractions.
+
+        Args:
+            samples_per_step: Pairs or images per optimizer step, of all processes together.
+        """
+        if self.epochs is None or self.samples_per_epoch is None:
+            return self
+        return dataclasses.replace(
+            self,
+            steps=max(1, round(self.epochs * self.samples_per_epoch / samples_per_step)),
+            drops=tuple(drop if drop < 1 else drop / self.epochs for drop in self.drops),
+            epochs=None,
+            samples_per_epoch=None,
+        )
 
 
 @dataclass(frozen=True)

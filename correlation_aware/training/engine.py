@@ -77,7 +77,7 @@ class Trainer:
         folder: Output folder of the run, shared by all processes and nodes.
         accelerator: Accelerator of `make_accelerator`.
         optimizer: Configuration of optimizer, gradient clipping and weight averaging.
-        schedule: Number of steps and learning rate schedule.
+        schedule: Number of steps or epochs, and learning rate schedule.
         run: Configuration of seed, logging and checkpoints.
         text: Whole configuration as YAML, saved in every checkpoint as `config.yaml`.
         validate: Function from the averaged model to scalars for the log; runs in the main process only.
@@ -104,7 +104,9 @@ class Trainer:
         optional: Sequence[str] = (),
     ) -> None:
         self.compute, self.source, self.validate, self.unit = compute, source, validate, unit
-        self.schedule, self.run, self.clip, self.text = schedule, run, optimizer.clip, text
+        self.run, self.clip, self.text = run, optimizer.clip, text
+        samples = accelerator.num_processes * run.accumulate * source.batch_size
+        self.schedule = schedule.in_steps(samples)
         self.folder, self.accelerator = Path(folder), accelerator
         self.checkpoints = self.folder / "checkpoints"
         self.step, self.seconds = 0, 0.0

@@ -5,7 +5,7 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ class LossConfig:
     """Weights of the loss terms.
 
     Attributes:
+        kind: `weighted`: means over the locations, of which those of the background weigh `background`, as in
+            the authors' code and TransT. `bce`: the paper's Eq. 10 and 11 as they are written, sums over the
+            locations of a pair, which all weigh 1; mean over the pairs.
         score: Weight of the cross-entropy.
         l1: Weight of the L1 distance of the boxes, cxcywh in 0..1, summed over the four coordinates.
         giou: Weight of 1 - GIoU.
@@ -35,6 +38,7 @@ class LossConfig:
             https://arxiv.org/abs/2008.13367).
     """
 
+    kind: Literal["weighted", "bce"] = "weighted"
     score: float = 12.0
     l1: float = 7.0
     giou: float = 5.0
@@ -44,6 +48,13 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_values("loss", self, **dict.fromkeys(("score", "l1", "giou", "background"), (0, math.inf)))
+        if self.kind == "bce":
+            others = ("background", "per_pair", "iou_aware")
+            if changed := [name for name in others if getattr(self, name) != getattr(LossConfig, name)]:
+                raise ValueError(
+                    f"loss.{changed[0]}={getattr(self, changed[0])} contradicts loss.kind=bce, Eq. 10 of the "
+                    "paper. Remove it, or set loss.kind=weighted."
+                )
 
 
 class TrackLoss(NamedTuple):
@@ -69,16 +80,18 @@ def track_loss(output: TrackOutput, boxes: Tensor, positive: Tensor, config: Los
     predicted, truth = output.boxes.float(), boxes[:, :, None, None]
     iou, giou_map = overlap(predicted, truth)  # B, H, W each
     target = torch.where(inside, iou.detach(), 0.0) if config.iou_aware else inside.float()
-    class_weight = torch.where(inside, 1.0, config.background)
     cross_entropy = F.cross_entropy(
         output.logits.float(), torch.stack([target, 1 - target], 1), reduction="none"
     )
-    score = (cross_entropy * class_weight).sum() / class_weight.sum()
-
     weight = inside.float()
-    if config.per_pair:
-        weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1)
-    weight = weight / weight.sum().clamp(min=1)
+    if config.kind == "bce":
+        score, weight = cross_entropy.sum() / len(inside), weight / len(inside)
+    else:
+        class_weight = torch.where(inside, 1.0, config.background)
+        score = (cross_entropy * class_weight).sum() / class_weight.sum()
+        if config.per_pair:
+            weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1)
+        weight = weight / weight.sum().clamp(min=1)
     l1 = ((predicted - truth).abs().sum(dim=1) * weight).sum()
     giou = ((1 - giou_map) * weight).sum()
 

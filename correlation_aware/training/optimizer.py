@@ -139,11 +139,11 @@ def names_with(known: Sequence[str], prefix: str, where: str, kind: str = "param
 
 
 def learning_rate_factor(step: int, config: ScheduleConfig) -> float:
-    """Factor of the learning rates at a step, counted from 0."""
+    """Factor of the learning rates at a step, counted from 0, of a schedule with a number of steps."""
     warmup = config.warmup or 0
     if step < warmup:
         return (step + 1) / warmup
     if config.decay == "step":
-        return config.drop ** sum(step >= share * config.steps for share in config.drops)
+        return config.drop ** sum(step >= round(share * config.steps) for share in config.drops)
     progress = (step - warmup) / max(1, config.steps - warmup)
     return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

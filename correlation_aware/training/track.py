@@ -5,7 +5,7 @@ Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
 from correlation_aware.data.videos.sequences import SequenceSet
 from correlation_aware.data.videos.subsets import VideoSet, names_of, open_videos, shorten
+from correlation_aware.data.videos.training_data import describe_videos, merge_records
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.training.batches import PairBatches
@@ -166,9 +167,13 @@ def make_track_trainer(
     load_start(model, config.model)
     errors = ErrorBudget(config.data.fault_limit)
     workers = config.data.workers
+    videos = {name: open_videos(name, part) for name, part in config.data.videos.items()}
     if pairs is None:
         device_of_pairs = "cpu" if workers else accelerator.device
-        pairs = open_pairs(config, model, device_of_pairs, errors, describe=accelerator.is_main_process)
+        is_main = accelerator.is_main_process
+        pairs = open_pairs(config, model, device_of_pairs, errors, describe=is_main, videos=videos)
+    records = [describe_videos(name, config.data.videos[name], dataset) for name, dataset in videos.items()]
+    model.training_data = merge_records(model.training_data, records)
 
     names: list[str] = getattr(pairs, "names", [])
     # on a CPU the backward pass of the unfused attention is faster than that of the fused one
@@ -241,6 +246,7 @@ def open_pairs(
     device: str | torch.device,
     errors: ErrorBudget | None = None,
     describe: bool = False,
+    videos: Mapping[str, SequenceSet] | None = None,
 ) -> PairSource:
     """Opens the pairs of `config.data`, with the sizes, crop factors and normalization of the model.
 
@@ -250,6 +256,7 @@ def open_pairs(
         device: Device on which pairs are made.
         errors: What is left out; by default as many damaged files as `data.fault_limit` allows.
         describe: Whether to log a summary of every dataset of videos, of up to 200 of its videos.
+        videos: The datasets of `config.data.videos`, if they are open already.
 
     Raises:
         ValueError: No data, or an unknown layout.
@@ -266,7 +273,8 @@ def open_pairs(
         stills = StillPairs(pool, data.batch_size, sizes, seed=still_seed, config=data.stills)
         sources.append((stills, sum(data.sources.values())))
     if data.videos:
-        sets = [(open_videos(name, part), part.weight) for name, part in data.videos.items()]
+        opened = videos or {name: open_videos(name, part) for name, part in data.videos.items()}
+        sets = [(opened[name], part.weight) for name, part in data.videos.items()]
         for name, (dataset, _) in zip(data.videos, sets) if describe else ():
             summary = summarize_videos(name, dataset, limit=SUMMARIZED)
             for line in summary.text():

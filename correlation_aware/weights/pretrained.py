@@ -47,7 +47,8 @@ def load_pretrained(
     Returns:
         Names of the tensors that were loaded, unexpected in the checkpoint, or missing from it. If the
         checkpoint has a head that does not fit, a warning with the missing tensors of the head is logged.
-        The model's `pretrained_cfg` takes mean, std, tag and license of the weights, where they are known.
+        The model's `pretrained_cfg` takes mean, std, tag and license of the weights, where they are known,
+        and its `training_data` the records of the videos that they were trained on.
 
     Raises:
         ValueError: An unknown name, tensors that do not fit, or a model on the device `meta`.
@@ -98,6 +99,7 @@ def load_pretrained(
         )
     _logger.info("%s: %s", source.name, report)
     model.weights_name = source.name  # type: ignore[assignment]
+    model.training_data = source.training_data(cache_dir)  # type: ignore[assignment]
     if cfg and (source.timm_cfg is not None or not source.backbone_only):
         known = source.described(cache_dir)
         _describe(model, _without_usual(known, source.timm_cfg or {}) if of_timm else known, source.name)
@@ -178,10 +180,12 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     unsaved = ["architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source"]
     if cfg["architecture"] not in registered_models():  # timm gives the rest to the plug-in's function
         unsaved += set(cfg) - {field.name for field in fields(PretrainedCfg)}
+    records = list(getattr(model, "training_data", ()))
     return {
         "architecture": cfg["architecture"],
         "model_args": arguments,
         "pretrained_cfg": {key: value for key, value in cfg.items() if key not in unsaved},
+        **({"training_data": records} if records else {}),
         "library": {"name": "correlation_aware", "version": __version__},
     }
 

@@ -118,14 +118,26 @@ class WeightsSource:
                 "license": self.entry.license,
                 **({"input_size": (3, size, size)} if size else {}),
             }
+        saved = self._config(cache_dir).get("pretrained_cfg")
+        keys = ("mean", "std", "license", "input_size")
+        return {key: saved[key] for key in keys if key in saved} if isinstance(saved, dict) else {}
+
+    def training_data(self, cache_dir: str | Path | None = None) -> list[dict[str, Any]]:
+        """Records of the videos that the weights were trained on, see `describe_videos`.
+
+        They come from the `config.json` beside the weights. Of other weights nothing is known: an empty list.
+        """
+        records = self._config(cache_dir).get("training_data")
+        return [r for r in records if isinstance(r, dict)] if isinstance(records, list) else []
+
+    def _config(self, cache_dir: str | Path | None) -> dict[str, Any]:
+        """The `config.json` of `save_pretrained`, {} of weights without one."""
         config: Any = {}
         if self.repository is not None:
             config = fetch_repository(self.repository, cache_dir=cache_dir)[0]
         elif self.path is not None and (self.path.parent / "config.json").is_file():
             config = read_json(self.path.parent / "config.json")
-        saved = config.get("pretrained_cfg") if isinstance(config, dict) else None
-        keys = ("mean", "std", "license", "input_size")
-        return {key: saved[key] for key in keys if key in saved} if isinstance(saved, dict) else {}
+        return config if isinstance(config, dict) else {}
 
     def read(self, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
         """The tensors, by the names in the file.

@@ -4,13 +4,20 @@ To add one: a class or function under `@register_reader("layout")`, here or in a
 """
 
 import json
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from correlation_aware._files import list_frames, natural_order
 from correlation_aware._plugins import load_plugins
+from correlation_aware.data.videos.published import (
+    GOT10K_SPLITS,
+    LASOT_SUBSETS,
+    in_got10k_split,
+    is_lasot_test,
+)
 from correlation_aware.data.videos.sequences import (
     Folder,
     SequenceSet,
@@ -26,6 +33,8 @@ from correlation_aware.data.videos.tar_shards import TarShards
 
 __all__ = ["READERS", "Coco", "Got10k", "LaSOT", "TrackingNet", "open_set", "reader_of", "register_reader"]
 
+_log = logging.getLogger(__name__)
+
 
 class Got10k:
     """GOT-10k: `ROOT/train/list.txt`, `ROOT/train/GOT-10k_Train_000001/00000001.jpg` and its labels.
@@ -34,21 +43,31 @@ class Got10k:
 
     Args:
         root: Folder of the subsets.
-        subset: Name of the subset, `train` or `val`; `test` has the first box of every video only.
+        subset: Name of the subset, `train` or `val`; `test` has the first box of every video only. Published
+            splits of `train`: `train_vot` without the 1,000 videos that the VOT challenges forbid to train on
+            (from VOT2019), `train_split` and `val_split` of pytracking, and `vottrain` and `votval`, the same
+            without the forbidden ones.
 
     Raises:
         FileNotFoundError: No such subset, or no videos in it.
     """
 
     def __init__(self, root: str | Path, subset: str = "train") -> None:
-        folder = Path(root) / subset
+        folder = Path(root) / ("train" if subset in GOT10K_SPLITS else subset)
         names = folder / "list.txt"
         if names.is_file():
             self.folders = [folder / name for name in read_names(names)]
         else:
             self.folders = [path.parent for path in _sorted(folder.glob("*/groundtruth.txt"))]
         if not self.folders:
-            raise FileNotFoundError(f"{folder} has neither a list.txt nor folders with a groundtruth.txt.")
+            raise FileNotFoundError(
+                f"{folder} has neither a list.txt nor folders with a groundtruth.txt. Subsets are train, "
+                f"val, test, and {', '.join(GOT10K_SPLITS)} of train."
+            )
+        if subset in GOT10K_SPLITS:
+            self.folders = [path for path in self.folders if in_got10k_split(path.name, subset)]
+            if not self.folders:
+                raise FileNotFoundError(f"None of the videos of {folder} is in the split {subset}.")
         self._first_box_only = subset == "test"
         self.names = [path.name for path in self.folders]
 
@@ -73,15 +92,35 @@ class LaSOT:
     Args:
         root: Folder of the class folders, or of the videos themselves.
         names: File with one video name such as `airplane-1` per line, such as the toolkit's
-            `training_set.txt`; all videos by default.
+            `training_set.txt`, instead of a subset.
+        subset: `train` without the videos of LaSOT's test set, of its extension, and of a `testing_set.txt`
+            in `root`; `test` for these alone; or `all`. `train` by default.
 
     Raises:
         FileNotFoundError: No videos.
+        ValueError: An unknown subset, or both `names` and `subset`.
     """
 
-    def __init__(self, root: str | Path, names: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path, names: str | Path | None = None, subset: str | None = None) -> None:
+        if names is not None and subset is not None:
+            raise ValueError(f"LaSOT: both names={names} and subset={subset!r} are set: remove one of them.")
+        if subset not in (None, *LASOT_SUBSETS):
+            raise ValueError(f"LaSOT has no subset {subset!r}; it has {', '.join(LASOT_SUBSETS)}.")
         folders = {folder.name: folder for folder in find_ground_truth(root)}
         selected = list(folders) if names is None else read_names(names)
+        if names is None and subset != "all" and folders:
+            listed = Path(root) / "testing_set.txt"
+            own = set(read_names(listed)) if listed.is_file() else set()
+            is_test = {name: name in own or is_lasot_test(name) for name in folders}
+            selected = [name for name in folders if is_test[name] == (subset == "test")]
+            if not selected:
+                raise FileNotFoundError(
+                    f"None of {len(folders)} videos in {root} is in LaSOT's subset {subset or 'train'}; "
+                    "subset=all takes them all."
+                )
+            if subset is None and len(selected) < len(folders):
+                left_out = len(folders) - len(selected)
+                _log.info("lasot:%s: %d of %d videos are left out: tests.", root, left_out, len(folders))
         self.folders = [folders.get(name, Path(root) / name.rpartition("-")[0] / name) for name in selected]
         if not self.folders:
             raise FileNotFoundError(f"There is no video with a groundtruth.txt in {root}.")
@@ -104,14 +143,25 @@ class TrackingNet:
     Args:
         root: Folder of `TRAIN_0` to `TRAIN_11`.
         parts: Names of the parts to read, such as `TRAIN_0`; all by default.
+        subset: The same as one text, such as `TRAIN_0,TRAIN_1,TRAIN_2,TRAIN_3`, for configurations.
 
     Raises:
-        FileNotFoundError: No annotations.
+        FileNotFoundError: No annotations, or none in one of the parts.
+        ValueError: Both `parts` and `subset`.
     """
 
-    def __init__(self, root: str | Path, parts: list[str] | None = None) -> None:
+    def __init__(
+        self, root: str | Path, parts: Sequence[str] | None = None, subset: str | None = None
+    ) -> None:
+        if parts is not None and subset is not None:
+            raise ValueError(f"TrackingNet: both parts={parts} and subset={subset!r} are set: remove one.")
+        if subset is not None:
+            parts = [part.strip() for part in subset.split(",")]
         folders = _sorted(Path(root).glob("TRAIN_*")) if parts is None else [Path(root) / p for p in parts]
-        self.annotations = [path for folder in folders for path in _sorted(folder.glob("anno/*.txt"))]
+        files = {folder: _sorted(folder.glob("anno/*.txt")) for folder in folders}
+        if missing := [folder.name for folder in files if parts is not None and not files[folder]]:
+            raise FileNotFoundError(f"There is no anno/*.txt in {', '.join(missing)} of {root}.")
+        self.annotations = [path for of_part in files.values() for path in of_part]
         if not self.annotations:
             raise FileNotFoundError(f"There is no TRAIN_*/anno/*.txt in {root}.")
         self.names = [path.stem for path in self.annotations]
