@@ -1,12 +1,12 @@
 """Folders of results: a run that is killed goes on where it was, and two runs are never mixed."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +17,16 @@ import typer
 from test_evaluation import write_sequence
 from typer.testing import CliRunner
 
+from correlation_aware.cli import app, eval_processes
 from correlation_aware.cli import eval as cli_eval
+from correlation_aware.cli._common import console
 from correlation_aware.evaluation import results as results_module
 from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure, open_benchmark
 from correlation_aware.evaluation.results import ResultFolder, describe_run, hash_files
 from correlation_aware.weights.files import hash_state_dict
 
 NAMES = [f"s{i}" for i in range(5)]
-PAUSE = 0.02  # seconds per frame; a run has 15, so that two kills within 7 come before its end
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
 
 
 @pytest.fixture
@@ -38,8 +40,8 @@ def benchmark(tmp_path: Path) -> Benchmark:
 class Logs:
     """Moves the box by a third of a pixel per frame, and logs every start in a file."""
 
-    def __init__(self, log: Path, pause: float = 0.0) -> None:
-        self.log, self.pause = log, pause
+    def __init__(self, log: Path) -> None:
+        self.log = log
 
     def init(self, frame, box):
         self.box = np.array(box)
@@ -47,15 +49,26 @@ class Logs:
             file.write(f"s{int(box[0])}\n")
 
     def update(self, frame):
-        time.sleep(self.pause)
         self.box[0] += 1 / 3
         return self.box
 
 
-def run(folder: ResultFolder, log: Path, pause: float = 0.0) -> list:
+def run(folder: ResultFolder, log: Path) -> list:
     manifest = describe_run(folder.benchmark, "logs", "", {"pause": 0})
-    finished = folder.start(manifest)
-    return list(folder.evaluate(Logs(log, pause), None, finished))
+    folder.start(manifest)
+    return list(folder.evaluate(Logs(log)))
+
+
+def fork(target, *args) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=target, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def end_of(process: multiprocessing.Process) -> int:
+    """Exit code of a process, negative if a signal ended it."""
+    process.join()
+    return process.exitcode
 
 
 def contents(folder: ResultFolder) -> dict[str, str]:
@@ -64,8 +77,8 @@ def contents(folder: ResultFolder) -> dict[str, str]:
 
 def test_a_finished_sequence_is_read_and_not_tracked_again(benchmark, tmp_path):
     folder = ResultFolder(tmp_path / "out", benchmark, "logs")
-    manifest = describe_run(benchmark, "logs", "", {"pause": 0})
-    first = list(folder.evaluate(Logs(tmp_path / "log"), NAMES[:2], folder.start(manifest)))
+    folder.start(describe_run(benchmark, "logs", "", {"pause": 0}))
+    first = list(folder.evaluate(Logs(tmp_path / "log"), NAMES[:2]))
     again = run(folder, tmp_path / "log")
     assert (tmp_path / "log").read_text().split() == NAMES
     assert [result.name for result in again] == NAMES
@@ -77,44 +90,123 @@ def test_a_finished_sequence_is_read_and_not_tracked_again(benchmark, tmp_path):
     assert isinstance(failure, SequenceFailure) and "s1_001.txt has 3 numbers per line" in failure.reason
 
 
-def run_until(seconds: float, *arguments) -> None:
-    """`run`, which the timer of the process ends without notice, as kill -9 does; 0 for no timer."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    run(*arguments)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
+@needs_fork
 def test_kill_9_loses_no_finished_sequence(benchmark, tmp_path):
-    """A process is killed at random moments until it has come to the end.
+    """A process is killed at 20 random moments: at the n-th call of a function, Python's or C's.
 
-    By its own timer, so that it is not further than its pauses allow, however slow the machine is.
+    Calls are counted instead of time, so that the moments are the same on any machine.
     """
+    whole = ResultFolder(tmp_path / "whole", benchmark, "logs")
+    calls = itertools.count()
+    sys.setprofile(lambda *_: next(calls))
+    run(whole, tmp_path / "log_of_whole")
+    sys.setprofile(None)
+    calls_per_sequence = next(calls) // len(NAMES)
+
+    def dies(folder, log, after):
+        left = itertools.count(after, -1)
+        sys.setprofile(lambda *_: next(left) or os.kill(os.getpid(), signal.SIGKILL))
+        run(folder, log)
+
+    rng, kills, rounds = random.Random(0), 0, 0
+    while kills < 20:
+        rounds += 1
+        folder, log = ResultFolder(tmp_path / f"out{rounds}", benchmark, "logs"), tmp_path / f"log{rounds}"
+        before: dict[str, str] = {}
+        exitcode, kills_before = None, kills
+        while exitcode != 0:
+            after = rng.randrange(1, int(1.5 * calls_per_sequence)) if kills < 20 else 10**9
+            exitcode = end_of(fork(dies, folder, log, after))
+            kills += exitcode != 0
+            assert exitcode in (0, -signal.SIGKILL)
+            now = contents(folder)
+            assert before.items() <= now.items()
+            assert now.items() <= contents(whole).items()  # complete, or not there
+            before = now
+        assert contents(folder) == contents(whole)
+        assert not [path for path in folder.path.rglob(".*") if path.is_file()]
+        starts = log.read_text().split()
+        assert len(starts) <= len(NAMES) + kills - kills_before  # each kill repeats one sequence at most
+
+
+@needs_fork
+def test_the_claim_of_a_killed_process_is_taken_over(benchmark, tmp_path):
+    """Of two processes each tracks what the other one has not claimed; then one is killed."""
     whole = ResultFolder(tmp_path / "whole", benchmark, "logs")
     run(whole, tmp_path / "log_of_whole")
     folder, log = ResultFolder(tmp_path / "out", benchmark, "logs"), tmp_path / "log"
-    rng, kills = random.Random(0), 0
-    before: dict[str, str] = {}
-    while True:
-        arguments = rng.uniform(0.005, 7 * PAUSE) if kills < 5 else 0, folder, log, PAUSE
-        process = multiprocessing.get_context("fork").Process(target=run_until, args=arguments)
-        process.start()
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGALRM
-        kills += 1
-        after = contents(folder)
-        assert before.items() <= after.items()
-        assert after.items() <= contents(whole).items()  # complete, or not there
-        before = after
-    assert kills >= 2
-    assert contents(folder) == contents(whole)
-    starts = log.read_text().split() if log.is_file() else []
-    assert len(starts) <= len(NAMES) + kills  # each kill repeats one sequence at most
+    folder.start(describe_run(benchmark, "logs", "", {"pause": 0}))
+    started = multiprocessing.get_context("fork").Event()
+
+    class Stops(Logs):
+        def init(self, frame, box):
+            super().init(frame, box)
+            if box[0] == 1:
+                started.set()
+                signal.pause()
+
+    process = fork(lambda: list(folder.evaluate(Stops(log))))
+    started.wait()
+    assert [result.name for result in folder.evaluate(Logs(log), wait=False)] == ["s0", "s2", "s3", "s4"]
+    results = folder.evaluate(Logs(log))
+    assert [next(results).name for _ in range(4)] == ["s0", "s2", "s3", "s4"]
+    os.kill(process.pid, signal.SIGKILL)
+    assert end_of(process) == -signal.SIGKILL and (folder.path / ".s1.claim").is_file()
+    assert [result.name for result in results] == ["s1"]  # without the kill it would wait
+    assert log.read_text().split() == ["s0", "s1", "s2", "s3", "s4", "s1"]
+    assert contents(folder) == contents(whole) and not list(folder.path.glob(".*"))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
+@needs_fork
+def test_processes_share_the_sequences(benchmark, tmp_path, monkeypatch):
+    """The same files and figures as of one process; each sequence is tracked once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(eval_processes, "START_METHOD", "fork")  # starts faster
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    module = "import test_evaluation_results as t\nfrom pathlib import Path\n"
+    Path("shared.py").write_text(f"{module}def make(): return t.Logs(Path('log'))\n")
+    words = ["eval", "got10k", "data", "--tracker", "shared:make", "--json"]
+    threads = torch.get_num_threads()
+
+    def figures(*more):
+        """Figures of all sequences without their speed, and the sequences that were tracked."""
+        Path("log").write_text("")
+        result = CliRunner().invoke(app, [*words, "r.json", *more])
+        assert result.exit_code == 0, result.output + str(result.exception)
+        rows = json.loads(Path("r.json").read_text())["sequences"]
+        return [(name, {**row, "fps": 0}) for name, row in rows.items()], Path("log").read_text().split()
+
+    try:
+        one, starts = figures("--output", "one")
+        assert starts == NAMES
+        three, starts = figures("--output", "three", "--processes", "3")
+        assert three == one and sorted(starts) == NAMES
+        for more in ((), ("--processes", "2", "--output", "x")):
+            monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
+            monkeypatch.setenv("RANK", "1")
+            error = str(CliRunner().invoke(app, [*words, "r.json", *more]).exception)
+            assert ("has started 2 processes" if more else "name one with --output") in error
+        second = CliRunner().invoke(app, [*words, "second.json", "--output", "two"])
+        assert second.exit_code == 0 and not second.output and not Path("second.json").exists()
+        monkeypatch.setenv("RANK", "0")
+        assert figures("--output", "two") == (one, [])  # the second process has tracked all
+        monkeypatch.delenv("WORLD_SIZE")
+        error = str(CliRunner().invoke(app, [*words, "r.json", "--processes", "2"]).exception)
+        assert "name one with --output" in error
+    finally:
+        torch.set_num_threads(threads)
+        console.quiet = False
+    texts = [
+        [path.read_text() for path in sorted((tmp_path / name / "GOT-10k").rglob("s*_001.txt"))]
+        for name in ("one", "two", "three")
+    ]
+    assert len(texts[0]) == len(NAMES) and texts[0] == texts[1] == texts[2]
+    manifests = [json.loads(next(Path(name).rglob("*.json")).read_text()) for name in ("one", "two", "three")]
+    assert [manifest["machine"]["processes"] for manifest in manifests] == [1, 2, 3]
+
+
+@needs_fork
 @pytest.mark.parametrize("file", ["s2_time.txt", "s2_001.txt", "logs.json"])
 def test_kill_9_in_the_middle_of_a_file(benchmark, tmp_path, monkeypatch, file):
     """The process dies when half of a file is written: the file does not exist, and its rest is removed."""
@@ -138,10 +230,7 @@ def test_kill_9_in_the_middle_of_a_file(benchmark, tmp_path, monkeypatch, file):
         path.write_bytes(text.encode())
 
     saves = np.savetxt
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert end_of(fork(child)) == -signal.SIGKILL
     assert file not in [path.name for path in (tmp_path / "out").rglob("*")]
     assert len(run(folder, tmp_path / "log")) == len(NAMES)
     starts = (tmp_path / "log").read_text().split()
@@ -218,7 +307,7 @@ def test_the_command_line_goes_on_and_refuses_to_mix(benchmark, tmp_path, monkey
     figures = [json.loads(Path(name).read_text())["sequences"] for name in ("whole.json", "one.json")]
     for name in NAMES:
         assert {**figures[0][name], "fps": 0} == {**figures[1][name], "fps": 0}
-    Path("logged.py").write_text(f"{module}def make(): return t.Logs(Path('log'), 0.001)\n")  # its source
+    Path("logged.py").write_text(f"{module}def make(): return t.Logs(Path('log'))  # changed\n")
     sys.modules.pop("logged")
     other = CliRunner().invoke(app, words)
     assert "results of another run (run source: " in str(other.exception)

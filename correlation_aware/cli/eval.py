@@ -18,6 +18,7 @@ from rich.table import Table
 
 from correlation_aware._deprecation import current_fields
 from correlation_aware._extras import require
+from correlation_aware.cli import eval_report
 from correlation_aware.cli._common import (
     Decode,
     DepthRange,
@@ -30,9 +31,11 @@ from correlation_aware.cli._common import (
     parse_depth_range,
     track_progress,
 )
+from correlation_aware.cli.eval_processes import Place, launcher_place, started, use_share
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
+    from correlation_aware.evaluation.results import ResultFolder
     from correlation_aware.evaluation.trackers import NamedTracker
     from correlation_aware.tracking.tracker import TrackerConfig
 
@@ -58,6 +61,9 @@ Results = Annotated[
     typer.Option(
         metavar="FOLDER", help="Folder of a tracker's files of boxes to score, instead of running a tracker."
     ),
+]
+Processes = Annotated[
+    int, typer.Option(min=1, help="Number of processes that share the sequences; needs --output.")
 ]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
@@ -119,10 +125,11 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
         depth_range: DepthRange = None,
         output: Output = None,
         results: Results = None,
+        processes: Processes = 1,
         as_json: Json = None,
     ) -> None:
         options = (model, weights, device, runtime, decode, tracker, name)
-        _run(key, root, subset, options, sequences, depth_range, output, results, as_json)
+        _run(key, root, subset, options, sequences, depth_range, output, results, processes, as_json)
 
     measures = AVERAGES if key == "got10k" else PLOTS
     command.__doc__ = f"""One-pass evaluation on {title}.
@@ -136,6 +143,7 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
     app.command(key)(command)
 
 
+app.command()(eval_report.report)
 for _key, _facts in COMMANDS.items():
     _add_command(_key, *_facts)
 
@@ -181,6 +189,7 @@ def _run(
     depth_range: str | None,
     output: Path | None,
     results: Path | None,
+    processes: int,
     as_json: Path | None,
 ) -> None:
     """Evaluates the tracker of the options, or files of results, on a benchmark."""
@@ -192,7 +201,7 @@ def _run(
         open_benchmark,
     )
     from correlation_aware.evaluation.one_pass import average, score
-    from correlation_aware.evaluation.results import ResultFolder, describe_run
+    from correlation_aware.evaluation.results import ResultFolder
 
     subset = BENCHMARKS[key].subsets[0] if subset is None else subset
     if subset in BENCHMARKS[key].hidden and output is None and results is None:
@@ -203,6 +212,11 @@ def _run(
         raise ValueError(
             f"--json has no effect with --subset {subset}: without annotations nothing is measured"
         )
+    place = launcher_place()
+    if max(processes, place.count) > 1 and output is None:
+        raise ValueError("Several processes share their results through a folder: name one with --output")
+    if processes > 1 and place.count > 1:
+        raise ValueError(f"--processes {processes}: the launcher has started {place.count} processes already")
     if output is not None:
         check_output_folder(output)
     if as_json is not None:
@@ -212,32 +226,39 @@ def _run(
     depth = parse_depth_range(depth_range)
     outcomes: Iterator[SequenceResult | SequenceFailure]
     if results is not None:
-        _check_unused(options, output, depth_range)
+        _check_unused(options, output, depth_range)  # without --output there is one process
         folder = ResultFolder.of_others(results, benchmark)
         about, outcomes = None, (folder.read(name) for name in names)
-    else:
+    elif output is None:
         about = _load(*options)
         _warn_of_training_data(about, key, subset, names)
-        if output is None:
-            outcomes = evaluate(about.tracker, benchmark, names, depth)
-        else:
-            folder = ResultFolder(output, benchmark, about.name)
-            settings = {**about.settings, "depth_range": depth}
-            finished = folder.start(describe_run(benchmark, about.name, about.sha256, settings, about.device))
-            outcomes = folder.evaluate(about.tracker, names, finished, depth)
-            if done := len(set(names) & set(finished)):
-                console.print(f"{done} of {len(names)} sequences are finished in {escape(str(folder.path))}")
+        outcomes = evaluate(about.tracker, benchmark, names, depth)
+    else:
+        processes = min(processes, len(names))
+        first = Place(0, processes) if processes > 1 else place
+        shared = (key, root, subset, options, names, depth, output)
+        about, folder, finished = _open_folder(first, processes > 1, *shared)
+        if first.rank == 0:
+            _warn_of_training_data(about, key, subset, names)
+        outcomes = folder.evaluate(about.tracker, names, depth, wait=first.rank == 0)
+        if done := len(set(names) & set(finished)):
+            console.print(f"{done} of {len(names)} sequences are finished in {escape(str(folder.path))}")
+        processes = processes if len(names) > done else 1
     measured: list[SequenceResult] = []
     failed: dict[str, str] = {}
-    for result in track_progress(outcomes, len(names), "sequences"):
-        if isinstance(result, SequenceFailure):
-            failed[result.name] = result.reason
-            console.print(f"[red]{escape(result.name)} failed:[/] {escape(result.reason)}")
-        else:
-            measured.append(result)
+    with started(processes, _work, shared if processes > 1 else ()):
+        for result in track_progress(outcomes, len(names), "sequences"):
+            if isinstance(result, SequenceFailure):
+                failed[result.name] = result.reason
+                console.print(f"[red]{escape(result.name)} failed:[/] {escape(result.reason)}")
+            else:
+                measured.append(result)
+    if place.rank > 0:
+        return  # the first process has the results of all
+    measured.sort(key=lambda result: names.index(result.name))
     if not measured:
-        first = next(iter(failed.items()), ("", "no sequences"))
-        raise ValueError(f"None of {len(names)} sequences could be evaluated; {first[0]}: {first[1]}")
+        name, reason = next(iter(failed.items()), ("", "no sequences"))
+        raise ValueError(f"None of {len(names)} sequences could be evaluated; {name}: {reason}")
     if benchmark.has_truth:
         rows = {result.name: score([result]) for result in measured if result.ious.size}
         totals = {"average": average(measured), "all frames": score(measured)}
@@ -252,6 +273,50 @@ def _run(
     if failed:
         console.print(f"[red]{len(failed)} of {len(names)} sequences failed: {escape(', '.join(failed))}[/]")
         raise typer.Exit(EXIT_FAILED)
+
+
+def _open_folder(
+    place: Place,
+    divide_threads: bool,
+    key: str,
+    root: Path,
+    subset: str,
+    options: Options,
+    names: Sequence[str],
+    depth: tuple[float, float] | None,
+    output: Path,
+) -> tuple["NamedTracker", "ResultFolder", list[str]]:
+    """The tracker of one of several processes, the folder of their results, and the finished sequences."""
+    from correlation_aware.evaluation.benchmarks import open_benchmark
+    from correlation_aware.evaluation.results import ResultFolder, describe_run
+
+    model, weights, device, runtime, decode, tracker, name = options
+    if tracker is None:
+        device = use_share(place, device, divide_threads)
+    else:
+        use_share(place, "cpu", divide_threads)
+    about = _load(model, weights, device, runtime, decode, tracker, name)
+    benchmark = open_benchmark(key, root, subset)
+    folder = ResultFolder(output, benchmark, about.name)
+    settings = {**about.settings, "depth_range": depth}
+    run = describe_run(benchmark, about.name, about.sha256, settings, about.device, place.count)
+    return about, folder, folder.start(run)
+
+
+def _work(
+    place: Place,
+    key: str,
+    root: Path,
+    subset: str,
+    options: Options,
+    names: Sequence[str],
+    depth: tuple[float, float] | None,
+    output: Path,
+) -> None:
+    """What a process does beside the first one: it tracks sequences that no other process has claimed."""
+    about, folder, _ = _open_folder(place, True, key, root, subset, options, names, depth, output)
+    for _ in folder.evaluate(about.tracker, names, depth, wait=False):
+        pass
 
 
 @app.command()

@@ -77,12 +77,14 @@ class Benchmark:
         subset: Name of the subset.
         names: Names of the sequences.
         dataset: Sequences, in the order of the names.
+        root: Folder of the benchmark.
     """
 
     protocol: Protocol
     subset: str
     names: Sequence[str]
     dataset: SequenceSet
+    root: Path
 
     @property
     def has_truth(self) -> bool:
@@ -156,7 +158,7 @@ def open_benchmark(name: str, root: str | Path, subset: str | None = None) -> Be
         state = "is a file" if Path(root).exists() else "does not exist"
         raise FileNotFoundError(f"{root} {state}; a folder in {protocol.title}'s layout is needed.")
     dataset = protocol.reader(Path(root), subset)
-    return Benchmark(protocol, subset, names_of(dataset), dataset)
+    return Benchmark(protocol, subset, names_of(dataset), dataset, Path(root))
 
 
 def evaluate(
@@ -167,7 +169,7 @@ def evaluate(
 ) -> Iterator[SequenceResult | SequenceFailure]:
     """Tracks through every sequence once.
 
-    Boxes and times are rounded as in the files of results, so that they give the same figures.
+    Boxes, times and scores are rounded as in the files of results, so that they give the same figures.
 
     Args:
         tracker: Tracker, initialized on the first frame of every sequence.
@@ -186,34 +188,35 @@ def evaluate(
             video = benchmark[name]
             frames = (read_image(path, depth_range) for path in video.frames)
             boxes, scores, seconds = run_sequence(tracker, frames, video.boxes[0])
-            yield _result(benchmark, name, video, boxes.round(3), seconds.round(8), scores)
+            rounded = boxes.round(3), seconds.round(8), scores.round(6)
+            yield score_boxes(benchmark, name, video, *rounded)
         except Exception as error:  # of the files, or of somebody's tracker: the other sequences go on
             yield SequenceFailure(name, f"{type(error).__name__}: {error}".rstrip(": "))
 
 
-def score_boxes(benchmark: Benchmark, name: str, boxes: Array, seconds: Array) -> SequenceResult:
-    """The result of a sequence from the boxes of a file, without scores.
+def score_boxes(
+    benchmark: Benchmark, name: str, video: Video, boxes: Array, seconds: Array, scores: Array | None = None
+) -> SequenceResult:
+    """The result of a sequence from the boxes of a tracker.
 
     Args:
         benchmark: Benchmark.
         name: Name of the sequence.
+        video: The sequence, `benchmark[name]`.
         boxes: (N, 4) xywh in pixels.
         seconds: (N,) duration per frame; empty if unknown.
+        scores: (N,) score per frame; NaN by default.
 
     Raises:
-        ValueError: Another number of boxes than frames, or an unusable annotation.
-        OSError: Missing files.
+        ValueError: Another number of boxes or scores than frames.
+        OSError: A first frame that cannot be read.
     """
-    video = benchmark[name]
-    if boxes.shape != (len(video.frames), 4):
-        raise ValueError(f"the result has {len(boxes)} boxes and the sequence {len(video.frames)} frames")
-    return _result(benchmark, name, video, boxes, seconds, np.full(len(boxes), np.nan))
-
-
-def _result(
-    benchmark: Benchmark, name: str, video: Video, boxes: Array, seconds: Array, scores: Array
-) -> SequenceResult:
-    """The result of a sequence from a box, a duration and a score per frame."""
+    scores = np.full(len(boxes), np.nan) if scores is None else scores
+    for values, shape, text in ((boxes, (len(video.frames), 4), "boxes"), (scores, (len(boxes),), "scores")):
+        if values.shape != shape:
+            raise ValueError(
+                f"the result has {len(values)} {text} and the sequence {len(video.frames)} frames"
+            )
     if not benchmark.has_truth:
         return SequenceResult(name, boxes, scores, seconds, None)
     size = image_size(video.frames[0]) if benchmark.protocol.clips else None

@@ -1,13 +1,17 @@
 """Folders of results in the text format of the got10k toolkit, with a manifest of the run beside them.
 
-`FOLDER/GOT-10k/TRACKER/NAME/NAME_001.txt` and `NAME_time.txt`; of benchmarks without a folder per sequence
-`FOLDER/OTB/TRACKER/NAME.txt` and `times/NAME_time.txt`. The manifest is `FOLDER/OTB/TRACKER.json`.
+`FOLDER/GOT-10k/TRACKER/NAME/NAME_001.txt`, `NAME_time.txt` and `NAME_score.txt`; of benchmarks without a
+folder per sequence `FOLDER/OTB/TRACKER/NAME.txt`, `times/NAME_time.txt` and `scores/NAME_score.txt`. Scores
+are written if the tracker has some. The manifest is `FOLDER/OTB/TRACKER.json`.
 """
 
 import glob
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,19 +21,31 @@ import cv2
 import numpy as np
 import torch
 
-from correlation_aware._files import atomic_path, check_output_folder, read_json, sha256_file, write_text
+from correlation_aware._files import (
+    atomic_path,
+    check_output_folder,
+    file_lock,
+    read_json,
+    sha256_file,
+    write_text,
+)
 from correlation_aware.bench.machine import describe
+from correlation_aware.data.videos.sequences import Video
 from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure, evaluate, score_boxes
 from correlation_aware.evaluation.one_pass import Array, OnePassTracker, SequenceResult
 
 __all__ = ["ResultFolder", "describe_run", "hash_files", "read_boxes_and_times"]
+
+POLL = 0.2  # seconds between two looks at the sequences of other processes
 
 
 class ResultFolder:
     """The results of one run of a tracker on a benchmark.
 
     A sequence is finished when its file of boxes exists, which is written last and at once; a run that was
-    stopped at any moment goes on with the unfinished sequences.
+    stopped at any moment goes on with the unfinished sequences. Several processes may work on one run: each
+    sequence is tracked by the process that locks its file `.NAME.claim`, and the operating system unlocks the
+    files of a process that is killed.
 
     Args:
         folder: Folder of all results.
@@ -68,16 +84,18 @@ class ResultFolder:
             ValueError: Results of another run, or without a manifest.
         """
         check_output_folder(self.path)
-        if self.manifest.is_file():
-            self._compare(read_json(self.manifest), run)
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(
-                f"{self.path} has results of an unknown run: there is no manifest {self.manifest.name}. "
-                "Choose another --output or --name, or move them away."
-            )
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_text(json.dumps(run, indent=2) + "\n", self.manifest)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(self.path.with_name(f".{self.path.name}.lock"), wait=True):
+            if self.manifest.is_file():
+                self._compare(read_json(self.manifest), run)
+            elif self.path.is_dir() and any(self.path.iterdir()):
+                raise ValueError(
+                    f"{self.path} has results of an unknown run: there is no manifest {self.manifest.name}. "
+                    "Choose another --output or --name, or move them away."
+                )
+            else:
+                self.path.mkdir(exist_ok=True)
+                write_text(json.dumps(run, indent=2) + "\n", self.manifest)
         return [name for name in self.benchmark.names if self.files(name)[0].is_file()]
 
     def _compare(self, before: Any, run: Mapping[str, Any]) -> None:
@@ -103,49 +121,88 @@ class ResultFolder:
         self,
         tracker: OnePassTracker,
         sequences: Sequence[str] | None = None,
-        finished: Container[str] = (),
         depth_range: tuple[float, float] | None = None,
+        wait: bool = True,
     ) -> Iterator[SequenceResult | SequenceFailure]:
         """Tracks through the sequences that are not finished, and writes and yields the results of all.
 
         Args:
             tracker: Tracker.
             sequences: Names of the sequences; all by default.
-            finished: Names of `start`.
             depth_range: See `evaluate`.
+            wait: Whether to wait for the sequences that other processes track, and to yield them too.
+
+        Yields:
+            The result of each sequence, or why it has none, in the order in which they are finished.
         """
-        for name in self.benchmark.select(sequences):
-            if name in finished:
-                yield self.read(name)
-                continue
-            for result in evaluate(tracker, self.benchmark, [name], depth_range):
-                if isinstance(result, SequenceResult):
-                    self.write(result)
-                yield result
+        pending = self.benchmark.select(sequences)
+        while pending:
+            claimed = []
+            for name in pending:
+                outcome = self._result(name, tracker, depth_range)
+                if outcome is None:
+                    claimed.append(name)
+                else:
+                    yield outcome
+            if claimed == pending:
+                time.sleep(POLL)
+            pending = claimed if wait else []
+
+    def _result(
+        self, name: str, tracker: OnePassTracker, depth_range: tuple[float, float] | None
+    ) -> SequenceResult | SequenceFailure | None:
+        """The result of a sequence, tracked if it is not finished; None if another process tracks it."""
+        boxes, claim = self.files(name)[0], self.path / f".{name}.claim"
+        if not boxes.is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            with file_lock(claim, text=f"{socket.gethostname()} {os.getpid()}\n") as is_free:
+                if not is_free:
+                    return None
+                if not boxes.is_file():  # it may have been finished just before
+                    (outcome,) = evaluate(tracker, self.benchmark, [name], depth_range)
+                    if isinstance(outcome, SequenceResult):
+                        self.write(outcome)
+                    return outcome
+        claim.unlink(missing_ok=True)  # of a process that was killed when it had finished
+        return self.read(name)
 
     def write(self, result: SequenceResult) -> Path:
-        """Writes times, then boxes, each file at once; returns the path of the boxes."""
-        boxes, times = self.files(result.name)
-        for path in (boxes, times):
+        """Writes times and scores, then boxes, each file at once; returns the path of the boxes."""
+        boxes, times, scores = self.files(result.name)
+        scored = np.isfinite(result.scores[1:]).all()  # the first one is not the tracker's
+        for path in (boxes, times, scores) if scored else (boxes, times):
             path.parent.mkdir(parents=True, exist_ok=True)
             for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):  # of a killed process
                 leftover.unlink()
         _save(times, result.seconds[:, None], "%.8f")
+        if scored:
+            _save(scores, result.scores[:, None], "%.6f")
         _save(boxes, result.boxes, "%.3f")
         return boxes
 
-    def read(self, name: str) -> SequenceResult | SequenceFailure:
-        """The result of a finished sequence, or why its files cannot be read."""
-        try:
-            return score_boxes(self.benchmark, name, *read_boxes_and_times(*self.files(name)))
-        except (OSError, ValueError) as error:
-            return SequenceFailure(name, f"{self.files(name)[0]}: {error}")
+    def read(self, name: str, video: Video | None = None) -> SequenceResult | SequenceFailure:
+        """The result of a finished sequence, or why its files cannot be read.
 
-    def files(self, name: str) -> tuple[Path, Path]:
-        """Paths of the boxes and times of a sequence."""
+        Args:
+            name: Name of the sequence.
+            video: The sequence, if it is open already.
+        """
+        boxes, times, scores = self.files(name)
+        try:
+            video = self.benchmark[name] if video is None else video
+            values = read_boxes_and_times(boxes, times)
+            known = _load(scores)[:, 0] if scores.is_file() else None
+            return score_boxes(self.benchmark, name, video, *values, known)
+        except (OSError, ValueError) as error:
+            return SequenceFailure(name, f"{boxes}: {error}")
+
+    def files(self, name: str) -> tuple[Path, Path, Path]:
+        """Paths of the boxes, times and scores of a sequence."""
         if self.benchmark.protocol.folders and not (self.path / f"{name}.txt").is_file():
-            return self.path / name / f"{name}_001.txt", self.path / name / f"{name}_time.txt"
-        return self.path / f"{name}.txt", self.path / "times" / f"{name}_time.txt"
+            folder = self.path / name
+            return folder / f"{name}_001.txt", folder / f"{name}_time.txt", folder / f"{name}_score.txt"
+        times, scores = self.path / "times", self.path / "scores"
+        return self.path / f"{name}.txt", times / f"{name}_time.txt", scores / f"{name}_score.txt"
 
 
 def read_boxes_and_times(boxes: Path, times: Path | None = None) -> tuple[Array, Array]:
@@ -168,7 +225,12 @@ def read_boxes_and_times(boxes: Path, times: Path | None = None) -> tuple[Array,
 
 
 def describe_run(
-    benchmark: Benchmark, tracker: str, weights: str, settings: Mapping[str, Any], device: str = "cpu"
+    benchmark: Benchmark,
+    tracker: str,
+    weights: str,
+    settings: Mapping[str, Any],
+    device: str = "cpu",
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The manifest of a run: what its boxes depend on, and the machine that its times depend on.
 
@@ -178,6 +240,7 @@ def describe_run(
         weights: SHA-256 of the weights, or "".
         settings: Settings of the tracker and of the run.
         device: Device of the tracker.
+        processes: Number of processes that share the work.
     """
     machine = asdict(describe(torch.device(device)))
     versions = {**machine.pop("versions"), "numpy": np.__version__, "opencv": cv2.__version__}
@@ -190,7 +253,8 @@ def describe_run(
         "device": device.partition(":")[0],
     }
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    manifest = {"run": run, "versions": versions, "machine": {**machine, "started": started}}
+    machine |= {"processes": processes, "started": started, "root": str(benchmark.root.absolute())}
+    manifest = {"run": run, "versions": versions, "machine": machine}
     return dict(json.loads(json.dumps(manifest)))  # as it is read again
 
 

@@ -31,10 +31,11 @@ def find_faults(results: str | Path, benchmark: Benchmark) -> list[str]:
         FileNotFoundError: No such folder.
     """
     folder = ResultFolder.of_others(results, benchmark)
-    faults, expected = [], set()
+    faults: list[str] = []
+    expected: set[Path] = set()
     for name in benchmark.names:
-        boxes_file, times_file = folder.files(name)
-        expected |= {boxes_file, times_file}
+        boxes_file, times_file, _ = files = folder.files(name)
+        expected.update(files)  # scores are for the report and not submitted
         if not boxes_file.is_file():
             faults.append(f"{name}: there is no {boxes_file.relative_to(folder.path)}")
             continue
@@ -90,7 +91,7 @@ def pack(results: str | Path, benchmark: Benchmark, path: str | Path) -> Sequenc
     names = []
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in benchmark.names:
-            boxes, times = folder.files(name)
+            boxes, times, _ = folder.files(name)
             for file in (boxes, times) if benchmark.protocol.folders else (boxes,):
                 names.append(file.relative_to(folder.path).as_posix())
                 archive.write(file, names[-1])
