@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from acme_family import AcmeNet
+from acme_family import MaskedNet
 
 import correlation_aware as ca
 from correlation_aware.demo_clip import draw_clip
@@ -521,7 +521,7 @@ def test_a_pickled_tracker_goes_on_where_it_was(runtime, tmp_path, monkeypatch):
     if runtime == "onnx":
         pytest.importorskip("onnxruntime")
     frames = np.random.default_rng(0).integers(0, 255, (3, 90, 120, 3), np.uint8)
-    model = ca.TrackModel.build(AcmeNet(), "cell")  # whose export is quick
+    model = ca.TrackModel.build(MaskedNet(), "cell")  # whose export is quick
     tracker = ca.create_tracker(model, device="cpu", runtime=runtime)
     tracker.init(frames[0], (30, 30, 24, 20))
     tracker.update(frames[1])
