@@ -279,6 +279,17 @@ def test_eval_got10k(root, tmp_path):
     assert set(figures["average"]) == set(Scores.__dataclass_fields__)
     boxes = np.loadtxt(tmp_path / "out/GOT-10k/sbt_test_track/a/a_001.txt", delimiter=",")
     assert boxes.shape == (4, 4)
+    words[words.index("--output") + 1] = str(tmp_path / "paper")
+    result = CliRunner().invoke(app(), [*words, "--decode", "paper"])
+    assert result.exit_code == 0, result.output
+    files = (tmp_path / name / "GOT-10k" / "sbt_test_track.json" for name in ("out", "paper"))
+    default, paper = (json.loads(file.read_text())["run"]["config"] for file in files)
+    assert (default["window_weight"], default["damp_size"]) == (0.49, True)
+    assert (paper["window_weight"], paper["damp_size"]) == (0, False)
+    result = CliRunner().invoke(
+        app(), ["eval", "got10k", str(root), "--tracker", "still", "--decode", "paper"]
+    )
+    assert "--decode: no effect with --tracker" in str(result.exception)
     result = CliRunner().invoke(app(), [*words, "--subset", "vol"])
     assert "has no subset 'vol'; it has val, train, test" in str(result.exception)
 

@@ -15,6 +15,60 @@ from correlation_aware.models.siamese import depthwise_correlation, pixel_correl
 from correlation_aware.ops import pack, unpack
 
 
+def features_by_hand(net, z, x):
+    """Eq. 1 to 5, term by term, from the text: (1, 3, H, W) of both images to their features (1, C, h, w)."""
+    maps = [z, x]
+    for stage in net.stages:
+        conv = stage.embed.proj
+        maps = [F.conv2d(m, conv.weight, conv.bias, conv.stride, conv.padding) for m in maps]
+        maps = [stage.embed.norm(m.permute(0, 2, 3, 1)) for m in maps]  # Eq. 1: LN(phi(image))
+        for block in stage.blocks:
+            attn, mlp = block.attn, block.mlp
+            normed = [block.norm1(m) for m in maps]
+            queries = [attn.q(m).flatten(1, 2) for m in normed]  # Eq. 2
+            pairs = []
+            for m in normed:  # chi_k, chi_v: a convolution with a stride, in SRG
+                r = attn.sr_ratio
+                if r > 1:
+                    kernel = attn.sr.weight.unflatten(1, (r, r, -1)).permute(0, 3, 1, 2)
+                    m = F.conv2d(m.permute(0, 3, 1, 2), kernel, attn.sr.bias, r).permute(0, 2, 3, 1)
+                    m = attn.norm(m)
+                pairs.append(attn.kv(m).flatten(1, 2).chunk(2, dim=-1))
+            sources = pairs[::-1] if block.cross else pairs
+            updated = []
+            for m, q, (k, v) in zip(maps, queries, sources):
+                parts = zip(*(t.chunk(attn.heads, dim=-1) for t in (q, k, v)))
+                # Eq. 3: Softmax(q k^T / sqrt(d_h)) v
+                mixed = [torch.softmax(a @ b.mT / a.shape[-1] ** 0.5, dim=-1) @ c for a, b, c in parts]
+                updated.append(m + attn.proj(torch.cat(mixed, dim=-1)).view(m.shape))  # Eq. 4 and 5
+            maps = []
+            for m in updated:
+                hidden = mlp.fc1(block.norm2(m)).permute(0, 3, 1, 2)
+                dw = mlp.dwconv
+                hidden = F.conv2d(hidden, dw.weight, dw.bias, padding=1, groups=len(hidden[0]))
+                maps.append(m + mlp.fc2(F.gelu(hidden.permute(0, 2, 3, 1))))
+        if stage.norm is not None:
+            maps = [stage.norm(m) for m in maps]
+        maps = [m.permute(0, 3, 1, 2) for m in maps]
+    return maps
+
+
+@torch.inference_mode()
+def test_features_equal_the_equations():
+    torch.manual_seed(0)
+    net = ca.create_model("sbt_test", depths=(2, 2, 3), cross_blocks=((1,), (), (0, 2))).double().eval()
+    for parameter in net.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)  # the initial biases are 0
+    images = torch.randn(1, 3, 64, 64).double(), torch.randn(1, 3, 128, 96).double()
+    expected = features_by_hand(net, *images)
+    assert [stage.blocks[0].attn.sr_ratio for stage in net.stages] == [8, 4, 2]
+    for actual, by_hand in zip(net.forward_features(*images), expected):
+        torch.testing.assert_close(actual, by_hand, rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        net(net.encode_template(images[0]), images[1]), expected[1], rtol=0, atol=1e-11
+    )
+
+
 def dynamic_convolutions(attn, template, search):
     """Eq. 8 without its residual: the template's keys filter the search, its values what the softmax gives.
 

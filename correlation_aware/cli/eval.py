@@ -94,7 +94,7 @@ COMMANDS = {  # what is evaluated, layout and subsets of every benchmark
         "val, train, or test without public annotations, for result files",
     ),
     "otb": ("OTB-100", "NAME/img and NAME/groundtruth_rect.txt", "all"),
-    "lasot": ("LaSOT", "CLASS/NAME and testing_set.txt", "test, train, all"),
+    "lasot": ("LaSOT", "CLASS/NAME/img", "test, train, all"),
     "lasot_ext": ("LaSOT's extension", "CLASS/NAME", "all"),
     "uav123": ("UAV123", "anno/UAV123 and data_seq/UAV123", "UAV123, UAV20L"),
     "nfs": ("NFS", "NAME/30/NAME.txt and NAME/30/NAME", "30, 240"),
