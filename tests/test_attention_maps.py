@@ -1,4 +1,6 @@
-"""`attention_maps`: the weights of every block, compared with the attention that the forward pass computes."""
+"""`attention_maps`: the weights of every block, compared with the attention of the forward pass."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_weights_reproduce_the_attention_of_every_block(case, monkeypatch):
     rows = [m.weights for m in maps]
     rows += [
         torch.cat([a.weights, b.weights], 2)
-        for a, b in zip(maps, maps[1:])
+        for a, b in pairwise(maps)
         if a.block == b.block and a.keys == b.keys
     ]
     kept = net.kept_locations(template, search) if case.endswith("_ce") else []

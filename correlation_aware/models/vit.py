@@ -151,7 +151,7 @@ class Attention(nn.Module):
         return apply_linear(self.proj, mixed), (k, v), kept
 
     def weights(self, tokens: Tensor, memory: Tensor | None) -> Tensor:
-        """Attention weights of `forward`: (B, heads, N, N), or (B, heads, N, M + N) with a memory of M tokens."""
+        """Attention weights of `forward`: (B, heads, N, M + N), with a memory of M tokens, else M = 0."""
         qkv = apply_linear(self.qkv, tokens).unflatten(2, (3, self.heads, -1))
         q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return softmax_weights(q, k if memory is None else torch.cat([memory[:, 0], k], dim=2))
@@ -530,7 +530,7 @@ def _put_back(tokens: Tensor, positions: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _spread(weights: Tensor, positions: Tensor, first: int, count: int, dim: int) -> Tensor:
-    """Puts the rows or columns of search tokens, which follow `first` others, at their positions among `count`.
+    """Puts the rows or columns of search tokens, which follow `first` others, at their positions.
 
     Args:
         weights: (B, heads, first + K, first + K); one of the two may be first + count already.
