@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AttentionMap", "TokenGrid", "softmax_weights", "watch_calls"]
+__all__ = ["AttentionMap", "ImageName", "TokenGrid", "softmax_weights", "watch_calls"]
 
 ImageName = Literal["template", "search"]
 Watcher = Callable[[str, Any, tuple[Any, ...], Any], None]
