@@ -108,6 +108,8 @@ def explain(
     require("matplotlib.figure", "sklearn.manifold", message="explain needs {names}")
     if not trackers:
         raise ValueError("There is no tracker: give at least one, such as create_tracker().")
+    if len({id(tracker) for tracker in trackers}) < len(trackers):
+        raise ValueError("A tracker is there twice, but follows one target at a time: create another one.")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} must be in 0..1.")
     output, distractors = Path(output), distractors or {}

@@ -135,6 +135,7 @@ def label_locations(
     else:
         rows, columns = ((np.arange(n) + 0.5) / n * crop.side for n in size)
         for scores, region in maps:
+            height, width = len(scores), len(scores[0])
             inside = locations_inside(target, region, scores.shape)
             objects = np.zeros(scores.shape, bool)
             for component in _components(scores >= threshold, without=inside):
@@ -143,11 +144,10 @@ def label_locations(
             i, j = (
                 np.floor((start - origin + offsets) / region.side * n).astype(int)
                 for start, origin, offsets, n in (
-                    (crop.y, region.y, rows, len(scores)),
-                    (crop.x, region.x, columns, len(scores[0])),
+                    (crop.y, region.y, rows, height),
+                    (crop.x, region.x, columns, width),
                 )
             )
-            height, width = objects.shape
             known = ((i >= 0) & (i < height))[:, None] & ((j >= 0) & (j < width))[None, :]
             chosen = objects[i.clip(0, height - 1)][:, j.clip(0, width - 1)]
             labels[known & chosen] = DISTRACTOR

@@ -190,7 +190,7 @@ def draw_features(rows: Sequence[tuple[str, Sequence[tuple[str, Array, NDArray[n
                 name, color, marker = LABELS[label]
                 of = labels == label
                 handles[label] = axes.scatter(
-                    positions[of, 0], positions[of, 1], 9, color, marker, linewidths=0, label=name
+                    positions[of, 0], positions[of, 1], s=9, c=color, marker=marker, linewidths=0, label=name
                 )
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
