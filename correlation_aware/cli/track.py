@@ -167,7 +167,6 @@ def track(
         raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_LOST)
 
 
-<<<<<<< HEAD
 class _Window:
     """A window of OpenCV, where the installed OpenCV has windows and there is a screen."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils import _pytree as pytree
 
-from correlation_aware.models.attention import AttentionMap
+from correlation_aware.models.attention_maps import AttentionMap
 
 __all__ = [
     "SIZES_ARE_FIXED",

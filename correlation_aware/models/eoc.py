@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from correlation_aware.models.attention import (
+from correlation_aware.models.attention_maps import (
     AttentionMap,
     ImageName,
     TokenGrid,
@@ -180,7 +180,13 @@ class EoCAttention(nn.Module):
         source_shapes: Sequence[Shape],
         cross: bool,
     ) -> list[tuple[Tensor, Shape]]:
-        """Attention weights of `forward`: per stream (B, heads, queries, keys), and the shape of the keys."""
+        """Attention weights of `forward`: per stream (B, heads, queries, keys), and the shape of the keys.
+
+        Raises:
+            NotImplementedError: A derived class with another `forward`, and without `weights` of its own.
+        """
+        if type(self).forward is not EoCAttention.forward:
+            raise NotImplementedError(f"{type(self).__name__} has no attention maps.")
         reduced, shapes = self.reduce_kv(sources, source_shapes)
         q = _split_heads(apply_linear(self.q, queries), self.heads, query_shapes)
         k = _split_heads(apply_linear(self.kv, reduced).chunk(2, dim=1)[0], self.heads, shapes)
@@ -295,7 +301,12 @@ class EoCBlock(nn.Module):
         Returns:
             For every stream (B, heads, queries, keys), and of the keys the numbers of their streams and their
             shapes.
+
+        Raises:
+            NotImplementedError: A form of attention whose weights are not known.
         """
+        if not hasattr(self.attn, "weights"):
+            raise NotImplementedError(f"{type(self.attn).__name__} has no attention maps.")
         normed = add_norm(self.norm1, tokens, residual)[1]
         if self.keys == "both" and len(shapes) == 2:
             both, joined = join_streams(normed, shapes)

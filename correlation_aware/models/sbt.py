@@ -28,7 +28,7 @@ from timm.models import FeatureInfo, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from correlation_aware.models.attention import AttentionMap
+from correlation_aware.models.attention_maps import AttentionMap
 from correlation_aware.models.contract import (
     Sizes,
     TemplateState,

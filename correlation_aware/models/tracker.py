@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from correlation_aware.models.attention import AttentionMap
+from correlation_aware.models.attention_maps import AttentionMap
 from correlation_aware.models.contract import (
     SIZES_ARE_FIXED,
     Sizes,

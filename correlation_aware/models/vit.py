@@ -26,7 +26,7 @@ from timm.layers import DropPath, resample_patch_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from correlation_aware.models.attention import AttentionMap, TokenGrid, softmax_weights, watch_calls
+from correlation_aware.models.attention_maps import AttentionMap, TokenGrid, softmax_weights, watch_calls
 from correlation_aware.models.contract import (
     Sizes,
     TemplateState,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from correlation_aware._extras import require
-from correlation_aware.models.attention import watch_calls
+from correlation_aware.models.attention_maps import watch_calls
 from correlation_aware.models.contract import TwoInputModel
 from correlation_aware.models.eoc import EoCBlock
 from correlation_aware.models.sbt import SBT

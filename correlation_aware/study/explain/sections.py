@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from correlation_aware.models.attention import AttentionMap, ImageName
+from correlation_aware.models.attention_maps import AttentionMap, ImageName
 from correlation_aware.models.sbt import SBT
 from correlation_aware.study.explain.features import arrange, sample_locations, search_features
 from correlation_aware.study.explain.measures import (

@@ -12,6 +12,7 @@ from correlation_aware.data.videos.sequences import read_boxes
 from correlation_aware.evaluation.one_pass import overlap
 from correlation_aware.study.explain.measures import MapStatistics, map_statistics
 from correlation_aware.tracking.crop import Crop
+from correlation_aware.tracking.live import LiveSource
 from correlation_aware.tracking.tracker import Tracker, TrackResult
 from correlation_aware.tracking.video import Frame, open_frames
 
@@ -95,7 +96,9 @@ def open_source(
         return lambda: (read_image(Path(path), depth_range) for path in paths[:limit])
     if str(paths[0]).lstrip("-").isdigit() and not isinstance(paths[0], Path):
         raise ValueError(f"{paths[0]} is a camera, which cannot be read twice: record a video first.")
-    open_frames(paths[0], limit, depth_range).close()  # raises at once
+    with open_frames(paths[0], limit, depth_range) as frames:  # raises at once
+        if isinstance(frames, LiveSource):
+            raise ValueError(f"{paths[0]} is a stream, which cannot be read twice: record a video first.")
 
     def read() -> Iterator[Frame]:
         with open_frames(paths[0], limit, depth_range) as frames:
