@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import correlation_aware as ca
-from correlation_aware.models.eoc import EoCBlock
+from correlation_aware.models.eoc import EoCAttention, EoCBlock
 
 CASES = {
     "sbt_test": {},
@@ -147,3 +147,15 @@ def test_a_network_without_attention_says_so():
         NotImplementedError, match=r"SiameseNet has no attention maps.*neck='cross_attention'"
     ):
         net.attention_maps(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 128, 128))
+
+
+class BiasedAttention(EoCAttention):
+    def forward(self, *arguments, **options):
+        return super().forward(*arguments, **options) + 1
+
+
+def test_another_form_of_attention_is_not_taken_for_the_usual_one():
+    net, template, search = build("sbt_test")
+    net.stages[2].blocks[1].attn.__class__ = BiasedAttention
+    with pytest.raises(NotImplementedError, match="BiasedAttention has no attention maps"):
+        net.attention_maps(template, search)
