@@ -14,7 +14,7 @@ import correlation_aware as ca
 from correlation_aware.cli import main
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.study import explain as study
-from correlation_aware.study.explain import measures, page, pictures, sections
+from correlation_aware.study.explain import measures, network_sections, page, pictures
 from correlation_aware.study.explain.measures import BACKGROUND, DISTRACTOR, TARGET
 from correlation_aware.tracking.crop import Crop
 from correlation_aware.tracking.video import write_image
@@ -147,8 +147,8 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(study, "require", lambda *names, message: [])
-    monkeypatch.setattr(sections, "arrange", lambda features: features[:, :2])
-    monkeypatch.setattr(sections, "DEPTHS", 2)
+    monkeypatch.setattr(network_sections, "arrange", lambda features: features[:, :2])
+    monkeypatch.setattr(network_sections, "DEPTHS", 2)
     (tmp_path / "frames").mkdir()
     lines = []
     for i, (frame, box) in enumerate(draw_clip(5, (96, 128))):

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from correlation_aware.cli._common import (
     WEIGHTS_HELP,
+    Decode,
     DepthRange,
     Device,
     console,
@@ -70,6 +71,7 @@ def explain(
         float, typer.Option(min=0, max=1, help="Smallest score of a positive location.")
     ] = 0.5,
     device: Device = None,
+    decode: Decode = "default",
     limit: Annotated[int | None, typer.Option(min=2, help="Maximum number of frames.")] = None,
     depth_range: DepthRange = None,
 ) -> None:
@@ -90,7 +92,7 @@ def explain(
         if not number.is_integer():
             raise ValueError(f"--distractor {text!r}: the first number is that of a frame, such as 12")
         distractors.setdefault(int(number), []).append(tuple(place))
-    trackers = _load(model, weights, device)
+    trackers = _load(model, weights, device, decode)
     torch.manual_seed(0)
     with progress_bar() as bar:
         task = bar.add_task("track", total=None)
@@ -115,7 +117,7 @@ def explain(
     console.print(f"Wrote {escape(str(page))}")
 
 
-def _load(models: str | None, weights: str | None, device: str | None) -> "list[Tracker]":
+def _load(models: str | None, weights: str | None, device: str | None, decode: str) -> "list[Tracker]":
     """The trackers of --model and --weights.
 
     Raises:
@@ -132,5 +134,5 @@ def _load(models: str | None, weights: str | None, device: str | None) -> "list[
     trackers = []
     for name, tag in zip(names, tags):
         torch.manual_seed(0)  # the same random weights in every run
-        trackers.append(load_tracker(name, tag, device))
+        trackers.append(load_tracker(name, tag, device, decode=decode))
     return trackers

@@ -339,7 +339,7 @@ def eoc_attention_maps(net: Any, template: Any, search: Tensor) -> list[Attentio
         state = net.state_of(template)
         single = "search"
         net.forward_features(state, search)
-    return [found for maps in calls.values() for found in _name_images(maps)]
+    return [m for maps in calls.values() for m in _name_images(maps)]
 
 
 def _name_images(maps: list[AttentionMap]) -> list[AttentionMap]:

@@ -377,7 +377,7 @@ class OneStreamViT(TwoInputModel):
                 queries, keys = (x,), (z, x)
             rows = weights.split([len(grid) for grid in queries], dim=2)
             maps += [AttentionMap(name, grid, keys, part) for grid, part in zip(queries, rows)]
-        return sorted(maps, key=lambda found: int(found.block.rpartition(".")[2]))
+        return sorted(maps, key=lambda m: int(m.block.rpartition(".")[2]))
 
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
         """Removes the blocks after the last of `indices`, and the final norm with the last block."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from correlation_aware._extras import require
 from correlation_aware._files import atomic_path, check_output_folder, write_text
-from correlation_aware.study.explain import sections
+from correlation_aware.study.explain import network_sections, tracking_sections
 from correlation_aware.study.explain.features import Level, arrange, search_features
 from correlation_aware.study.explain.measures import (
     Failure,
@@ -23,6 +23,7 @@ from correlation_aware.study.explain.measures import (
     select_hard_frames,
 )
 from correlation_aware.study.explain.page import render_page
+from correlation_aware.study.explain.scene import Box, Scene
 from correlation_aware.study.explain.trace import (
     Source,
     Trace,
@@ -54,7 +55,6 @@ __all__ = [
     "trace_trackers",
 ]
 
-Box = Sequence[float]
 HARD_FRAMES, DETAILED = (
     6,
     2,
@@ -138,15 +138,18 @@ def explain(
         raise ValueError(
             f"There are distractors for frame {unused[0]}, which is not explained; frames {detailed} are."
         )
-    scene = sections.Scene(box, traces, truth, threshold, points, distractors)
-    scene.frames = choose_frames(video, {0, *shown, *sections.wanted_frames(scene)})
-    parts = [sections.overview(scene, detailed), sections.response_maps(scene, shown, bool(frames))]
+    scene = Scene(box, traces, truth, threshold, points, distractors)
+    scene.frames = choose_frames(video, {0, *shown, *tracking_sections.failure_frames(scene)})
+    parts = [
+        tracking_sections.overview(scene, detailed),
+        tracking_sections.response_maps(scene, shown, bool(frames)),
+    ]
     for frame in detailed:
         on_step(f"frame {frame}")
-        parts.append(sections.score_maps(scene, frame))
-        parts += [sections.attention(scene, trace, frame) for trace in traces]
-        parts.append(sections.features(scene, frame))
-    parts.append(sections.failures(scene))
+        parts.append(tracking_sections.score_maps(scene, frame))
+        parts += [network_sections.attention(scene, trace, frame) for trace in traces]
+        parts.append(network_sections.features(scene, frame))
+    parts.append(tracking_sections.failures(scene))
     x, y, w, h = (f"{value:g}" for value in box)
     intro = [
         f"{Path(paths[0]).name}: {count} frames, from the box {x}, {y}, {w}, {h} in frame 0.",

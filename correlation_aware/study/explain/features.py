@@ -85,17 +85,17 @@ def _siamese_levels(net: SiameseNet, template: Tensor, search: Tensor) -> list[L
         maps = net.extractor.forward_intermediates(search, intermediates_only=True)
         levels = [Level(f"backbone {i + 1}", _array(m)) for i, m in enumerate(maps)]
     state = net.encode_template(template)
-    found: dict[str, Level] = {}
+    by_name: dict[str, Level] = {}
 
     def record(name: str, block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         tokens, residual, shapes = output
         features = unpack(tokens + residual, shapes)[-1].permute(0, 3, 1, 2)
         neck, _, number = name.partition(".blocks.")
-        found[name] = Level(f"neck{neck} block {int(number) + 1}", _array(features))
+        by_name[name] = Level(f"neck{neck} block {int(number) + 1}", _array(features))
 
     with watch_calls(net.necks, EoCBlock, record):
         output = net(state, search)
-    blocks = list(found.values())
+    blocks = list(by_name.values())
     if len(net.necks) == 1:
         blocks = [Level(f"neck {level.name.partition(' ')[2]}", level.features) for level in blocks]
     return [*levels, *blocks, Level("output", _array(output))]

@@ -109,12 +109,12 @@ def open_source(
 
 def choose_frames(source: Source, numbers: Iterable[int]) -> dict[int, Frame]:
     """Frames of a video by their numbers."""
-    wanted = set(numbers)
+    remaining = set(numbers)
     chosen = {}
     for i, frame in enumerate(source()):
-        if i in wanted:
+        if i in remaining:
             chosen[i] = frame
-        if i >= max(wanted):
+        if i >= max(remaining):
             break
     return chosen
 
