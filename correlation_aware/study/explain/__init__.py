@@ -86,8 +86,8 @@ def explain(
         box: x, y, w, h of the target in the first frame, in pixels.
         trackers: Trackers to compare.
         output: Folder for `index.html` and the PNG files; files of the same names are replaced.
-        frames: Frames to explain, from 1; by default hard ones, see `select_hard_frames`: six for the
-            response maps, and the two hardest of them for the rest.
+        frames: Frames to explain, from 1; by default the two hardest, see `select_hard_frames`. The response
+            maps show them and up to six hard frames.
         truth: Ground truth or its file, see `read_truth`. With it hard frames and failures are those of low
             overlap, otherwise those of low scores.
         points: Places x, y in pixels of the explained frames, from which attention is shown too.
@@ -121,18 +121,14 @@ def explain(
     _check_places(video, frames, points, distractors)
     traces = trace_trackers(trackers, video, box, truth, threshold, lambda: on_step("track"))
     count = len(traces[0].results)
-    if frames:
-        late = [frame for frame in frames if frame >= count]
-        if late:
-            raise ValueError(f"frame {late[0]} does not exist: the video has the frames 0 to {count - 1}.")
-        shown = detailed = list(dict.fromkeys(frames))
-    else:
-        hard = select_hard_frames(_difficulty(traces, truth), HARD_FRAMES)
-        if not hard:
-            raise ValueError(
-                "The target is visible in no frame after the first: there is nothing to explain."
-            )
-        shown, detailed = sorted(hard), sorted(hard[:DETAILED])
+    late = [frame for frame in frames if frame >= count]
+    if late:
+        raise ValueError(f"frame {late[0]} does not exist: the video has the frames 0 to {count - 1}.")
+    hard = select_hard_frames(_difficulty(traces, truth), HARD_FRAMES)
+    detailed = sorted(set(frames or hard[:DETAILED]))
+    if not detailed:
+        raise ValueError("The target is visible in no frame after the first: there is nothing to explain.")
+    shown = sorted({*hard, *frames})
     unused = sorted(set(distractors) - set(detailed))
     if unused:
         raise ValueError(

@@ -16,6 +16,7 @@ from correlation_aware.tracking.draw import draw_box
 from correlation_aware.tracking.video import Frame
 
 __all__ = [
+    "REGION",
     "SCALE",
     "TRUTH",
     "Row",
@@ -30,6 +31,7 @@ __all__ = [
 
 SCALE = 1.25  # pixels of a PNG over those of its place on the page
 TRUTH = (250, 250, 250)
+REGION = (110, 185, 255)
 INK, FAINT = "#1d1f24", "#60646c"
 GAP, LINE = 10, 17  # between tiles, and height of a line of text
 LABELS = {  # name, color, marker; the colors of the paper, and markers for color-blind readers
@@ -103,7 +105,7 @@ def paste_heat(frame: Frame, scores: ArrayLike, crop: Crop) -> Frame:
     image = frame.copy()
     if bottom > top and right > left:
         image[top:bottom, left:right] = region[top - crop.y : bottom - crop.y, left - crop.x : right - crop.x]
-    return draw_box(image, (crop.x, crop.y, crop.side, crop.side), (190, 190, 200), thickness=1)
+    return draw_box(image, (crop.x, crop.y, crop.side, crop.side), REGION, thickness=1)
 
 
 def mark_location(image: Frame, x: float, y: float) -> Frame:

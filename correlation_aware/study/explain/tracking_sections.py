@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from correlation_aware.study.explain.measures import find_failures
 from correlation_aware.study.explain.page import Figure, Section, Table
 from correlation_aware.study.explain.pictures import (
+    REGION,
     TRUTH,
     Row,
     Tile,
@@ -80,7 +81,7 @@ def score_maps(scene: Scene, frame: int) -> Section:
     png = draw_tiles([Row("", tiles)], 540 if len(tiles) < 3 else 400)
     alt = f"Frame {frame} with the score map in the search region. {'; '.join(alts)}."
     caption = (
-        "Inside the gray square, the search region: gray image, scores from black (0) to yellow (1). "
+        "Inside the thin blue square, the search region: gray image, scores from black (0) to yellow (1). "
         "Colored: tracked box" + ("; thin and white: true box." if scene.true_box(frame) is not None else ".")
     )
     return Section(f"Frame {frame}: score maps", [], [Figure(f"frame_{frame:05d}_scores", png, alt, caption)])
@@ -95,7 +96,7 @@ def response_maps(scene: Scene, frames: Sequence[int], chosen: bool) -> Section:
             scores, crop = trace.response(frame)
             image = heat_over_image(crop.cut(scene.frames[frame], 192), scores, smooth=True)
             scale = 192 / crop.side
-            boxes = [(trace.results[frame].box, target_color(i), 2), (scene.true_box(frame), TRUTH, 1)]
+            boxes = [(scene.true_box(frame), TRUTH, 1), (trace.results[frame].box, target_color(i), 2)]
             for box, color, thickness in boxes:
                 if box is not None:
                     x, y, w, h = (float(value) for value in box)
@@ -104,7 +105,8 @@ def response_maps(scene: Scene, frames: Sequence[int], chosen: bool) -> Section:
             tiles.append(Tile(image, f"frame {frame}", _describe(scene, trace, frame, short=True)))
         rows.append(Row(trace.name, tiles))
     by = "low overlap with the ground truth" if scene.truth is not None else "low scores"
-    text = "The frames that were asked for." if chosen else f"Hard frames: those with {by}, apart in time."
+    others = ", and those that were asked for" if chosen else ""
+    text = f"Hard frames: those with {by}, apart in time{others}."
     alt = f"Score maps over the search regions of {_names(scene.traces)} in the frames {_numbers(frames)}."
     caption = (
         "Search regions of each tracker. Colored: tracked box; thin and white: true box, if it is known."
@@ -129,9 +131,7 @@ def failures(scene: Scene) -> Section:
                 image = _enlarged(scene.frames[frame])
                 if trace.crops[frame] is not None:
                     crop = _scaled(trace.response(frame)[1], scene.frames[frame])
-                    image = draw_box(
-                        image, (crop.x, crop.y, crop.side, crop.side), (190, 190, 200), thickness=1
-                    )
+                    image = draw_box(image, (crop.x, crop.y, crop.side, crop.side), REGION, thickness=1)
                 image = _draw_boxes(image, scene, trace, i, frame, _factor(scene.frames[frame]))
                 tiles.append(Tile(image, f"frame {frame}", _describe(scene, trace, frame, short=True)))
             rows.append(Row(f"frames {start} to {end - 1}", tiles))
@@ -139,7 +139,7 @@ def failures(scene: Scene) -> Section:
         alt = f"Failures of {trace.name}: frames {', '.join(f'{a} to {b - 1}' for a, b in shown)}."
         caption = (
             f"{trace.name}: the frame before the failure, its first and middle frame, and the one after it. "
-            "Gray square: search region; colored: tracked box; thin and white: true box, if it is known."
+            "Thin and blue: search region; colored: tracked box; thin and white: true box, if it is known."
         )
         figures.append(Figure(f"failures_{file_stem(trace.name)}", draw_tiles(rows, 270), alt, caption))
     return Section("Failures", text, figures)
@@ -183,9 +183,10 @@ def _describe(scene: Scene, trace: Trace, frame: int, short: bool = False) -> st
 
 def _draw_boxes(image: Frame, scene: Scene, trace: Trace, index: int, frame: int, factor: int) -> Frame:
     box = [value * factor for value in trace.results[frame].box]
-    image = draw_box(image, box, target_color(index), dashed=trace.results[frame].lost)
     true = scene.true_box(frame)
-    return image if true is None else draw_box(image, list(true * factor), TRUTH, thickness=1)
+    if true is not None:
+        image = draw_box(image, list(true * factor), TRUTH, thickness=1)
+    return draw_box(image, box, target_color(index), dashed=trace.results[frame].lost)
 
 
 def _factor(frame: Frame) -> int:
