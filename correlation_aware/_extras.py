@@ -13,6 +13,7 @@ EXTRAS = {
     "onnxscript": "export",
     "openvino": "openvino",
     "peft": "lora",
+    "sklearn": "explain",
     "webdataset": "train",
     "yaml": "train",
 }

@@ -104,7 +104,7 @@ def test_an_extra_is_named_that_has_what_is_missing(monkeypatch):
     extras = settings["options.extras_require"]
     for module, extra in EXTRAS.items():
         packages = {re.split("[<>=]", line)[0] for line in extras[extra].split()}
-        assert {"yaml": "pyyaml"}.get(module, module) in packages
+        assert {"yaml": "pyyaml", "sklearn": "scikit-learn"}.get(module, module) in packages
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ModuleNotFoundError, match=rf"{module} is not installed: .*\[{extra}\]"):
             require("json", module)

@@ -1,4 +1,4 @@
-"""The command line: `correlation-aware track | demo | models | export | weights | train | eval | bench`.
+"""The command line: `correlation-aware track | demo | explain | models | export | weights | train | ...`.
 
 Each command is the file of its name. Options that several commands share, such as --model, --weights,
 --device and --runtime, are in `_common.py`. Only this package writes to the terminal.
@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from correlation_aware.cli import bench, demo, eval, export, models, track, train, weights
+from correlation_aware.cli import bench, demo, eval, explain, export, models, track, train, weights
 from correlation_aware.cli._common import Command
 from correlation_aware.cli._messages import error_console, print_messages
 
@@ -17,6 +17,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("track", cls=Command)(track.track)
 app.command("demo")(demo.demo)
+app.command("explain")(explain.explain)
 app.command("models")(models.models)
 app.command("export", cls=Command)(export.export)
 app.add_typer(weights.app, name="weights")

@@ -29,7 +29,9 @@ __all__ = [
     "Weights",
     "console",
     "load_tracker",
+    "parse_box",
     "parse_depth_range",
+    "parse_numbers",
     "progress_bar",
     "track_progress",
 ]
@@ -119,6 +121,41 @@ def load_tracker(
     else:
         console.print(f"{tracker.name} with the weights {escape(tracker.weights_name)}")
     return tracker
+
+
+def parse_numbers(text: str, option: str, form: str, example: str) -> tuple[float, ...]:
+    """The numbers of an option, separated by commas.
+
+    Args:
+        text: Value of the option.
+        option: Name of the option for messages.
+        form: Names of the numbers, such as `x,y`.
+        example: A valid value for messages.
+
+    Raises:
+        ValueError: Something else than one number for each name.
+    """
+    count = form.count(",") + 1
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        names = {2: "two", 4: "four", 5: "five"}
+        raise ValueError(
+            f"{option} {text!r} is not {form}: {names[count]} numbers in pixels, such as {example}"
+        )
+    return numbers
+
+
+def parse_box(text: str) -> tuple[float, float, float, float]:
+    """The box of --box.
+
+    Raises:
+        ValueError: Not four numbers.
+    """
+    x, y, w, h = parse_numbers(text, "--box", "x,y,w,h", "120,80,64,48")
+    return x, y, w, h
 
 
 def parse_depth_range(text: str | None) -> tuple[float, float] | None:

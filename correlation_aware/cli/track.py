@@ -22,6 +22,7 @@ from correlation_aware.cli._common import (
     Weights,
     console,
     load_tracker,
+    parse_box,
     parse_depth_range,
     progress_bar,
 )
@@ -93,7 +94,7 @@ def track(
     there, 1 error, such as a wrong --box or --runtime (no file is written), 2
     an unknown or missing option, 130 Ctrl-C.
     """
-    targets = [_parse_box(text) for text in box or ()]
+    targets = [parse_box(text) for text in box or ()]
     if not targets and not select:
         raise typer.BadParameter(
             "give --box X,Y,W,H for each target, or --select to draw them with the mouse"
@@ -216,16 +217,6 @@ def _select_targets(window: _Window, tracking: "Tracking", results: "FrameResult
         raise ValueError("no box was drawn; draw one and press Enter, or use --box X,Y,W,H")
     numbers = tracking.add(boxes)
     return replace(results, targets=tuple(TrackResult(box, 1.0, False, n) for box, n in zip(boxes, numbers)))
-
-
-def _parse_box(text: str) -> Box:
-    try:
-        x, y, w, h = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--box {text!r} is not x,y,w,h: four numbers in pixels, such as 120,80,64,48"
-        ) from None
-    return x, y, w, h
 
 
 def _check_paths(source: str, output: Path | None, boxes: Path | None) -> None:

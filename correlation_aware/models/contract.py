@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils import _pytree as pytree
 
+from correlation_aware.models.attention_maps import AttentionMap
+
 __all__ = [
     "SIZES_ARE_FIXED",
     "FeatureNet",
@@ -370,6 +372,29 @@ class TwoInputModel(nn.Module):
         if any(i != last for i in chosen):
             raise ValueError(f"indices={indices!r}: {type(self).__name__} gives level {last} alone.")
         return [self(template, search) for _ in chosen]
+
+    def attention_maps(self, template: Tensor | TemplateState, search: Tensor) -> list[AttentionMap]:
+        """Attention weights of every block, in the order of the network, for a look at what it does.
+
+        The ordinary forward pass does not compute them, and is not changed. They need memory: of every block
+        heads x queries x keys numbers.
+
+        Args:
+            template: As in `forward`. With a state there are no maps of the blocks that `encode_template`
+                runs.
+            search: As in `forward`.
+
+        Returns:
+            For every block and image a map, that of the template first.
+
+        Raises:
+            ValueError: As in `forward`.
+            NotImplementedError: The network has no attention whose weights are known.
+        """
+        raise NotImplementedError(
+            f"This {type(self).__name__} has no attention maps. Networks with attention are sbt_*, "
+            "supersbt_*, onestream_vit_* and siam_* with neck='cross_attention', such as siam_lite0_ca."
+        )
 
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
         """Removes what the levels `indices` do not need. By default nothing is removed."""

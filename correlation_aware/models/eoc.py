@@ -16,12 +16,20 @@ the layer's weights in place of the call, but only where `can_bypass` says that 
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from correlation_aware.models.attention_maps import (
+    AttentionMap,
+    ImageName,
+    TokenGrid,
+    softmax_weights,
+    watch_calls,
+)
 from correlation_aware.ops import (
     Shape,
     add_norm,
@@ -43,6 +51,7 @@ __all__ = [
     "Mlp",
     "PatchEmbed",
     "concat_streams",
+    "eoc_attention_maps",
     "init_weights",
 ]
 
@@ -163,6 +172,33 @@ class EoCAttention(nn.Module):
         mixed = eoc_attention(q, kv, self.heads, query_shapes, reduced_shapes, cross)
         return apply_linear(self.proj, mixed)
 
+    def weights(
+        self,
+        queries: Tensor,
+        query_shapes: Sequence[Shape],
+        sources: Tensor,
+        source_shapes: Sequence[Shape],
+        cross: bool,
+    ) -> list[tuple[Tensor, Shape]]:
+        """Attention weights of `forward`: per stream (B, heads, queries, keys), and the shape of the keys.
+
+        Raises:
+            NotImplementedError: A derived class with another `forward`, and without `weights` of its own.
+        """
+        if type(self).forward is not EoCAttention.forward:
+            raise NotImplementedError(f"{type(self).__name__} has no attention maps.")
+        reduced, shapes = self.reduce_kv(sources, source_shapes)
+        q = _split_heads(apply_linear(self.q, queries), self.heads, query_shapes)
+        k = _split_heads(apply_linear(self.kv, reduced).chunk(2, dim=1)[0], self.heads, shapes)
+        if cross:
+            k, shapes = k[::-1], shapes[::-1]
+        return [(softmax_weights(qi, ki), shape) for qi, ki, shape in zip(q, k, shapes)]
+
+
+def _split_heads(tokens: Tensor, heads: int, shapes: Sequence[Shape]) -> list[Tensor]:
+    """Packed tokens (T, C) -> per stream (B, heads, N, C / heads)."""
+    return [m.flatten(1, 2).unflatten(2, (heads, -1)).transpose(1, 2) for m in unpack(tokens, shapes)]
+
 
 def join_streams(tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
     """Packed tokens of two streams as one stream, in which the tokens of a pair follow each other."""
@@ -256,6 +292,66 @@ class EoCBlock(nn.Module):
         tokens, normed = add_norm(self.norm2, tokens, self.drop_path(residual, query_shapes))
         residual = self.drop_path(self.mlp(normed, query_shapes), query_shapes)
         return tokens, residual, query_shapes
+
+    def attention_weights(
+        self, tokens: Tensor, residual: Tensor | None, shapes: list[Shape]
+    ) -> list[tuple[Tensor, list[tuple[int, Shape]]]]:
+        """Attention weights of `forward` with the same arguments.
+
+        Returns:
+            For every stream (B, heads, queries, keys), and of the keys the numbers of their streams and their
+            shapes.
+
+        Raises:
+            NotImplementedError: A form of attention whose weights are not known.
+        """
+        if not hasattr(self.attn, "weights"):
+            raise NotImplementedError(f"{type(self.attn).__name__} has no attention maps.")
+        normed = add_norm(self.norm1, tokens, residual)[1]
+        if self.keys == "both" and len(shapes) == 2:
+            both, joined = join_streams(normed, shapes)
+            (weights, _), *_ = self.attn.weights(both, joined, both, joined, cross=False)
+            rows = weights.split([h * w for _, h, w in shapes], dim=2)
+            return [(part, list(enumerate(shapes))) for part in rows]
+        streams = [1, 0] if self.cross and len(shapes) == 2 else list(range(len(shapes)))
+        weights_of = self.attn.weights(normed, shapes, normed, shapes, self.cross)
+        return [(weights, [(stream, shape)]) for (weights, shape), stream in zip(weights_of, streams)]
+
+
+def eoc_attention_maps(net: Any, template: Any, search: Tensor) -> list[AttentionMap]:
+    """The `attention_maps` of a network whose attention is in EoC blocks."""
+    calls: dict[str, list[AttentionMap]] = {name: [] for name, _ in net.named_modules()}
+    single: ImageName = "template"  # image of a call with one stream
+
+    def record(name: str, block: EoCBlock, arguments: tuple[Any, ...], _: Any) -> None:
+        tokens, residual, shapes = arguments[:3]
+        images: list[ImageName] = ["template", "search"] if len(shapes) == 2 else [single]
+        ratio = block.attn.sr_ratio
+        for i, (weights, keys) in enumerate(block.attention_weights(tokens, residual, shapes)):
+            grids = []
+            for stream, (_, height, width) in keys:
+                full = shapes[stream][1:]
+                extent = (height * ratio / full[0], width * ratio / full[1]) if ratio > 1 else (1.0, 1.0)
+                grids.append(TokenGrid(images[stream], (height, width), extent))
+            calls[name].append(AttentionMap(name, TokenGrid(images[i], shapes[i][1:]), tuple(grids), weights))
+
+    with watch_calls(net, EoCBlock, record):
+        state = net.state_of(template)
+        single = "search"
+        net.forward_features(state, search)
+    return [m for maps in calls.values() for m in _name_images(maps)]
+
+
+def _name_images(maps: list[AttentionMap]) -> list[AttentionMap]:
+    """The maps of one block. Of two search images of the same block, the first is the template.
+
+    A neck after an embedded backbone gets the template's features together with the search image's.
+    """
+    if len(maps) == 2 and all(m.queries.image == "search" and m.kind == "self" for m in maps):
+        first = maps[0]
+        keys = tuple(replace(grid, image="template") for grid in first.keys)
+        maps[0] = replace(first, queries=replace(first.queries, image="template"), keys=keys)
+    return maps
 
 
 def concat_streams(template: Tensor, search: Tensor) -> tuple[Tensor, list[Shape]]:

@@ -28,6 +28,7 @@ from timm.models import FeatureInfo, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from correlation_aware.models.attention_maps import AttentionMap
 from correlation_aware.models.contract import (
     Sizes,
     TemplateState,
@@ -42,6 +43,7 @@ from correlation_aware.models.eoc import (
     EoCBlock,
     PatchEmbed,
     concat_streams,
+    eoc_attention_maps,
     init_weights,
 )
 from correlation_aware.models.registry import (
@@ -457,6 +459,10 @@ class SBT(StagedNetwork, TwoInputModel):
             maps = output if isinstance(output, tuple) else (output,)
             outputs += tapped
         return outputs
+
+    def attention_maps(self, template: Tensor | TemplateState, search: Tensor) -> list[AttentionMap]:
+        """See `TwoInputModel.attention_maps`."""
+        return eoc_attention_maps(self, template, search)
 
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
         """Removes the stages after the last of `indices`.

@@ -28,6 +28,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from correlation_aware.models.attention_maps import AttentionMap
 from correlation_aware.models.contract import (
     Sizes,
     TemplateState,
@@ -37,7 +38,7 @@ from correlation_aware.models.contract import (
     make_state,
     prefix_groups,
 )
-from correlation_aware.models.eoc import EoCBlock, Keys, concat_streams, init_weights
+from correlation_aware.models.eoc import EoCBlock, Keys, concat_streams, eoc_attention_maps, init_weights
 from correlation_aware.models.registry import (
     near_names,
     refuse_arguments,
@@ -544,6 +545,16 @@ class SiameseNet(TwoInputModel):
         """
         z, x = self._forward_pair(template, search, search_only=False)
         return z, x
+
+    def attention_maps(self, template: Tensor | TemplateState, search: Tensor) -> list[AttentionMap]:
+        """See `TwoInputModel.attention_maps`; attention inside a backbone of timm is not included.
+
+        Raises:
+            NotImplementedError: Neither backbone nor neck has EoC blocks.
+        """
+        if not any(isinstance(module, EoCBlock) for module in self.modules()):
+            return super().attention_maps(template, search)
+        return eoc_attention_maps(self, template, search)
 
     def _encode(self, maps: Sequence[Tensor]) -> list[Tensor]:
         return [t for neck, features in zip(self.necks, maps) for t in neck.encode(features)]

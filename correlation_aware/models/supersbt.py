@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from correlation_aware.models.attention_maps import AttentionMap, TokenGrid, softmax_weights, watch_calls
 from correlation_aware.models.contract import (
     Sizes,
     TemplateState,
@@ -121,6 +122,12 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, dim)
         return apply_linear(self.proj, mixed)
 
+    def weights(self, tokens: Tensor, batch: int) -> Tensor:
+        """Attention weights of `forward`: (B, heads, N, N)."""
+        qkv = apply_linear(self.qkv, tokens).view(batch, -1, 3, self.heads, tokens.shape[1] // self.heads)
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind()
+        return softmax_weights(q, k)
+
 
 class JointBlock(nn.Module):
     """Pre-norm transformer block over the tokens of templates and search image together.
@@ -155,6 +162,10 @@ class JointBlock(nn.Module):
             tokens = tokens.view(batch, -1, dim)[:, -queries:].reshape(-1, dim)
         tokens, normed = add_norm(self.norm2, tokens, self.attn(normed, batch, queries))
         return tokens, self.mlp(normed)
+
+    def attention_weights(self, tokens: Tensor, residual: Tensor | None, batch: int) -> Tensor:
+        """Attention weights of `forward` with the same arguments: (B, heads, N, N)."""
+        return self.attn.weights(add_norm(self.norm1, tokens, residual)[1], batch)
 
 
 class LocalStage(nn.Module):
@@ -375,6 +386,27 @@ class SuperSBT(TwoInputModel):
         tokens = self.norm(self.stages[2](self._join(state, x), queries=height * width))
         maps.append(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
         return [maps[i].contiguous() for i in chosen]
+
+    def attention_maps(self, template: Tensor | TemplateState, search: Tensor) -> list[AttentionMap]:
+        """See `TwoInputModel.attention_maps`; stages 1 and 2 have no attention."""
+        calls: list[tuple[str, Tensor]] = []
+
+        def record(name: str, block: JointBlock, arguments: tuple[Any, ...], _: Any) -> None:
+            calls.append((name, block.attention_weights(*arguments[:3])))
+
+        state = self._checked_state(template)
+        with watch_calls(self, JointBlock, record):
+            self.forward_features(state, search)
+        grids = (
+            TokenGrid("template", (len(state) * state[0].shape[1], state[0].shape[2])),
+            TokenGrid("search", (search.shape[2] // PATCH, search.shape[3] // PATCH)),
+        )
+        lengths = [len(grid) for grid in grids]
+        return [
+            AttentionMap(name, grid, grids, rows)
+            for name, weights in calls
+            for grid, rows in zip(grids, weights.split(lengths, dim=2))
+        ]
 
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
         """Removes nothing: the last stage is needed in any case.

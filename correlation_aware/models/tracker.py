@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from correlation_aware.models.attention_maps import AttentionMap
 from correlation_aware.models.contract import (
     SIZES_ARE_FIXED,
     Sizes,
@@ -121,6 +122,10 @@ class TrackModel(nn.Module):
                 "TrackOutput(logits, scores, boxes) of correlation_aware."
             )
         return output
+
+    def attention_maps(self, template: Tensor | TemplateState, search: Tensor) -> list[AttentionMap]:
+        """See `TwoInputModel.attention_maps`."""
+        return self.backbone.attention_maps(template, search)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See `TwoInputModel.set_grad_checkpointing`."""

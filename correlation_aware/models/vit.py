@@ -26,6 +26,7 @@ from timm.layers import DropPath, resample_patch_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from correlation_aware.models.attention_maps import AttentionMap, TokenGrid, softmax_weights, watch_calls
 from correlation_aware.models.contract import (
     Sizes,
     TemplateState,
@@ -149,6 +150,12 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, keys, values).transpose(1, 2).flatten(2)
         return apply_linear(self.proj, mixed), (k, v), kept
 
+    def weights(self, tokens: Tensor, memory: Tensor | None) -> Tensor:
+        """Attention weights of `forward`: (B, heads, N, M + N), with a memory of M tokens, else M = 0."""
+        qkv = apply_linear(self.qkv, tokens).unflatten(2, (3, self.heads, -1))
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return softmax_weights(q, k if memory is None else torch.cat([memory[:, 0], k], dim=2))
+
     def search_attention(self, q: Tensor, k: Tensor, template: Grid) -> Tensor:
         """How much the template attends to each search token: (B, heads, N, d) twice -> (B, N_search)."""
         height, width = template
@@ -220,6 +227,10 @@ class Block(nn.Module):
             tokens = torch.cat([tokens[:, :count], search], dim=1) if count else search
         tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
         return tokens, keys_values, kept
+
+    def attention_weights(self, tokens: Tensor, memory: Tensor | None = None) -> Tensor:
+        """Attention weights of `forward` with the same arguments, see `Attention.weights`."""
+        return self.attn.weights(self.norm1(tokens), memory)
 
 
 class OneStreamViT(TwoInputModel):
@@ -338,6 +349,35 @@ class OneStreamViT(TwoInputModel):
             For every elimination (B, K) positions, row * width + column, in the order of falling attention.
         """
         return self._forward_pair(self.state_of(template), search)[2]
+
+    def attention_maps(self, template: Tensor | TemplateState, search: Tensor) -> list[AttentionMap]:
+        """See `TwoInputModel.attention_maps`."""
+        calls: list[tuple[str, Tensor, bool, Tensor | None]] = []
+        positions: Tensor | None = None  # (B, K) of the search tokens that are left
+
+        def record(name: str, block: Block, arguments: tuple[Any, ...], output: Any) -> None:
+            nonlocal positions
+            tokens, _, memory, *_ = (*arguments, None, None)
+            calls.append((name, block.attention_weights(tokens, memory), memory is not None, positions))
+            if output[2] is not None:
+                positions = output[2] if positions is None else positions.gather(1, output[2])
+
+        with watch_calls(self, Block, record):
+            state = self.state_of(template)
+            self.forward_features(state, search)
+        z = TokenGrid("template", (state[-1].shape[1], state[-1].shape[2]))
+        x = TokenGrid("search", (search.shape[2] // PATCH, search.shape[3] // PATCH))
+        maps: list[AttentionMap] = []
+        for name, weights, has_memory, kept in calls:
+            if kept is not None:
+                for dim in (2, 3):
+                    weights = _spread(weights, kept, len(z), len(x), dim)
+            queries, keys = ((z, x), (z, x)) if self.config.template_attends == "both" else ((z,), (z,))
+            if has_memory:
+                queries, keys = (x,), (z, x)
+            rows = weights.split([len(grid) for grid in queries], dim=2)
+            maps += [AttentionMap(name, grid, keys, part) for grid, part in zip(queries, rows)]
+        return sorted(maps, key=lambda m: int(m.block.rpartition(".")[2]))
 
     def prune_intermediate_layers(self, indices: Sequence[int]) -> None:
         """Removes the blocks after the last of `indices`, and the final norm with the last block."""
@@ -487,6 +527,25 @@ def _put_back(tokens: Tensor, positions: Tensor, grid: Sequence[int]) -> Tensor:
     """(B, K, C) tokens at their positions (B, K) among H * W, zeros elsewhere."""
     zeros = tokens.new_zeros(tokens.shape[0], grid[0] * grid[1], tokens.shape[2])
     return zeros.scatter(1, positions[:, :, None].expand(-1, -1, tokens.shape[2]), tokens)
+
+
+def _spread(weights: Tensor, positions: Tensor, first: int, count: int, dim: int) -> Tensor:
+    """Puts the rows or columns of search tokens, which follow `first` others, at their positions.
+
+    Args:
+        weights: (B, heads, first + K, first + K); one of the two may be first + count already.
+        positions: (B, K).
+        first: Number of template tokens.
+        count: Number of search tokens of the whole image.
+        dim: 2 for rows, 3 for columns.
+
+    Returns:
+        The weights, with first + count along `dim` and 0 where there is no token.
+    """
+    start, rest = weights.split([first, positions.shape[1]], dim)
+    index = positions[:, None, :, None] if dim == 2 else positions[:, None, None, :]
+    shape = (*rest.shape[:dim], count, *rest.shape[dim + 1 :])
+    return torch.cat([start, rest.new_zeros(shape).scatter(dim, index.expand_as(rest), rest)], dim)
 
 
 def _as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:

@@ -26,6 +26,7 @@ __all__ = [
     "DECODES",
     "DEFAULT_MODEL",
     "Candidate",
+    "Response",
     "Timings",
     "TrackResult",
     "Tracker",
@@ -132,6 +133,22 @@ class Candidate:
     score: float
 
 
+@dataclass(frozen=True)
+class Response:
+    """Predictions of the model in the latest frame, before the choice of a location.
+
+    Attributes:
+        crops: Search region of each of N targets.
+        scores: (N, H, W) scores of all locations in 0..1, on the model's device. The next update of a tracker
+            with the runtime `cudagraph` overwrites them: clone them to keep them.
+        boxes: (N, 4, H, W) boxes of all locations, cxcywh in 0..1 of the search region; likewise.
+    """
+
+    crops: list[Crop]
+    scores: Tensor
+    boxes: Tensor
+
+
 @dataclass
 class Timings:
     """Seconds spent since `init`, summed over frames.
@@ -166,6 +183,8 @@ class Tracker:
         weights_name: Name of the weights for display; `random` for random ones, `unknown` of a model that
             `create_model` did not make.
         timings: Seconds spent since `init`.
+        response: Score maps and boxes of the latest update; None before the first one, and after a change of
+            the targets.
         device: Device of the model.
 
     Raises:
@@ -200,6 +219,7 @@ class Tracker:
         self.name: str = config_of_model["architecture"]
         self.weights_name = model.weights_name
         self.timings = Timings()
+        self.response: Response | None = None
         self.device = session.device
         self._sizes = model.sizes
         own = self.config.box_vote
@@ -213,7 +233,6 @@ class Tracker:
         self._next_target = 0  # also the number of targets so far
         self._many = False
         self._warned = False
-        self._latest: tuple[list[Crop], Tensor, Tensor] | None = None  # crops, score maps, boxes of a frame
 
     @property
     def model(self) -> TrackModel:
@@ -253,7 +272,7 @@ class Tracker:
         self.session.set_template(self._template_pixels(frame, boxes))
         self._boxes, self._many, self._warned = boxes, np.ndim(box) == 2, False
         self._targets, self._next_target = tuple(range(len(boxes))), len(boxes)
-        self._latest = None
+        self.response = None
         self.timings = Timings()
 
     @torch.inference_mode()
@@ -276,7 +295,7 @@ class Tracker:
         new = tuple(range(self._next_target, self._next_target + len(boxes)))
         self._boxes = np.concatenate([self._boxes, boxes])
         self._targets, self._next_target = (*self._targets, *new), self._next_target + len(boxes)
-        self._many, self._latest = True, None
+        self._many, self.response = True, None
         return new
 
     def remove(self, target: int) -> None:
@@ -294,7 +313,7 @@ class Tracker:
         kept = [i for i, number in enumerate(self._targets) if number != target]
         self.session.keep_templates(kept)
         self._boxes, self._targets = self._boxes[kept], tuple(self._targets[i] for i in kept)
-        self._many, self._latest = True, None
+        self._many, self.response = True, None
 
     @torch.inference_mode()
     def update(self, frame: NDArray[np.uint8]) -> TrackResult | list[TrackResult]:
@@ -322,13 +341,13 @@ class Tracker:
         timestamps = [self._timestamp()]
         boxes = [clip_box(b, height, width, self.config.margin) for b in self._boxes]
         crops = [Crop.around(b, self._sizes.search_factor) for b in boxes]
-        pixels = self._pixels(frame, crops, self._sizes.search_size)
+        pixels = self.images(frame, crops, self._sizes.search_size)
         timestamps.append(self._timestamp())
         score_map, box_map = self.session(pixels)
         timestamps.append(self._timestamp())
+        self.response = Response(crops, score_map, box_map)
         sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
         previous = to_device(torch.from_numpy(sizes), self.device)
-        self._latest = crops, score_map, box_map
         scores, crop_boxes = self._select(score_map, box_map, previous)
         valid = np.isfinite(scores) & np.isfinite(crop_boxes).all(axis=1)
         self._boxes = np.stack(
@@ -380,13 +399,13 @@ class Tracker:
         """
         if count < 1:
             raise ValueError(f"count={count} must be at least 1.")
-        if self._latest is None:
+        if self.response is None:
             raise RuntimeError("There are no candidates yet: call update(frame) first.")
-        crops, scores, boxes = self._latest
-        scores, boxes = scores.float().flatten(1).cpu(), boxes.float().flatten(2).cpu()  # N, L and N, 4, L
+        latest = self.response
+        scores, boxes = latest.scores.float().flatten(1).cpu(), latest.boxes.float().flatten(2).cpu()
         return [
             [Candidate(_as_tuple(crop.to_frame(b[:, i].numpy())), float(s[i])) for i in distinct(b, s, count)]
-            for crop, s, b in zip(crops, scores, boxes)
+            for crop, s, b in zip(latest.crops, scores, boxes)
         ]
 
     @torch.inference_mode()
@@ -432,12 +451,21 @@ class Tracker:
         self.session.update_template(self._template_pixels(frame, boxes), chosen)
 
     def _template_pixels(self, frame: NDArray[np.uint8], boxes: NDArray[np.float64]) -> Tensor:
-        """Template images around boxes, as `_pixels`."""
+        """Template images around boxes, as `images`."""
         crops = [Crop.around(box, self._sizes.template_factor) for box in boxes]
-        return self._pixels(frame, crops, self._sizes.template_size)
+        return self.images(frame, crops, self._sizes.template_size)
 
-    def _pixels(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
-        """Crops as normalized network input (N, in_chans, size, size), on the model's device."""
+    def images(self, frame: NDArray[np.uint8], crops: list[Crop], size: int) -> Tensor:
+        """The images that the model gets of crops of a frame.
+
+        Args:
+            frame: uint8 RGB (H, W, 3).
+            crops: N crops.
+            size: Side of the images in pixels: `template_size` or `search_size` of the model's `sizes`.
+
+        Returns:
+            (N, in_chans, size, size), normalized, on the model's device.
+        """
         if self._crops_on_device:
             pixels = crop_resize(*upload_region(frame, crops, self.device), size)
         else:

@@ -1,0 +1,1 @@
+"""Studies of what networks do, after the paper's."""
