@@ -160,7 +160,7 @@ def test_a_template_correlated_with_itself(overrides):
     assert features.is_contiguous()
 
 
-@pytest.mark.parametrize("attention", ["spatial_reduction", "global", "pooled"])
+@pytest.mark.parametrize("attention", ["spatial_reduction", "global", "pooled"])  # more in test_attention.py
 @pytest.mark.parametrize("position", ["conv", "absolute", "none"])
 @pytest.mark.parametrize("patch_embed", ["overlap", "patchify"])
 def test_every_choice_of_the_study_runs_and_trains(attention, position, patch_embed):

@@ -35,7 +35,6 @@ from correlation_aware.ops import (
 )
 
 __all__ = [
-    "Attention",
     "DropPath",
     "EoCAttention",
     "EoCBlock",
@@ -46,7 +45,6 @@ __all__ = [
     "init_weights",
 ]
 
-Attention = Literal["spatial_reduction", "global", "pooled"]
 Keys = Literal["other", "both"]
 STANDARD = ((3, 3), (1, 1), (1, 1), (1, 1), "zeros")  # what dwconv_gelu computes, see _geometry
 
@@ -191,12 +189,12 @@ class EoCBlock(nn.Module):
         heads: Attention heads.
         cross: Whether it is an EoC-CA block.
         keys: Keys of an EoC-CA block: `other`, the tokens of the other image, as in SBT; or `both`, the
-            tokens of both images, without spatial reduction.
+            tokens of both images, without a reduction of keys.
         mlp_ratio: Hidden width of the MLP over `dim`.
-        sr_ratio: Side of the square of tokens that spatial reduction turns into one key.
-        attention: Form of the attention, see `SBTConfig`.
+        relu: ReLU before the depth-wise convolution, see `Mlp`.
         conv: Depth-wise convolution in the MLP, the position encoding.
         drop_path: Probability that a residual is dropped in training.
+        attn: Attention, such as those of `models/attention.py`; None for global attention.
     """
 
     def __init__(
@@ -205,21 +203,21 @@ class EoCBlock(nn.Module):
         heads: int,
         cross: bool,
         mlp_ratio: float = 4.0,
-        sr_ratio: int = 1,
-        attention: Attention = "spatial_reduction",
+        relu: bool = False,
         conv: bool = True,
         drop_path: float = 0.0,
         keys: Keys = "other",
+        attn: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if keys == "both" and (sr_ratio > 1 or attention == "pooled"):
-            raise ValueError(f"keys='both' has no reduction of keys: not sr_ratio={sr_ratio}, {attention!r}.")
+        if keys == "both" and attn is not None:
+            raise ValueError("keys='both' is for global attention, the default: leave out attn.")
         self.cross = cross
         self.keys = keys if cross else "other"
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = EoCAttention(dim, heads, sr_ratio, attention)
+        self.attn = EoCAttention(dim, heads, 1, "global") if attn is None else attn
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), conv, relu=attention == "pooled")
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), conv, relu)
         self.drop_path = DropPath(drop_path)
 
     def forward(
