@@ -461,7 +461,10 @@ def test_bad_input_says_what_is_wrong():
         ({"name": "sbt_base", "heads": (1, 2, 3)}, "320 is not by 3"),
         ({"name": "sbt_base", "cross_blocks": ((), (), (10,))}, r"must be in 0\.\.9"),
         ({"name": "sbt_base", "cross_blocks": ((), (), ())}, "no EoC-CA block"),
-        ({"name": "sbt_base", "attention": "window"}, "is not one of spatial_reduction, global, pooled"),
+        (
+            {"name": "sbt_base", "attention": "window"},
+            "is not one of spatial_reduction, depthwise_reduction, global, pooled",
+        ),
         ({"name": "sbt_base_track", "features_only": True}, "Take 'sbt_base'"),
         ({"name": "sbt_base_cls", "cross_blocks": ((), (), (1,), ())}, "a classifier has one stream"),
         ({"name": "sbt_light", "pretrained": True}, "sbt_light"),

@@ -1,4 +1,4 @@
-"""The command line: `correlation-aware track | demo | models | export | weights | train | eval | bench`.
+"""The command line: `correlation-aware track | demo | models | export | weights | train | eval | ...`.
 
 Each command is the file of its name. Options that several commands share, such as --model, --weights,
 --device and --runtime, are in `_common.py`. Only this package writes to the terminal.
@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from correlation_aware.cli import bench, demo, eval, export, models, track, train, weights
+from correlation_aware.cli import bench, demo, eval, export, models, study, track, train, weights
 from correlation_aware.cli._common import Command
 from correlation_aware.cli._messages import error_console, print_messages
 
@@ -22,6 +22,7 @@ app.command("export", cls=Command)(export.export)
 app.add_typer(weights.app, name="weights")
 app.add_typer(train.app, name="train")
 app.add_typer(eval.app, name="eval")
+app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 for with_former_options in (train.app, eval.app, bench.app):
     for command in with_former_options.registered_commands:
