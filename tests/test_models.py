@@ -160,7 +160,7 @@ def test_a_template_correlated_with_itself(overrides):
     assert features.is_contiguous()
 
 
-@pytest.mark.parametrize("attention", ["spatial_reduction", "global", "pooled"])
+@pytest.mark.parametrize("attention", ["spatial_reduction", "global", "pooled"])  # more in test_attention.py
 @pytest.mark.parametrize("position", ["conv", "absolute", "none"])
 @pytest.mark.parametrize("patch_embed", ["overlap", "patchify"])
 def test_every_choice_of_the_study_runs_and_trains(attention, position, patch_embed):
@@ -461,7 +461,10 @@ def test_bad_input_says_what_is_wrong():
         ({"name": "sbt_base", "heads": (1, 2, 3)}, "320 is not by 3"),
         ({"name": "sbt_base", "cross_blocks": ((), (), (10,))}, r"must be in 0\.\.9"),
         ({"name": "sbt_base", "cross_blocks": ((), (), ())}, "no EoC-CA block"),
-        ({"name": "sbt_base", "attention": "window"}, "is not one of spatial_reduction, global, pooled"),
+        (
+            {"name": "sbt_base", "attention": "window"},
+            "is not one of spatial_reduction, depthwise_reduction, global, pooled",
+        ),
         ({"name": "sbt_base_track", "features_only": True}, "Take 'sbt_base'"),
         ({"name": "sbt_base_cls", "cross_blocks": ((), (), (1,), ())}, "a classifier has one stream"),
         ({"name": "sbt_light", "pretrained": True}, "sbt_light"),

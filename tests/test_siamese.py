@@ -133,8 +133,8 @@ def test_keys_of_both_images(batch):
     alone, residual, left = block(tokens, None, shapes, True)
     assert left == shapes[1:]
     torch.testing.assert_close(unpack(alone + residual, left)[0], maps[1], rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="no reduction of keys"):
-        EoCBlock(8, 2, cross=True, sr_ratio=2, keys="both")
+    with pytest.raises(ValueError, match="leave out attn"):
+        EoCBlock(8, 2, cross=True, keys="both", attn=block.attn)
 
 
 @pytest.mark.parametrize("neck", NECKS)

@@ -1,4 +1,4 @@
-"""The command line: `correlation-aware track | demo | explain | models | export | weights | train | ...`.
+"""The command line: `correlation-aware track | demo | explain | study | models | export | ...`.
 
 Each command is the file of its name. Options that several commands share, such as --model, --weights,
 --device and --runtime, are in `_common.py`. Only this package writes to the terminal.
@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from correlation_aware.cli import bench, demo, eval, explain, export, models, track, train, weights
+from correlation_aware.cli import bench, demo, eval, explain, export, models, study, track, train, weights
 from correlation_aware.cli._common import Command
 from correlation_aware.cli._messages import error_console, print_messages
 
@@ -23,6 +23,7 @@ app.command("export", cls=Command)(export.export)
 app.add_typer(weights.app, name="weights")
 app.add_typer(train.app, name="train")
 app.add_typer(eval.app, name="eval")
+app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 for with_former_options in (train.app, eval.app, bench.app):
     for command in with_former_options.registered_commands:

@@ -307,6 +307,13 @@ class TwoInputModel(nn.Module):
         """The part that weights of an image classifier fit: by default the whole network."""
         return self
 
+    def feature_side(self, size: int) -> int:
+        """Height or width of the search features of an image of this height or width in pixels.
+
+        By default size / stride, rounded up. Heads are built for it.
+        """
+        return int(-(-size // self.feature_info.reduction()[-1]))
+
     def encode_template(self, template: Tensor) -> TemplateState:
         """All that does not depend on the search image.
 

@@ -43,7 +43,6 @@ from correlation_aware.ops import (
 )
 
 __all__ = [
-    "Attention",
     "DropPath",
     "EoCAttention",
     "EoCBlock",
@@ -55,7 +54,6 @@ __all__ = [
     "init_weights",
 ]
 
-Attention = Literal["spatial_reduction", "global", "pooled"]
 Keys = Literal["other", "both"]
 STANDARD = ((3, 3), (1, 1), (1, 1), (1, 1), "zeros")  # what dwconv_gelu computes, see _geometry
 
@@ -227,12 +225,12 @@ class EoCBlock(nn.Module):
         heads: Attention heads.
         cross: Whether it is an EoC-CA block.
         keys: Keys of an EoC-CA block: `other`, the tokens of the other image, as in SBT; or `both`, the
-            tokens of both images, without spatial reduction.
+            tokens of both images, without a reduction of keys.
         mlp_ratio: Hidden width of the MLP over `dim`.
-        sr_ratio: Side of the square of tokens that spatial reduction turns into one key.
-        attention: Form of the attention, see `SBTConfig`.
+        relu: ReLU before the depth-wise convolution, see `Mlp`.
         conv: Depth-wise convolution in the MLP, the position encoding.
         drop_path: Probability that a residual is dropped in training.
+        attn: Attention, such as those of `models/attention.py`; None for global attention.
     """
 
     def __init__(
@@ -241,21 +239,21 @@ class EoCBlock(nn.Module):
         heads: int,
         cross: bool,
         mlp_ratio: float = 4.0,
-        sr_ratio: int = 1,
-        attention: Attention = "spatial_reduction",
+        relu: bool = False,
         conv: bool = True,
         drop_path: float = 0.0,
         keys: Keys = "other",
+        attn: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if keys == "both" and (sr_ratio > 1 or attention == "pooled"):
-            raise ValueError(f"keys='both' has no reduction of keys: not sr_ratio={sr_ratio}, {attention!r}.")
+        if keys == "both" and attn is not None:
+            raise ValueError("keys='both' is for global attention, the default: leave out attn.")
         self.cross = cross
         self.keys = keys if cross else "other"
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = EoCAttention(dim, heads, sr_ratio, attention)
+        self.attn = EoCAttention(dim, heads, 1, "global") if attn is None else attn
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), conv, relu=attention == "pooled")
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), conv, relu)
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -305,7 +303,7 @@ class EoCBlock(nn.Module):
         Raises:
             NotImplementedError: A form of attention whose weights are not known.
         """
-        if not hasattr(self.attn, "weights"):
+        if not isinstance(self.attn, EoCAttention):
             raise NotImplementedError(f"{type(self.attn).__name__} has no attention maps.")
         normed = add_norm(self.norm1, tokens, residual)[1]
         if self.keys == "both" and len(shapes) == 2:
@@ -326,8 +324,10 @@ def eoc_attention_maps(net: Any, template: Any, search: Tensor) -> list[Attentio
     def record(name: str, block: EoCBlock, arguments: tuple[Any, ...], _: Any) -> None:
         tokens, residual, shapes = arguments[:3]
         images: list[ImageName] = ["template", "search"] if len(shapes) == 2 else [single]
+        rows = block.attention_weights(tokens, residual, shapes)
+        assert isinstance(block.attn, EoCAttention)  # or it would have raised
         ratio = block.attn.sr_ratio
-        for i, (weights, keys) in enumerate(block.attention_weights(tokens, residual, shapes)):
+        for i, (weights, keys) in enumerate(rows):
             grids = []
             for stream, (_, height, width) in keys:
                 full = shapes[stream][1:]

@@ -13,21 +13,24 @@ Where an entry point names no image sizes and crop factors, they are the default
 
 Up to the first EoC-CA block each image is processed alone, and the template's part of that is its cached
 state. From there on the tokens of both travel in one packed tensor through the blocks of `models/eoc.py`,
-which has attention, MLP, patch embedding and `DropPath`.
+which has attention, MLP, patch embedding and `DropPath`. Forms of attention that the paper compares are in
+`models/attention.py`.
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
+from timm.layers import build_sincos2d_pos_embed
 from timm.models import FeatureInfo, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from correlation_aware.models.attention import WINDOWS, AttentionForm, make_attention
 from correlation_aware.models.attention_maps import AttentionMap
 from correlation_aware.models.contract import (
     Sizes,
@@ -39,7 +42,6 @@ from correlation_aware.models.contract import (
     make_state,
 )
 from correlation_aware.models.eoc import (
-    Attention,
     EoCBlock,
     PatchEmbed,
     concat_streams,
@@ -58,6 +60,8 @@ from correlation_aware.ops import Shape, add_norm, pack, unpack
 
 __all__ = ["SBT", "SBTClassifier", "SBTConfig"]
 
+Position = Literal["conv", "absolute", "sinusoidal", "relative", "none"]
+Embedding = Literal["overlap", "overlap_unpadded", "patchify"]
 MIN_SIZE = 32  # pixels; below this the spatial reduction leaves no key
 
 
@@ -73,11 +77,20 @@ class SBTConfig:
         sr_ratios: Side of the square of tokens that spatial reduction turns into one key.
         strides: Stride of each stage's patch embedding.
         cross_blocks: 0-indexed positions of the EoC-CA blocks; every other block is EoC-SA.
-        attention: `spatial_reduction` as in SBT, `global` (every token is a key) or `pooled` (7 x 7 keys,
-            as PVTv2-Li).
-        position: `conv` (3 x 3 depth-wise convolution in the MLP), `absolute` (learned table, resized) or
-            `none`.
-        patch_embed: `overlap` (7 x 7, then 3 x 3) or `patchify` (kernel = stride).
+        attention: Form of the attention. Every token is a query; keys are, by form, `spatial_reduction`: a
+            token for each square of tokens, by a linear layer, as in SBT; `depthwise_reduction`: the same by
+            a depth-wise convolution, as in ResT; `global`: all tokens; `pooled`: 7 x 7 tokens, as in
+            PVTv2-Li; `local`: the tokens of the query's window; `shifted_window`: likewise, windows of every
+            other block being shifted. EoC-CA with windows needs template and search images of one size.
+        cross_attention: Form of the attention of EoC-CA blocks; None for that of `attention`.
+        window_size: Side of a window in tokens, of `local` and `shifted_window`.
+        position: Position encoding. `conv`: 3 x 3 depth-wise convolution in the MLP; `absolute`: learned
+            table for every stage, resized; `sinusoidal`: sines and cosines of the coordinates, for every
+            stage; `relative`: learned bias for every distance between query and key, in EoC-SA blocks, since
+            locations of two images have no distance; `none`.
+        patch_embed: `overlap`: convolutions with kernel 7, then 3; `overlap_unpadded`: the same without zero
+            padding, so that features are smaller than the image over the stride, see `sides`; `patchify`:
+            kernel = stride, a linear layer on patches.
         stage_norms: LayerNorm at the end of every stage (PVTv2) instead of the last one only (SBT).
         drop_path_rate: Stochastic depth of the last block; earlier blocks grow linearly from 0.
     """
@@ -89,9 +102,11 @@ class SBTConfig:
     sr_ratios: tuple[int, ...] = (8, 4, 2)
     strides: tuple[int, ...] = (4, 2, 1)
     cross_blocks: tuple[tuple[int, ...], ...] = ((), (), (1, 3, 5, 7, 9))
-    attention: Attention = "spatial_reduction"
-    position: Literal["conv", "absolute", "none"] = "conv"
-    patch_embed: Literal["overlap", "patchify"] = "overlap"
+    attention: AttentionForm = "spatial_reduction"
+    cross_attention: AttentionForm | None = None
+    window_size: int = 7
+    position: Position = "conv"
+    patch_embed: Embedding = "overlap"
     stage_norms: bool = False
     drop_path_rate: float = 0.0
 
@@ -113,12 +128,57 @@ class SBTConfig:
                     f"cross_blocks[{stage}]={blocks} must be in 0..{depth - 1}, the blocks of that stage."
                 )
         for name, options in (
-            ("attention", ("spatial_reduction", "global", "pooled")),
-            ("position", ("conv", "absolute", "none")),
-            ("patch_embed", ("overlap", "patchify")),
+            ("attention", get_args(AttentionForm)),
+            ("cross_attention", (None, *get_args(AttentionForm))),
+            ("position", get_args(Position)),
+            ("patch_embed", get_args(Embedding)),
         ):
             if getattr(self, name) not in options:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(options)}.")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, options))}."
+                )
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Raises ValueError for values that exclude each other, or that would have no effect."""
+        if self.position == "relative" and self.attention in ("pooled", "depthwise_reduction"):
+            raise ValueError(
+                f"position='relative' is not defined for attention={self.attention!r}, whose keys overlap or "
+                "have no fixed distance. Take spatial_reduction, global, local or shifted_window."
+            )
+        if self.position == "sinusoidal" and any(dim % 4 for dim in self.dims):
+            raise ValueError(
+                f"position='sinusoidal' needs dims={self.dims} that 4 divides: sine and cosine of two axes."
+            )
+        if self.window_size < 2:
+            raise ValueError(f"window_size={self.window_size} must be at least 2 tokens.")
+        default = type(self).window_size
+        if self.window_size != default and not {self.attention, self.cross_attention} & set(WINDOWS):
+            raise ValueError(
+                f"window_size={self.window_size} has no effect: neither attention={self.attention!r} nor "
+                f"cross_attention={self.cross_attention!r} is one of {', '.join(WINDOWS)}."
+            )
+
+    def attention_of(self, stage: int, block: int) -> AttentionForm:
+        """Form of the attention of a block."""
+        cross = block in self.cross_blocks[stage]
+        return self.cross_attention if cross and self.cross_attention is not None else self.attention
+
+    def embedding(self, stage: int) -> tuple[int, int]:
+        """Kernel and padding of the patch embedding of a stage."""
+        if self.patch_embed == "patchify":
+            return self.strides[stage], 0
+        kernel = 7 if stage == 0 else 3
+        return kernel, kernel // 2 if self.patch_embed == "overlap" else 0
+
+    def sides(self, size: int) -> list[int]:
+        """Height or width of the features of every stage, for an image of this height or width in pixels."""
+        sides = []
+        for stage, stride in enumerate(self.strides):
+            kernel, padding = self.embedding(stage)
+            size = (size + 2 * padding - kernel) // stride + 1
+            sides.append(size)
+        return sides
 
     @property
     def cross_positions(self) -> list[tuple[int, int]]:
@@ -143,6 +203,31 @@ def _maps(tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
     return tuple(m.permute(0, 3, 1, 2) for m in unpack(tokens, shapes))
 
 
+def make_block(cfg: SBTConfig, stage: int, block: int, side: int, drop_path: float) -> EoCBlock:
+    """A block of a stage whose search features are side x side."""
+    form, cross = cfg.attention_of(stage, block), block in cfg.cross_blocks[stage]
+    dim, heads, sr_ratio = cfg.dims[stage], cfg.heads[stage], cfg.sr_ratios[stage]
+    attn = make_attention(
+        form,
+        dim,
+        heads,
+        sr_ratio,
+        window=cfg.window_size,
+        shifted=form == "shifted_window" and block % 2 == 1,
+        relative=side if cfg.position == "relative" and not cross else None,
+    )
+    return EoCBlock(
+        dim,
+        heads,
+        cross,
+        mlp_ratio=cfg.mlp_ratios[stage],
+        relu=form == "pooled",
+        conv=cfg.position == "conv",
+        drop_path=drop_path,
+        attn=attn,
+    )
+
+
 @register_notrace_module
 class Stage(nn.Module):
     """Patch embedding, EoC blocks and, where the configuration has one, a final norm.
@@ -159,42 +244,37 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         dim, stride = cfg.dims[index], cfg.strides[index]
-        kernel = stride if cfg.patch_embed == "patchify" else (7 if index == 0 else 3)
-        padding = 0 if cfg.patch_embed == "patchify" else kernel // 2
+        kernel, padding = cfg.embedding(index)
+        side = cfg.sides(image_size)[index]
         self.first_cross: int | None = None
         self.last_cross: int | None = None
         self.grad_checkpointing = False
         self.embed = PatchEmbed(in_chans, dim, kernel, stride, padding)
+        self.sinusoidal = cfg.position == "sinusoidal"
         if cfg.position == "absolute":
-            side = image_size // math.prod(cfg.strides[: index + 1])
             self.pos_embed: nn.Parameter | None = nn.Parameter(torch.zeros(1, dim, side, side))
         else:
             self.pos_embed = None
         self.blocks = nn.ModuleList(
-            EoCBlock(
-                dim,
-                cfg.heads[index],
-                cross=block in cfg.cross_blocks[index],
-                mlp_ratio=cfg.mlp_ratios[index],
-                sr_ratio=cfg.sr_ratios[index],
-                attention=cfg.attention,
-                conv=cfg.position == "conv",
-                drop_path=rate,
-            )
-            for block, rate in enumerate(drop_path)
+            make_block(cfg, index, block, side, rate) for block, rate in enumerate(drop_path)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6) if cfg.stage_norms or index == len(cfg.dims) - 1 else None
 
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
         """(B, C, H, W) per stream -> packed tokens that enter the first block."""
         tokens, shapes = self.embed(images)
-        if self.pos_embed is None:
+        if self.pos_embed is None and not self.sinusoidal:
             return tokens, shapes
-        tables = [
-            F.interpolate(self.pos_embed, (h, w), mode="bicubic").permute(0, 2, 3, 1) for _, h, w in shapes
-        ]
-        maps = [m + table for m, table in zip(unpack(tokens, shapes), tables)]
-        return pack(maps)
+        maps = unpack(tokens, shapes)
+        return pack([m + self._position(m) for m in maps])
+
+    def _position(self, features: Tensor) -> Tensor:
+        """(1, H, W, C) position encoding of (B, H, W, C) features."""
+        height, width, channels = features.shape[1:]
+        if self.pos_embed is not None:
+            return F.interpolate(self.pos_embed, (height, width), mode="bicubic").permute(0, 2, 3, 1)
+        table = build_sincos2d_pos_embed([height, width], channels, device=features.device)
+        return table.to(features.dtype).view(1, height, width, channels)
 
     def forward(
         self,
@@ -298,7 +378,8 @@ class StagedNetwork(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides biases and norms."""
-        return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
+        tables = ("pos_embed", "relative.table")
+        return {name for name, _ in self.named_parameters() if name.endswith(tables)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning-rate decay, in timm's format.
@@ -341,7 +422,8 @@ class SBT(StagedNetwork, TwoInputModel):
         sizes: Image sizes and crop factors.
 
     Raises:
-        ValueError: A configuration without any EoC-CA block.
+        ValueError: A configuration without any EoC-CA block, or one whose EoC-CA blocks have windows for
+            images of two sizes.
 
     Example:
         >>> x = net(template, search)  # (B, 3, 128, 128), (B, 3, 256, 256) -> (B, C, 32, 32)
@@ -361,7 +443,19 @@ class SBT(StagedNetwork, TwoInputModel):
             raise ValueError(
                 f"cross_blocks={cfg.cross_blocks} names no EoC-CA block: the template would have no effect."
             )
+        cross = cfg.attention_of(*cfg.cross_positions[0])
+        if cross in WINDOWS and self.sizes.template_size != self.sizes.search_size:
+            raise ValueError(
+                f"EoC-CA blocks with {cross!r} attention need template and search images of one size, not "
+                f"template_size={self.sizes.template_size} and search_size={self.sizes.search_size}: windows "
+                "of two maps correspond by their place. Set both to 224, as the paper, or cross_attention to "
+                "'spatial_reduction'."
+            )
         self.build_stages(cfg, in_chans, self.sizes.search_size)
+
+    def feature_side(self, size: int) -> int:
+        """See `TwoInputModel.feature_side`."""
+        return self.config.sides(size)[-1]
 
     def encode_template(self, template: Tensor) -> TemplateState:
         """All that does not depend on the search image: one (B, H, W, C) map, which enters the first EoC-CA.
@@ -576,6 +670,8 @@ class SBTClassifier(StagedNetwork):
         super().__init__()
         if cfg.cross_positions:
             raise ValueError(f"cross_blocks={cfg.cross_blocks} must be empty: a classifier has one stream.")
+        if cfg.cross_attention is not None:
+            raise ValueError(f"cross_attention={cfg.cross_attention!r} has no effect in a classifier.")
         self.in_chans = in_chans
         self.num_features = cfg.dims[-1]
         self.feature_info = FeatureInfo(cfg.levels(), out_indices=tuple(range(len(cfg.dims))))

@@ -76,6 +76,7 @@ class SiameseConfig:
             `S3B6`, the 6th block of the 3rd stage.
         lateral: Level whose search features are added to the result, resized to theirs; None for none.
         output_stride: Stride of the backbone's last levels, by dilation; None for the backbone's own.
+        backbone_dims: Channels of the stages of an SBT backbone; None for its own.
         embedded: Whether the backbone correlates the images itself, which SBT does; otherwise it sees one
             image at a time.
         neck: `dw_corr` (depth-wise), `pixel_corr` (pixel-wise), `cross_attention` (EoC-SA and EoC-CA blocks
@@ -99,6 +100,7 @@ class SiameseConfig:
     levels: tuple[Level, ...] = (3,)
     lateral: Level | None = None
     output_stride: int | None = None
+    backbone_dims: tuple[int, ...] | None = None
     embedded: bool = False
     neck: NeckName = "dw_corr"
     dim: int = 256
@@ -628,6 +630,8 @@ def _make_backbone(cfg: SiameseConfig, in_chans: int) -> Any:
     arguments: dict[str, Any] = {"in_chans": in_chans}
     if cfg.output_stride is not None:
         arguments["output_stride"] = cfg.output_stride
+    if cfg.backbone_dims is not None:
+        arguments["dims"] = cfg.backbone_dims
     function = registered_models().get(cfg.backbone)
     if function is not None:
         backbone: Any = function(**arguments)
@@ -637,6 +641,11 @@ def _make_backbone(cfg: SiameseConfig, in_chans: int) -> Any:
     if cfg.embedded:
         raise ValueError(
             f"embedded=True needs a backbone with two inputs, such as sbt_base, not {cfg.backbone!r}."
+        )
+    if cfg.backbone_dims is not None:
+        raise ValueError(
+            f"backbone_dims={cfg.backbone_dims} is for backbones of SBT, such as sbt_base: the width of "
+            f"{cfg.backbone!r} is part of its name."
         )
     if not timm.is_model(cfg.backbone):
         near = near_names(cfg.backbone, timm.list_models())

@@ -49,7 +49,7 @@ class TrackModel(nn.Module):
         Raises:
             ValueError: There is no such head.
         """
-        side = -(-backbone.sizes.search_size // backbone.feature_info.reduction()[-1])
+        side = backbone.feature_side(backbone.sizes.search_size)
         return cls(backbone, head_class(head)(backbone.num_features, (side, side)))
 
     @property

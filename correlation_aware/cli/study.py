@@ -1,0 +1,282 @@
+"""`correlation-aware study`: the design study of the paper, trained at a small scale."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from correlation_aware.cli._common import Device, console
+from correlation_aware.cli._messages import print_messages
+from correlation_aware.cli.train_tools import check_installed
+
+if TYPE_CHECKING:
+    from correlation_aware.study.settings import Setting
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="The paper's design study: list, profile, train and plot its variants.", no_args_is_help=True
+)
+
+TableName = Annotated[
+    str, typer.Argument(metavar="TABLE", help="table1, table2, table7 to table10, fig4, fig8 or convergence.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_settings(
+    name: Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table; all by default.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the variants: model, arguments, the paper's figures, and what was inferred."""
+    from correlation_aware.study.settings import TABLES, table
+
+    names = [name] if name else list(TABLES)
+    rows = [_facts(title, setting) for title in names for setting in table(title).values()]
+    if as_json:
+        console.print_json(json.dumps(rows))
+        return
+    for row in rows:
+        arguments = ", ".join(f"{key}={value}" for key, value in row["overrides"].items())
+        console.print(f"{row['table']} {row['setting']}: {row['model']}({escape(arguments)})")
+        figures = [f"{row[key]:g} {unit}" for key, unit in _UNITS if row[key] is not None]
+        console.print(f"    paper: {', '.join(figures) or 'no figures'}; {row['origin']}")
+        if row["note"]:
+            console.print(f"    {escape(row['note'])}")
+
+
+_UNITS = (("reported_params", "M"), ("reported_gmacs", "GMACs"), ("reported_ao", "AO"))
+
+
+@app.command("profile")
+def profile_settings(
+    name: TableName,
+    scale: Annotated[str, typer.Option(help="paper, or small for what `study run` trains.")] = "paper",
+    as_json: Json = False,
+) -> None:
+    """Parameters and GMACs of every variant beside the paper's, with the reason of a deviation."""
+    from correlation_aware import create_model
+    from correlation_aware.models.profile import profile
+    from correlation_aware.study.scale import at_small_scale
+    from correlation_aware.study.settings import table
+
+    _check_scale(scale)
+    rows = []
+    for setting in table(name).values():
+        built = at_small_scale(setting) if scale == "small" else setting
+        model: Any = create_model(built.model, device="meta", **built.overrides)
+        costs = profile(model)
+        sizes = [model.sizes.template_size, model.sizes.search_size]
+        rows.append(_facts(name, built) | {"params": costs.params, "macs": costs.macs, "image_sizes": sizes})
+    if as_json:
+        console.print_json(json.dumps(rows))
+        return
+    view = Table("", "px", "params M", "paper", "GMACs", "paper")
+    for row in rows:
+        ours = (row["params"] / 1e6, row["macs"] / 1e9)
+        theirs = (row["reported_params"], row["reported_gmacs"])
+        cells = [cell for a, b in zip(ours, theirs) for cell in (f"{a:.2f}", _beside(a, b, scale))]
+        view.add_row(row["setting"], "/".join(map(str, row["image_sizes"])), *cells)
+    console.print(view)
+    for row in rows:
+        if row["note"] and scale == "paper":
+            console.print(f"{row['setting']}: {escape(row['note'])}")
+
+
+@app.command()
+def run(
+    name: TableName,
+    output: Annotated[Path, typer.Option(help="Folder of the study; the same command continues it.")],
+    photographs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Folder or tar shards of photographs to train on. Repeatable."),
+    ] = None,
+    videos: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYOUT:ROOT", help="Annotated videos to train on. Repeatable."),
+    ] = None,
+    clips: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE", help="Other photographs, whose synthetic clips are tracked through. Repeatable."
+        ),
+    ] = None,
+    clip_count: Annotated[int, typer.Option(min=1, help="Number of these clips.")] = 16,
+    sequences: Annotated[
+        Path | None, typer.Option(help="Annotated sequences in GOT-10k's layout to measure on.")
+    ] = None,
+    subset: Annotated[str, typer.Option(help="Subset of the sequences.")] = "val",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of every variant.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            help="Time of the whole study, instead of --steps: every variant gets as many steps as fit.",
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0,1,2",
+    only: Annotated[str, typer.Option(help="Variants to train, such as C1,C9; all by default.")] = "",
+    scale: Annotated[
+        str, typer.Option(help="small: an eighth of the channels, images of half the size; or paper.")
+    ] = "small",
+    pretrained: Annotated[
+        str | None,
+        typer.Option("--start", help="Weights to start from, as model.pretrained of `train track`."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Variants to train at a time.")] = 1,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change to the recipe `study`. Repeatable."),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Train every variant from the same seeds and pairs for the same steps, and measure it.
+
+    Results are written one by one, and the command continues where it was
+    stopped. At the end: a table, summary.json and the plots.
+    """
+    check_installed()
+    from correlation_aware.study.run import Plan, read_plan_steps, run_study, steps_within
+    from correlation_aware.training import __file__ as training_file
+    from correlation_aware.training.config import change, load
+    from correlation_aware.training.track import TrackTraining
+
+    _check_scale(scale)
+    if (steps is None) == (budget is None):
+        raise ValueError("Name one of --steps and --budget.")
+    training = load(TrackTraining, Path(training_file).with_name("configs") / "study.yaml", changes or ())
+    sources = [f"data.sources={json.dumps(dict.fromkeys(photographs, 1.0))}"] if photographs else []
+    sources += [f"data.videos={json.dumps(dict.fromkeys(videos, 1.0))}"] if videos else []
+    training = change(training, [*sources, f"schedule.steps={steps or 1000}", "schedule.warmup=null"])
+    if not training.data.sources and not training.data.videos:
+        raise ValueError("No training data: name photographs with --photographs, or videos with --videos.")
+    plan = Plan(
+        name,
+        training,
+        only=tuple(only.split(",")) if only else (),
+        seeds=_numbers(seeds),
+        scale=scale,  # type: ignore[arg-type]
+        pretrained=pretrained,
+        clips=dict.fromkeys(clips or (), 1.0),
+        clip_count=clip_count,
+        sequences=None if sequences is None else str(sequences),
+        subset=subset,
+    )
+    with print_messages(console):
+        if budget is not None:
+            chosen = read_plan_steps(output) or steps_within(plan, budget, processes)
+            console.print(f"{chosen} steps of every variant")
+            training = change(training, [f"schedule.steps={chosen}", "schedule.warmup=null"])
+            plan = Plan(**{**vars(plan), "training": training})
+        results = run_study(plan, output, processes, device, _print_result)
+    _report({output.name: results}, output)
+
+
+@app.command()
+def plot(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of `study run`.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the plots; the first FOLDER by default.")
+    ] = None,
+) -> None:
+    """Draw the plots of finished variants again; several studies of a table share them."""
+    from correlation_aware.study.run import read_results
+
+    _report({folder.name: read_results(folder) for folder in folders}, output or folders[0])
+
+
+def _report(studies: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    """Prints the table of every study, writes summary.json and the plots."""
+    from correlation_aware._files import write_text
+    from correlation_aware.study.report import LABELS, agreement, metric_of, plot_study, summarize
+
+    facts = {}
+    for title, results in studies.items():
+        summaries, metric = summarize(results), metric_of(results)
+        metrics = [key for key in ("ao", "video_ao") if key in results[0]]
+        view = Table(
+            escape(title),
+            "seeds",
+            *(LABELS[key] for key in metrics),
+            "params M",
+            "GMACs",
+            "pairs/s",
+            "paper: AO",
+        )
+        for s in summaries:
+            cells = [f"{s.mean(key):.3f} ± {s.spread(key):.3f}" for key in metrics]
+            costs = (f"{s.params / 1e6:.2f}", f"{s.macs / 1e9:.3f}", f"{s.pairs_per_s:.1f}")
+            ao = s.setting.reported.ao
+            view.add_row(
+                s.setting.name, ",".join(map(str, s.seeds)), *cells, *costs, "" if ao is None else f"{ao:g}"
+            )
+        console.print(view)
+        correlation, count = agreement(summaries, metric)
+        if not math.isnan(correlation):
+            console.print(f"Rank correlation with the paper's AO over {count} settings: {correlation:+.2f}")
+        facts[title] = {
+            "table": results[0]["table"],
+            "steps": results[0]["steps"],
+            "rank_correlation": None if math.isnan(correlation) else round(correlation, 3),
+            "settings": {
+                s.setting.name: {
+                    "seeds": s.seeds,
+                    **{key: [round(value, 4) for value in values] for key, values in s.scores.items()},
+                    "params": s.params,
+                    "macs": s.macs,
+                    "pairs_per_s": round(s.pairs_per_s, 2),
+                    "reported_ao": s.setting.reported.ao,
+                }
+                for s in summaries
+            },
+        }
+    write_text(json.dumps(facts, indent=2) + "\n", folder / "summary.json")
+    try:
+        paths = plot_study(studies, folder)
+    except ModuleNotFoundError as error:
+        console.print(f"No plots: {error}", style="yellow")
+        return
+    console.print(f"Wrote {escape(', '.join(str(path) for path in [folder / 'summary.json', *paths]))}")
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    figures = [f"{key} {result[key]:.3f}" for key in ("ao", "video_ao") if key in result]
+    speed = f"{result['pairs_per_s']} pairs/s"
+    console.print(f"{result['setting']}, seed {result['seed']}: {', '.join(figures)}, {speed}")
+
+
+def _facts(title: str, setting: "Setting") -> dict[str, Any]:
+    reported = {f"reported_{key}": value for key, value in setting.reported._asdict().items()}
+    return {
+        "table": title,
+        "setting": setting.name,
+        "model": setting.model,
+        "overrides": dict(setting.overrides),
+        **reported,
+        "origin": setting.origin,
+        "note": setting.note,
+    }
+
+
+def _beside(ours: float, theirs: float | None, scale: str) -> str:
+    if theirs is None:
+        return ""
+    return f"{theirs:.2f}" if scale == "small" else f"{theirs:.2f} ({100 * (ours / theirs - 1):+.0f} %)"
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in ("small", "paper"):
+        raise ValueError(f"--scale {scale!r} is not one of small, paper.")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    words: Sequence[str] = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() for word in words) or len(set(words)) < len(words):
+        raise ValueError(f"--seeds {text!r} must be different whole numbers, such as 0,1,2.")
+    return tuple(int(word) for word in words)

@@ -1,0 +1,258 @@
+"""What a study shows: means with their spread over the seeds, and the paper's plots redrawn.
+
+Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv.org/abs/2203.01666,
+Figures 1, 4, 8 and 10.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from correlation_aware._extras import require
+from correlation_aware._files import atomic_path
+from correlation_aware.models.sbt import BASE
+from correlation_aware.study.settings import Setting, table
+
+__all__ = ["Placement", "Summary", "agreement", "placement", "plot_study", "summarize"]
+
+Result = Mapping[str, Any]
+METRICS = ("video_ao", "ao")  # the first that all results have is plotted and compared with the paper
+LABELS = {"video_ao": "AO on sequences", "ao": "AO on synthetic clips"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A setting over its seeds.
+
+    Attributes:
+        setting: The setting.
+        seeds: Seeds with a result.
+        scores: Values of every seed by metric: `ao`, `sr50`, `sr75` on synthetic clips, with `video_` on
+            sequences.
+        params: Parameters.
+        macs: Multiply-accumulates of a pair.
+        pairs_per_s: Mean speed of the training, with all that ran beside it.
+    """
+
+    setting: Setting
+    seeds: tuple[int, ...]
+    scores: Mapping[str, tuple[float, ...]]
+    params: int
+    macs: int
+    pairs_per_s: float
+
+    def mean(self, metric: str) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.scores[metric])
+
+    def spread(self, metric: str) -> float:
+        """Standard deviation over the seeds; NaN of a single one."""
+        values = self.scores[metric]
+        return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+class Placement(NamedTuple):
+    """Where the EoC-CA blocks of a setting are.
+
+    Attributes:
+        first: Number of the first one, counted from the first block of the network, from 1.
+        number: Number of them.
+        interval: Median number of EoC-SA blocks from one to the next.
+    """
+
+    first: int
+    number: int
+    interval: float
+
+
+def placement(setting: Setting) -> Placement:
+    """The placement of a setting on three stages of SBT."""
+    depths = setting.overrides.get("depths", BASE.config.depths)
+    blocks = setting.overrides.get("cross_blocks", BASE.config.cross_blocks)
+    starts = [0, *itertools.accumulate(depths)]
+    numbers = sorted(start + b + 1 for start, stage in zip(starts, blocks) for b in stage)
+    gaps = [b - a - 1 for a, b in itertools.pairwise(numbers)]
+    return Placement(numbers[0], len(numbers), statistics.median(gaps) if gaps else 0)
+
+
+def summarize(results: Sequence[Result]) -> list[Summary]:
+    """Groups the results of a folder by setting, in the order of the table."""
+    settings = table(results[0]["table"])
+    summaries = []
+    for name, setting in settings.items():
+        group = [r for r in results if r["setting"] == name]
+        if not group:
+            continue
+        metrics = [key for key in group[0] if key.removeprefix("video_") in ("ao", "sr50", "sr75")]
+        speeds = [r["pairs_per_s"] for r in group if r["pairs_per_s"]]
+        summaries.append(
+            Summary(
+                setting,
+                tuple(r["seed"] for r in group),
+                {metric: tuple(r[metric] for r in group) for metric in metrics},
+                group[0]["params"],
+                group[0]["macs"],
+                statistics.fmean(speeds) if speeds else math.nan,
+            )
+        )
+    return summaries
+
+
+def agreement(summaries: Sequence[Summary], metric: str) -> tuple[float, int]:
+    """Rank correlation (Spearman) of a metric with the AO that the paper reports.
+
+    Returns:
+        The correlation, NaN for fewer than three settings, and the number of settings with a reported AO.
+    """
+    pairs = [(s.mean(metric), s.setting.reported.ao) for s in summaries if s.setting.reported.ao is not None]
+    if len(pairs) < 3:
+        return math.nan, len(pairs)
+    ours, theirs = (_ranks(values) for values in zip(*pairs))
+    return float(np.corrcoef(ours, theirs)[0, 1]), len(pairs)
+
+
+def _ranks(values: Sequence[Any]) -> list[float]:
+    """Ranks from 0; equal values share the mean of theirs."""
+    ordered = sorted(values)
+    return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
+
+
+def metric_of(results: Sequence[Result]) -> str:
+    """The metric that is compared: the AO on sequences, or without them on synthetic clips."""
+    return next(metric for metric in METRICS if metric in results[0])
+
+
+def plot_study(studies: Mapping[str, Sequence[Result]], folder: str | Path) -> list[Path]:
+    """Draws the plots that the table of a study has.
+
+    `scores.png`: AO of every setting and seed, beside the paper's; `size.png`: AO against parameters, the
+    area of a circle being the multiply-accumulates (Fig. 1 and 10); `curves.png`: IoU in training (Fig. 8 c);
+    `placement.png`: AO against position, number and interval of EoC-CA blocks (Fig. 4 c, d, f);
+    `pretrained_blocks.png`: AO against their number (Fig. 8 a). With two studies, one of which starts from
+    pretrained weights, `scores.png` is Fig. 4 (e).
+
+    Args:
+        studies: Results of one folder or several by a name for the legend; all of one table.
+        folder: Folder of the plots.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: Studies of different tables.
+        ModuleNotFoundError: matplotlib is not installed; the message has the command to install it.
+    """
+    (figures,) = require("matplotlib.figure")
+    results = [result for study in studies.values() for result in study]
+    name = results[0]["table"]
+    if other := sorted({r["table"] for r in results} - {name}):
+        raise ValueError(f"Studies of {name} and of {', '.join(other)} have no common plot.")
+    metric = metric_of(results)
+    if missing := [key for key, study in studies.items() if any(metric not in r for r in study)]:
+        raise ValueError(f"{', '.join(missing)} has no {LABELS[metric]}, which the others have.")
+    groups = {key: summarize(study) for key, study in studies.items()}
+    drawings = {"scores": _draw_scores, "size": _draw_size, "curves": _draw_curves}
+    if name in ("fig4", "table8"):
+        drawings["placement"] = _draw_placement
+    if name == "fig8":
+        drawings["pretrained_blocks"] = _draw_blocks
+    paths = []
+    for title, draw in drawings.items():
+        figure = figures.Figure(figsize=(10, 4), layout="constrained")
+        draw(figure, groups, studies, metric)
+        path = Path(folder) / f"{title}.png"
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=110)
+        paths.append(path)
+    return paths
+
+
+Groups = Mapping[str, Sequence[Summary]]
+Studies = Mapping[str, Sequence[Result]]
+
+
+def _draw_scores(figure: Any, groups: Groups, studies: Studies, metric: str) -> None:
+    axes = figure.add_subplot(1, 1, 1)
+    names = list(dict.fromkeys(s.setting.name for group in groups.values() for s in group))
+    for number, (key, group) in enumerate(groups.items()):
+        shift = 0.15 * (number - (len(groups) - 1) / 2)
+        for s in group:
+            x = names.index(s.setting.name) + shift
+            axes.plot([x] * len(s.seeds), s.scores[metric], "o", color=f"C{number}", markersize=3, alpha=0.5)
+            label = key if s is group[0] else None
+            axes.plot(
+                x, s.mean(metric), "_", color=f"C{number}", markersize=16, markeredgewidth=2, label=label
+            )
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel(LABELS[metric])
+    axes.grid(axis="y", alpha=0.3)
+    reported = {s.setting.name: s.setting.reported.ao for group in groups.values() for s in group}
+    points = [(names.index(name), ao) for name, ao in reported.items() if ao is not None]
+    handles, labels = axes.get_legend_handles_labels()
+    if points:
+        right = axes.twinx()
+        handles += right.plot(*zip(*points), "x", color="black")
+        labels.append("paper: AO on GOT-10k, % (right axis)")
+        right.set_ylabel("paper: AO on GOT-10k, %")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+
+
+def _draw_size(figure: Any, groups: Groups, studies: Studies, metric: str) -> None:
+    axes = figure.add_subplot(1, 1, 1)
+    largest = max(s.macs for group in groups.values() for s in group)
+    for number, (key, group) in enumerate(groups.items()):
+        x, y = [s.params / 1e6 for s in group], [s.mean(metric) for s in group]
+        areas = [900 * s.macs / largest for s in group]
+        axes.scatter(x, y, s=areas, alpha=0.4, color=f"C{number}", label=key)
+        for s, px, py in zip(group, x, y):
+            axes.annotate(s.setting.name, (px, py), ha="center", va="center", fontsize=8)
+    axes.set(xlabel=f"parameters, M (largest circle: {largest / 1e9:.2f} GMACs)", ylabel=LABELS[metric])
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+
+
+def _draw_curves(figure: Any, groups: Groups, studies: Studies, metric: str) -> None:
+    axes = figure.add_subplot(1, 1, 1)
+    lines = itertools.count()
+    for key, study in studies.items():
+        for s in groups[key]:
+            curves = [r["curve"] for r in study if r["setting"] == s.setting.name]
+            steps = [record["step"] for record in curves[0]]
+            ious = np.array([[record["iou"] for record in curve] for curve in curves])
+            number = next(lines)
+            label = s.setting.name if len(studies) == 1 else f"{key}: {s.setting.name}"
+            axes.plot(steps, ious.mean(axis=0), color=f"C{number % 10}", linewidth=1.2, label=label)
+            axes.fill_between(steps, ious.min(axis=0), ious.max(axis=0), color=f"C{number % 10}", alpha=0.1)
+    axes.set(xlabel="step", ylabel="IoU on training pairs (band: seeds)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize=8)
+
+
+def _draw_placement(figure: Any, groups: Groups, studies: Studies, metric: str) -> None:
+    panels = {"first": "position of the first EoC-CA block", "number": "number", "interval": "interval"}
+    for panel, (attribute, label) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), panel)
+        for number, group in enumerate(groups.values()):
+            for s in group:
+                x, y = getattr(placement(s.setting), attribute), s.mean(metric)
+                spread = 0 if math.isnan(s.spread(metric)) else s.spread(metric)
+                axes.errorbar(x, y, spread, fmt="o", color=f"C{number}", markersize=4, capsize=2)
+                axes.annotate(s.setting.name, (x, y), (4, 3), textcoords="offset points", fontsize=8)
+        axes.set(xlabel=label, ylabel=LABELS[metric] if panel == 1 else None)
+        axes.grid(alpha=0.3)
+
+
+def _draw_blocks(figure: Any, groups: Groups, studies: Studies, metric: str) -> None:
+    axes = figure.add_subplot(1, 1, 1)
+    for number, (key, group) in enumerate(groups.items()):
+        spreads = [0 if math.isnan(s.spread(metric)) else s.spread(metric) for s in group]
+        x, y = [s.setting.pretrained_blocks for s in group], [s.mean(metric) for s in group]
+        axes.errorbar(x, y, spreads, fmt="o-", color=f"C{number}", markersize=4, capsize=2, label=key)
+    axes.set(xlabel="blocks from pretrained weights", ylabel=LABELS[metric])
+    axes.grid(alpha=0.3)

@@ -1,0 +1,302 @@
+"""Training and measuring the variants of a table, each from the same seed and pairs for the same steps.
+
+A folder has one study: `study.json` says what it is, `results/NAME.seedN.json` is written when a variant is
+done, and `runs/NAME.seedN` is the run of the training engine, which resumes by itself.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from correlation_aware._files import check_output_folder, file_lock, read_json, write_text
+from correlation_aware.data.videos.readers import Got10k
+from correlation_aware.evaluation.synthetic import ClipValidation
+from correlation_aware.evaluation.videos import VideoValidation
+from correlation_aware.models.profile import profile
+from correlation_aware.study.scale import at_small_scale
+from correlation_aware.study.settings import Setting, table
+from correlation_aware.training.config import change, from_mapping
+from correlation_aware.training.log import read_log
+from correlation_aware.training.track import TrackTraining, make_track_trainer
+from correlation_aware.zoo import create_model
+
+__all__ = ["Plan", "read_plan_steps", "read_results", "run_study", "steps_within", "training_of"]
+
+Result = dict[str, Any]
+Scale = Literal["small", "paper"]
+TIMED = 4  # steps that are timed, without the first
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study trains and measures.
+
+    Attributes:
+        table: Name of a table, see `TABLES`.
+        training: Configuration of every run: data, optimizer, schedule; model and seed come from the variant.
+        only: Names of the settings to train; empty for all.
+        seeds: Seeds of weights, pairs and dropout; a variant is trained once with each.
+        scale: `small`, see `scale.py`, or `paper`.
+        pretrained: Weights that every variant starts from, as `model.pretrained` of a training; None for
+            random ones. In `fig8` and `convergence` the setting says how many blocks take them.
+        clips: Folders or tar shards of photographs for synthetic clips, with their weights.
+        clip_count: Number of clips.
+        sequences: Root of annotated sequences in GOT-10k's layout; None for none.
+        subset: Subset of the sequences.
+    """
+
+    table: str
+    training: TrackTraining
+    only: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    scale: Scale = "small"
+    pretrained: str | None = None
+    clips: Mapping[str, float] = field(default_factory=dict)
+    clip_count: int = 16
+    sequences: str | None = None
+    subset: str = "val"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.only if name not in table(self.table)]
+        if unknown:
+            raise ValueError(
+                f"{self.table} has no setting {', '.join(unknown)}; it has {', '.join(table(self.table))}."
+            )
+        if not self.clips and self.sequences is None:
+            raise ValueError(
+                "Nothing to measure on: name photographs for synthetic clips, other than those of the "
+                "training (--clips), or annotated sequences (--sequences), or both."
+            )
+        shared = sorted(set(self.clips) & set(self.training.data.sources))
+        if shared:
+            raise ValueError(f"{shared[0]} is both trained on and measured on: name other photographs.")
+        needs = self.table in ("fig8", "convergence")
+        if needs and self.pretrained is None:
+            raise ValueError(
+                f"{self.table} compares random with pretrained weights: name these with --start. For the "
+                "small scale train a classifier, see docs/study.md."
+            )
+
+    def settings(self) -> dict[str, Setting]:
+        """The settings to train, at the scale of the study, by name."""
+        chosen = {name: s for name, s in table(self.table).items() if not self.only or name in self.only}
+        return {name: at_small_scale(s) if self.scale == "small" else s for name, s in chosen.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """What all results of a folder have in common, as JSON has it."""
+        training = asdict(self.training)
+        del training["model"], training["run"]["seed"]
+        facts = {
+            "table": self.table,
+            "scale": self.scale,
+            "pretrained": self.pretrained,
+            "clips": dict(self.clips),
+            "clip_count": self.clip_count,
+            "sequences": self.sequences,
+            "subset": self.subset,
+            "training": training,
+        }
+        return cast(dict[str, Any], json.loads(json.dumps(facts)))
+
+
+def training_of(plan: Plan, setting: Setting, seed: int) -> TrackTraining:
+    """The configuration of one run."""
+    model: dict[str, Any] = {"name": setting.model, "overrides": dict(setting.overrides)}
+    if setting.pretrained_blocks != 0 and plan.pretrained is not None:
+        model |= {"pretrained": plan.pretrained, "pretrained_blocks": setting.pretrained_blocks}
+    base = cast(dict[str, Any], asdict(plan.training))
+    base["model"] = model
+    base["run"]["seed"] = seed
+    return from_mapping(TrackTraining, base)
+
+
+def steps_within(plan: Plan, minutes: float, processes: int = 1) -> int:
+    """The number of steps, equal for all variants, that a study of about so many minutes has.
+
+    A few steps of every variant are timed, one process at a time; measuring is not counted.
+
+    Args:
+        plan: Study; its `schedule.steps` does not matter.
+        minutes: Time of the whole study: all settings and seeds.
+        processes: Processes that share the work.
+
+    Raises:
+        ValueError: There is not even time for ten steps.
+    """
+    seconds = 0.0
+    for setting in plan.settings().values():
+        config = change(training_of(plan, setting, 0), [f"schedule.steps={TIMED + 1}", "schedule.warmup=0"])
+        config = change(config, ["run.log_every=1"])
+        with tempfile.TemporaryDirectory() as folder:
+            make_track_trainer(config, folder).fit()
+            times = [record["seconds"] for record in read_log(Path(folder) / "log.jsonl")]
+        seconds += (times[-1] - times[0]) / TIMED
+    steps = int(60 * minutes * processes / (seconds * len(plan.seeds)))
+    if steps < 10:
+        raise ValueError(
+            f"{minutes:g} minutes are enough for {steps} steps of every variant: one step of all takes "
+            f"{seconds:.1f} s. Take more minutes, fewer settings or seeds, or --steps."
+        )
+    return steps
+
+
+def run_study(
+    plan: Plan,
+    folder: str | Path,
+    processes: int = 1,
+    device: str | None = None,
+    on_result: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
+    """Trains and measures every variant with every seed that has no result yet.
+
+    A run that was killed goes on from its newest checkpoint. Settings and seeds can be added later.
+
+    Args:
+        plan: Study.
+        folder: Output folder.
+        processes: Processes, each with its part of the cores, that train different variants.
+        device: `cpu` to train on the CPU even if there is a GPU.
+        on_result: Function called with every new result.
+
+    Returns:
+        All results of the folder.
+
+    Raises:
+        ValueError: The folder has another study; nothing is written.
+        RuntimeError: Another process runs a study in the folder, or a loss that is not finite.
+    """
+    folder = Path(folder)
+    check_output_folder(folder)
+    _check_identity(plan, folder)
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / "study.lock", text=str(os.getpid())) as free:
+        if not free:
+            raise RuntimeError(f"Another process runs the study in {folder}. Wait for it, or stop it.")
+        write_text(json.dumps(plan.identity(), indent=2) + "\n", folder / "study.json")
+        jobs = [
+            (plan, name, seed, folder, device)
+            for seed in plan.seeds
+            for name in plan.settings()
+            if not _result_path(folder, name, seed).is_file()
+        ]
+        for result in _results(jobs, min(processes, len(jobs))):
+            on_result(result)
+    return read_results(folder)
+
+
+def read_results(folder: str | Path) -> list[Result]:
+    """The finished results of a folder, in the order of the table, then of the seeds.
+
+    Raises:
+        ValueError: There is no study, or no result yet.
+    """
+    if not (Path(folder) / "study.json").is_file():
+        raise ValueError(f"{folder} has no study: there is no study.json. `study run` makes one.")
+    results = [read_json(path) for path in sorted(Path(folder).glob("results/*.json"))]
+    if not results:
+        raise ValueError(
+            f"The study in {folder} has no result yet; `study run` with the same options goes on."
+        )
+    order = list(table(results[0]["table"]))
+    return sorted(results, key=lambda r: (order.index(r["setting"]), r["seed"]))
+
+
+def read_plan_steps(folder: str | Path) -> int | None:
+    """Steps of the study in a folder; None if there is none."""
+    path = Path(folder) / "study.json"
+    return int(read_json(path)["training"]["schedule"]["steps"]) if path.is_file() else None
+
+
+def _results(jobs: Sequence[tuple[Any, ...]], processes: int) -> Iterable[Result]:
+    if processes <= 1:
+        yield from (_run_one(*job) for job in jobs)
+        return
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+        futures = [pool.submit(_run_one, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_one(plan: Plan, name: str, seed: int, folder: Path, device: str | None) -> Result:
+    """Trains, measures and writes the result of one variant."""
+    setting = plan.settings()[name]
+    config = training_of(plan, setting, seed)
+    run = folder / "runs" / f"{name}.seed{seed}"
+    trainer = make_track_trainer(config, run, device)
+    parent = multiprocessing.parent_process()
+
+    def stop_with_parent(step: int) -> None:
+        if parent is not None and not parent.is_alive():
+            trainer.request_stop()
+
+    outcome = trainer.fit(resume=True, on_step=stop_with_parent)
+    if not outcome.finished:
+        raise RuntimeError(f"{name}, seed {seed}: stopped at step {outcome.step}.")
+    model = trainer.published().eval()
+    scores: dict[str, float] = {}
+    if plan.clips:
+        scores |= ClipValidation(plan.clips, plan.clip_count)(model)
+    if plan.sequences is not None:
+        scores |= VideoValidation([Got10k(plan.sequences, plan.subset)])(model)
+    costs = profile(create_model(setting.model, device="meta", **setting.overrides))
+    log = [record for record in read_log(run / "log.jsonl") if "loss" in record]
+    seconds, pairs = log[-1]["seconds"], config.schedule.steps * config.data.batch_size
+    result = {
+        "table": plan.table,
+        "setting": name,
+        "seed": seed,
+        "pretrained": plan.pretrained if setting.pretrained_blocks != 0 else None,
+        "steps": config.schedule.steps,
+        "pairs": pairs,
+        "pairs_per_s": round(pairs / seconds, 2) if seconds else None,
+        "params": costs.params,
+        "macs": costs.macs,
+        **scores,
+        "curve": [{key: r[key] for key in ("step", "loss", "iou")} for r in log],
+    }
+    write_text(json.dumps(result) + "\n", _result_path(folder, name, seed))
+    return result
+
+
+def _result_path(folder: Path, name: str, seed: int) -> Path:
+    return folder / "results" / f"{name}.seed{seed}.json"
+
+
+def _check_identity(plan: Plan, folder: Path) -> None:
+    """Raises ValueError if the folder has a study that differs in more than settings and seeds."""
+    path = folder / "study.json"
+    if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} has files, but no study. Name an empty or new folder.")
+        return
+    before, now = _flat(read_json(path)), _flat(plan.identity())
+    different = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"{folder} has a study with {key}={before.get(key)!r}, not {now.get(key)!r}: results of two "
+            "studies do not mix. Continue with the same options, or name another folder."
+        )
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
