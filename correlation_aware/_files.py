@@ -165,7 +165,7 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of ten thousand brackets
         raise ValueError(f"{path} is not JSON: {error}.") from error
 
 
