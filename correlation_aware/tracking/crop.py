@@ -224,15 +224,16 @@ def _visible_part(box: NDArray[np.float64], height: int, width: int) -> NDArray[
             pixels = (x * width, y * height, w * width, h * height)
             hint = f"For fractions of the frame pass pixels: ({', '.join(f'{v:g}' for v in pixels)})."
         raise ValueError(f"The box {text} is smaller than a pixel. {hint}")
-    corners = 0 <= x < w <= width and 0 <= y < h <= height
-    hint = " It looks like x1, y1, x2, y2; pass x1, y1, x2 - x1, y2 - y1." if corners else ""
     left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
     if right <= left or bottom <= top:
         raise ValueError(
-            f"The box {text} is outside the frame, which is {width} x {height} px (width x height).{hint}"
+            f"The box {text} is outside the frame, which is {width} x {height} px (width x height)."
         )
+    corners = 0 <= x < w <= width and 0 <= y < h <= height
     if corners and (right - left) * (bottom - top) < 0.5 * w * h:
         warnings.warn(
-            f"Most of the box {text} is outside the {width} x {height} px frame.{hint}", stacklevel=1
+            f"Most of the box {text} is outside the {width} x {height} px frame. It looks like x1, y1, x2, "
+            "y2; pass x1, y1, x2 - x1, y2 - y1.",
+            stacklevel=1,
         )
     return np.array([left, top, right - left, bottom - top])
