@@ -70,21 +70,20 @@ def test_a_video_plays_in_a_browser_by_default(video: Path) -> None:
         VideoWriter(video, codec="h265")
 
 
-def test_a_full_disk_is_an_error_and_keeps_the_file_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["h264", "mp4v"])
+def test_a_full_disk_is_an_error_and_keeps_the_file_before(tmp_path: Path, codec: str) -> None:
     resource = pytest.importorskip("resource")
+    if codec == "h264":
+        pytest.importorskip("av")
     path = tmp_path / "video.mp4"
     path.write_text("the one before")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    frames = np.random.default_rng(0).integers(0, 256, (3, 480, 640, 3), np.uint8)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # bytes of a file
+    frames = np.random.default_rng(0).integers(0, 256, (3, 240, 320, 3), np.uint8)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # bytes of a file
     try:
-        for codec in ("vp9", "mp4v", None):
-            with (
-                pytest.raises(OSError, match=r"video\.mp4|File too large"),
-                VideoWriter(path, codec=codec) as w,
-            ):
-                for frame in frames:
-                    w.write(frame)
+        with pytest.raises(OSError, match=r"video|too large"), VideoWriter(path, codec=codec) as writer:
+            for frame in frames:
+                writer.write(frame)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
