@@ -1,12 +1,15 @@
 """Optional dependencies: imported on first use; the error of a missing one names the extra to install."""
 
 import importlib
+import re
+from importlib import metadata
 from typing import Any
 
 __all__ = ["EXTRAS", "require"]
 
 EXTRAS = {
     "accelerate": "train",
+    "av": "video",
     "matplotlib": "viz",
     "onnx": "export",
     "onnxruntime": "export",
@@ -17,6 +20,7 @@ EXTRAS = {
     "webdataset": "train",
     "yaml": "train",
 }
+NAMES = {"yaml": "pyyaml"}  # of packages that are not called like their module
 
 
 def require(*names: str, message: str = "{names} is not installed") -> list[Any]:
@@ -44,5 +48,17 @@ def require(*names: str, message: str = "{names} is not installed") -> list[Any]
         missing_names = [str(error.name) for error in missing]
         extras = ",".join(dict.fromkeys(EXTRAS[name.partition(".")[0]] for name in missing_names))
         text = message.format(names=", ".join(missing_names))
-        raise ModuleNotFoundError(f"{text}: pip install correlation_aware[{extras}]") from missing[0]
+        packages = " ".join(f'"{line}"' for extra in extras.split(",") for line in _requirements(extra))
+        raise ModuleNotFoundError(f"{text}: pip install {packages} (the extra [{extras}])") from missing[0]
     return modules
+
+
+def _requirements(extra: str) -> list[str]:
+    """What an extra installs, by names that pip finds without this package's name."""
+    try:
+        lines = metadata.requires("correlation_aware") or []
+    except metadata.PackageNotFoundError:  # a checkout on the path
+        lines = []
+    chosen = [line for line in lines if re.search(rf"""extra == ["']{extra}["']""", line)]
+    names = [name for name, of in EXTRAS.items() if of == extra]
+    return [line.partition(";")[0].strip() for line in chosen] or [NAMES.get(name, name) for name in names]

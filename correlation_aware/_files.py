@@ -51,8 +51,8 @@ _logger = logging.getLogger(__name__)
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields an empty temporary file in the folder of `path`, with its suffix.
 
-    The file is renamed to `path` at the end of the block, unless the block removed it, and is removed if the
-    block raises.
+    Where `path` is a link, the file that it leads to is written, and the link stays. The file is renamed to
+    `path` at the end of the block, unless the block removed it, and is removed if the block raises.
 
     Raises:
         ValueError: `path` exists and is no regular file.
@@ -63,7 +63,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise ValueError(f"{path} exists and is not a regular file; choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder of {path} does not exist; create it first")
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
     try:
         temporary.touch(exist_ok=False)
     except OSError as error:
@@ -73,7 +74,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.exists():
-            os.replace(temporary, path)
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -165,7 +166,7 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of ten thousand brackets
         raise ValueError(f"{path} is not JSON: {error}.") from error
 
 
@@ -209,6 +210,10 @@ def list_frames(folder: str | Path, pattern: str = "*") -> list[Path]:
             f"them to one of {', '.join(IMAGE_SUFFIXES)}, or move them to another folder"
         )
     images = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
+    for path in images:
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+            raise ValueError(f"{path} is {kind} with the name of an image; move or remove it")
     images.sort(key=lambda path: natural_order(path.name))
     doubt = _doubt(images)
     if doubt:

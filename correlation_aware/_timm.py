@@ -13,6 +13,7 @@ from timm.models import DefaultCfg, PretrainedCfg
 from torch import nn
 
 from correlation_aware import weights
+from correlation_aware._fields import check_values
 from correlation_aware.models.contract import Sizes, TwoInputModel, find_first_conv
 from correlation_aware.models.registry import EntryPoint
 from correlation_aware.models.tracker import TrackModel
@@ -23,6 +24,7 @@ __all__ = ["check_described", "derive_pretrained_cfg", "register_with_timm"]
 # fields that follow from the model itself
 DATA = ("input_size", "mean", "std", "crop_pct", "interpolation")
 DERIVED = ("input_size", "template_size", "template_factor", "search_factor", "first_conv", "classifier")
+CHECKED = ("tag", "license", "interpolation", "crop_pct", "hf_hub_id", "pool_size")
 
 
 def derive_pretrained_cfg(
@@ -99,8 +101,13 @@ def check_described(model: Any, described: Mapping[str, Any], where: str) -> Non
         where: Name of the description for messages.
 
     Raises:
-        ValueError: An unknown field, or a value that contradicts the model.
+        ValueError: An unknown field, a value of the wrong type, or one that contradicts the model.
     """
+    texts = {key: described[key] for key in CHECKED if described.get(key) is not None}
+    try:
+        check_values(PretrainedCfg, texts)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     known = {"tag", *DERIVED, *(field.name for field in fields(PretrainedCfg))}
     for key, value in described.items():
         if key not in known:

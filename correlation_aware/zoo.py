@@ -16,9 +16,10 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from correlation_aware import models, weights
+from correlation_aware._devices import as_device, as_dtype
 from correlation_aware._files import natural_order, read_json
 from correlation_aware._timm import check_described, derive_pretrained_cfg, register_with_timm
-from correlation_aware.models.contract import FeatureNet, TwoInputModel, choose_levels
+from correlation_aware.models.contract import FeatureNet, TwoInputModel, choose_levels, limited_size
 from correlation_aware.models.registry import near_names, on_register, registered_models, timm_models
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.weights import WeightsSource
@@ -28,7 +29,12 @@ from correlation_aware.weights.sources import LOCATIONS, current_name, located_w
 __all__ = ["create_model", "from_pretrained", "has_weights", "is_location", "list_models"]
 
 # arguments of create_model that a saved model cannot have set
-_RESERVED = {"features_only", "out_indices", "cache_dir", "device", "dtype", "source", "architecture"}
+_RESERVED = {
+    *("name", "pretrained", "features_only", "out_indices", "checkpoint_path", "cache_dir", "pretrained_cfg"),
+    *("pretrained_cfg_overlay", "device", "dtype", "source", "architecture", "saved", "set_by_hand"),
+}
+# what the network of a saved model may have, since its config.json may be anybody's
+_MOST_NUMBERS, _MOST_TENSORS = 2**31, 20_000
 
 
 def create_model(
@@ -90,8 +96,6 @@ def create_model(
         cache_dir=cache_dir,
         **{**target.model_args, **kwargs},
     )
-    if not kwargs and not features_only and out_indices is None:
-        check_described(model, target.described, f"config.json of {name}")
     set_by_hand = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
     check_described(model, {**set_by_hand, **(pretrained_cfg_overlay or {})}, "pretrained_cfg")
     if checkpoint_path is not None:
@@ -197,8 +201,9 @@ def _resolve_location(
     name: str | Path, pretrained: bool | str | Path, cache_dir: str | Path | None
 ) -> _Target:
     folder = None if str(name).startswith("hf-hub:") else Path(str(name).removeprefix("local-dir:"))
+    file: Path | None = None
     if folder is None:
-        config, _ = weights.fetch_repository(str(name), cache_dir=cache_dir)
+        config, file = weights.fetch_repository(str(name), cache_dir=cache_dir)
     elif not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; save_pretrained writes such folders.")
     else:
@@ -211,16 +216,59 @@ def _resolve_location(
     parts = [config.get(key) or {} for key in ("model_args", "pretrained_cfg")]
     model_args, described = parts
     if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{where}: model_args and pretrained_cfg must be objects, not {parts!r}.")
+        raise ValueError(f"{where}: model_args and pretrained_cfg must be objects, not {_short(parts)}.")
     reserved = sorted(set(model_args) & _RESERVED)
     if reserved:
         raise ValueError(f"{where}: model_args must not have {', '.join(reserved)}.")
     source = None
     if pretrained is True:
         source = weights.resolve_weights(str(name)) if folder is None else weights.local_file(folder)
+        file = file or source.path
     elif pretrained:
         source = weights.resolve_weights(pretrained, architecture)
-    return _Target(architecture, source, _tuples(model_args), described)
+    target = _Target(architecture, source, _tuples(model_args), described)
+    _check_saved(target, where, file if pretrained is True else None)
+    return target
+
+
+def _check_saved(target: _Target, where: str, file: Path | None) -> None:
+    """Builds the network of a config.json without memory for its tensors, and checks its description.
+
+    Args:
+        target: What the file says.
+        where: Name of the file for messages.
+        file: File of the weights that are loaded, which bounds the size of the network.
+
+    Raises:
+        ValueError: Arguments that make no network, or a larger one than the weights, and wrong descriptions.
+    """
+    # each number takes a byte or more; tables that are not saved have some room
+    numbers = _MOST_NUMBERS if file is None else min(_MOST_NUMBERS, file.stat().st_size + 2**24)
+    try:
+        with limited_size(numbers, _MOST_TENSORS):
+            model = _build(
+                target.architecture,
+                None,
+                target.described,
+                {},
+                features_only=False,
+                out_indices=None,
+                cache_dir=None,
+                device="meta",
+                **target.model_args,
+            )
+        check_described(model, target.described, where)
+    except Exception as error:  # a file of anybody's may have anything in it
+        text = str(error)
+        if not isinstance(error, ValueError):
+            text = f"it does not make a {target.architecture} ({type(error).__name__}: {error})"
+        text = text if len(text) <= 500 else f"{text[:500]}..."
+        raise ValueError(text if text.startswith(where) else f"{where}: {text}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _tuples(value: Any) -> Any:
@@ -270,14 +318,14 @@ def _build(
     out_indices: int | Sequence[int] | None,
     cache_dir: str | Path | None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     **arguments: Any,
 ) -> nn.Module:
     function = registered_models().get(architecture)
     own: WeightsSource | None = None  # that the model's function loads
     if arguments.get("num_classes") == 0 and not architecture.endswith("_cls"):
         del arguments["num_classes"]  # timm's tools pass it to every model
-    with torch.device(device or torch.get_default_device()):
+    with torch.device(as_device(device) if device else torch.get_default_device()):
         if function is not None:
             model: Any = function(**arguments)
         else:  # a plug-in registered it with timm alone, and its function loads its own weights
@@ -292,7 +340,7 @@ def _build(
         network = model
         if features_only or out_indices is not None:
             model = _features_only(network, architecture, out_indices)
-    model = model.to(dtype=dtype)
+    model = model.to(dtype=as_dtype(dtype) if dtype is not None else None)
     model.weights_name = own.name if own else "random"  # until load_pretrained
     model.training_data = []
     model.model_args = arguments

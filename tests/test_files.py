@@ -173,6 +173,17 @@ def test_output_paths_are_checked_without_a_trace(tmp_path: Path) -> None:
     assert (tmp_path / "old.json").read_text() == "old"
 
 
+def test_atomic_path_writes_through_links(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.csv"
+    link.symlink_to("real/file.csv")
+    for text in ("new", "newer"):  # of a file that does not exist, and of one that does
+        with atomic_path(link) as temporary:
+            temporary.write_text(text)
+        assert link.is_symlink() and (tmp_path / "real" / "file.csv").read_text() == text
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
 def test_atomic_path_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with atomic_path(tmp_path / "atomic.csv") as temporary:

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,8 +107,12 @@ def test_an_extra_is_named_that_has_what_is_missing(monkeypatch):
         packages = {re.split("[<>=]", line)[0] for line in extras[extra].split()}
         assert {"yaml": "pyyaml", "sklearn": "scikit-learn"}.get(module, module) in packages
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ModuleNotFoundError, match=rf"{module} is not installed: .*\[{extra}\]"):
+        with pytest.raises(ModuleNotFoundError, match=rf"{module} is not installed: .*\[{extra}\]") as raised:
             require("json", module)
+        # a command that works: packages of others, each in quotes, and not this package's name
+        command = str(raised.value).partition("pip install ")[2].partition(" (")[0]
+        assert {re.split("[<>=]", package)[0] for package in shlex.split(command)} & packages
+        assert "correlation_aware" not in command
     assert require("json", "re") == [json, re]
     with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"):
         require("no_such_module")

@@ -5,6 +5,7 @@ import gc
 import pickle
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from acme_family import MaskedNet
 import correlation_aware as ca
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.models.heads import MixerHead, TrackOutput
+from correlation_aware.runtime.export import export
+from correlation_aware.tracking import crop as crop_module
 from correlation_aware.tracking.boxes import vote
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, upload_region
@@ -150,8 +153,11 @@ def test_a_track_with_crops_of_a_device_is_the_same():
         ((20, 30, 40, 50), (20, 30, 40, 50)),
         ((-15, -5, 40, 50), (0, 0, 25, 45)),
         ((90, 70, 40, 50), (90, 70, 10, 10)),
-        ((500, 500, 5, 5), (90, 70, 10, 10)),
-        ((-500, -500, 5, 5), (0, 0, 10, 10)),
+        ((500, 500, 25, 35), (90, 70, 10, 10)),
+        ((-500, -500, 25, 35), (0, 0, 10, 10)),
+        ((50, 40, 3, 2), (50, 40, 3, 2)),  # a small target keeps its size
+        ((98, -1, 4, 3), (96, 0, 4, 3)),  # at an edge, too
+        ((50, 40, 0.2, 0.5), (50, 40, 1, 1)),  # but has a pixel
     ],
 )
 def test_clip_box_keeps_a_margin_inside(box, expected):
@@ -308,7 +314,7 @@ def test_boxes_vote_by_score_and_overlap(monkeypatch):
     monkeypatch.setattr(MixerHead, "box_vote", 2.0, raising=False)
     assert track(None) == track(2) != track(0)
     for value in (-1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"box_vote={value} must be a finite number"):
+        with pytest.raises(ValueError, match=f"box_vote={value} must be a"):
             ca.TrackerConfig(box_vote=value)
 
 
@@ -399,7 +405,11 @@ def test_gray_and_rgba_frames_and_sizes_that_change():
         (np.zeros((10, 10, 2), np.uint8), r"this one has \(10, 10, 2\)"),
         (np.zeros((0, 10, 3), np.uint8), "this one has"),
         (torch.zeros(3, 10, 10, dtype=torch.uint8), r"permute\(1, 2, 0\)"),
+        (torch.zeros(10, 10, 3, dtype=torch.uint8), r"Use frame\.cpu\(\)\.numpy\(\)"),
+        (np.zeros((10, 10, 3), np.uint16), r"clip\(0, 255\)"),  # astype alone wraps around
         ([[0]], "not list"),
+        (None, "The video may have ended"),
+        ("frame.jpg", "open_frames"),
     ],
 )
 def test_errors_of_invalid_frames_say_how_to_correct_them(frame, message):
@@ -417,13 +427,115 @@ def test_errors_of_invalid_frames_say_how_to_correct_them(frame, message):
         ((10, 10, 0, 5), "no area"),
         ((10, 10, 5, -5), "no area"),
         ((400, 10, 20, 20), "outside the frame, which is 320 x 240 px"),
-        ((200, 150, 300, 230), "looks like x1, y1, x2, y2"),
+        ((0.07, 0.37, 0.2, 0.25), r"smaller than a pixel\. For fractions .* \(22\.4, 88\.8, 64, 60\)"),
+        ((10, 10, 30, 0.5), "smaller than a pixel"),
+        ((10**400, 1, 2, 3), "four numbers"),
+        ((1, 2j, 3, 4), "four numbers"),
         ([(10, 10, 5, 5), (-50, 10, 20, 20)], r"\(-50, 10, 20, 20\) is outside"),
     ],
 )
 def test_errors_of_invalid_boxes_say_why(box, message):
     with pytest.raises(ValueError, match=message):
         as_boxes(box, 240, 320)
+
+
+@pytest.mark.parametrize(
+    "box", [(-30, 80, 100, 90), (-20, -20, 80, 80), (90, -70, 95, 107), (12, 9, 40, 98), (-5, -5, 400, 300)]
+)
+def test_a_box_over_any_edge_is_clipped_to_its_visible_part(box):
+    """The box and its mirror images, in a frame of 320 x 240 px, also around the template."""
+    x, y, w, h = box
+    clipped = (max(x, 0), max(y, 0), min(x + w, 320) - max(x, 0), min(y + h, 240) - max(y, 0))
+    for flip_x in (False, True):
+        for flip_y in (False, True):
+            given, expected = (
+                (320 - a - c if flip_x else a, 240 - b - d if flip_y else b, c, d)
+                for a, b, c, d in (box, clipped)
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert as_boxes(given, 240, 320).tolist() == [list(expected)]
+    tracker, part = make_tracker(), make_tracker()
+    tracker.init(noise(), box)
+    part.init(noise(), clipped)
+    assert tracker.update(noise(seed=1)) == part.update(noise(seed=1))
+
+
+def test_a_box_that_looks_like_corners_is_warned_of():
+    with pytest.warns(UserWarning, match=r"Most of the box \(200, 150, 300, 230\).*looks like x1, y1"):
+        assert as_boxes((200, 150, 300, 230), 240, 320).tolist() == [[200, 150, 120, 90]]
+
+
+def test_boxes_come_as_tensors_of_any_dtype_too():
+    for dtype in (torch.float32, torch.bfloat16, torch.int64):
+        boxes = torch.tensor([[1, 2, 30, 40]], dtype=dtype, requires_grad=dtype.is_floating_point)
+        assert as_boxes(boxes, 240, 320).tolist() == [[1, 2, 30, 40]]
+
+
+def test_a_target_of_three_pixels_stays_that_small():
+    tracker = make_tracker(config=ca.TrackerConfig(damp_size=False))
+    tracker.init(noise(), (140, 100, 3, 3))
+    side = Crop.around((140, 100, 3, 3), 4).side
+    plant(tracker, (8, 8), (0.5, 0.5, 3 / side, 2 / side))
+    assert tracker.update(noise()).box[2:] == pytest.approx((3, 2))
+
+
+def test_crops_of_any_side_need_the_memory_of_a_frame(monkeypatch):
+    frame = noise()
+    assert not Crop(-(10**7), -(10**7), 10**7).cut(frame, 32).any()  # with a border 300 TB
+    assert Crop(-(10**6), -(10**6), 2 * 10**6).cut(frame, 32).shape == (32, 32, 3)
+    crops = [Crop(10, 20, 30), Crop(-40, 7, 333), Crop(250, -90, 200), Crop(400, 10, 50), Crop(3, 3, 1)]
+    expected = [crop.cut(frame, 64) for crop in crops]
+    monkeypatch.setattr(crop_module, "LARGEST_COPY", 0)
+    for crop, pixels in zip(crops, expected):
+        assert np.abs(crop.cut(frame, 64).astype(int) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"margin": float("nan")}, "margin=nan must be a number"),
+        ({"margin": -5}, "margin=-5 must be a finite number of at least 1"),
+        ({"min_size": float("inf")}, "min_size=inf must be a finite number"),
+        ({"scale_penalty": float("nan")}, "scale_penalty=nan must be a number"),
+        ({"scale_penalty": None}, "scale_penalty=None must be a number"),
+        ({"window_weight": "a"}, "window_weight='a' must be a number"),
+        ({"update_interval": 2.5}, "update_interval=2.5 must be a whole number"),
+        ({"damp_size": "no"}, "damp_size='no' must be True or False"),
+        ({"template_update": "often"}, "template_update='often' must be one of none, confident"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ca.TrackerConfig(**settings)
+
+
+def test_a_session_says_that_another_one_moved_its_model():
+    tracker = make_tracker()
+    tracker.init(noise(), (140, 100, 30, 20))
+    other = ca.create_tracker(tracker.model, device="cpu", dtype="bfloat16")
+    assert other.session.dtype == torch.bfloat16
+    for call in (tracker.update, lambda frame: tracker.init(frame, (140, 100, 30, 20))):
+        with pytest.raises(RuntimeError, match=r"moved to torch\.bfloat16 .* Create a model for each"):
+            call(noise())
+
+
+def test_wrapped_models_are_refused_by_name(tmp_path):
+    model = ca.create_model("sbt_test_track")
+    compiled = torch.nn.Module()
+    compiled._orig_mod = model  # as in torch.compile, which takes seconds
+    for wrapped, advice in (
+        (compiled, r"model\._orig_mod\. .*runtime='compile'"),
+        (torch.nn.DataParallel(model), r"wrapper around TrackModel: pass the model itself, model\.module"),
+    ):
+        for use in (
+            lambda wrapped: ca.create_tracker(wrapped, device="cpu"),
+            lambda wrapped: ca.save_pretrained(wrapped, tmp_path / "saved"),
+            lambda wrapped: export(wrapped, tmp_path / "exported"),
+        ):
+            with pytest.raises(ValueError, match=advice):
+                use(wrapped)
+    assert not list(tmp_path.iterdir())
 
 
 def test_update_before_init_and_other_mistakes():
@@ -433,6 +545,11 @@ def test_update_before_init_and_other_mistakes():
         ca.create_tracker(ca.create_model("sbt_test"), device="cpu")
     with pytest.raises(ValueError, match="is not one of auto, eager"):
         ca.create_tracker(ca.create_model("sbt_test_track"), runtime="warp")
+    for dtype in ("floaty", torch.int8, np.float32):
+        with pytest.raises(ValueError, match="is not one of float32, float16, bfloat16, float64"):
+            ca.create_tracker(ca.create_model("sbt_test_track"), device="cpu", dtype=dtype)
+    with pytest.raises(TypeError, match="must be a TrackerConfig"):
+        make_tracker(config={"margin": 5})
     with pytest.raises(ValueError, match="window_weight=2"):
         ca.TrackerConfig(window_weight=2)
     tracker = make_tracker()
@@ -533,7 +650,8 @@ def test_a_copied_tracker_has_a_model_of_its_own():
     frames = np.random.default_rng(0).integers(0, 255, (3, 90, 120, 3), np.uint8)
     tracker = ca.create_tracker(ca.create_model("sbt_test_track"), device="cpu")
     tracker.init(frames[0], (30, 30, 24, 20))
-    again = copy.deepcopy(tracker)
+    for again in (copy.deepcopy(tracker), copy.copy(tracker)):
+        assert again.session is not tracker.session and again.timings is not tracker.timings
     with torch.no_grad():
         for parameter in again.model.parameters():
             parameter.zero_()

@@ -1,5 +1,6 @@
 """Real video files, real folders, and the errors that name them."""
 
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -42,6 +43,79 @@ def test_a_written_video_reads_back_in_rgb(video: Path) -> None:
     for i, frame in enumerate(frames):
         assert frame.shape == (48, 64, 3) and frame.dtype == np.uint8
         assert np.abs(frame.mean((0, 1)) - plain(40 * i)[0, 0]).max() < 6  # lossy
+
+
+def sample_entry(path: Path) -> bytes:
+    """The codec in the header of an .mp4 file: ISO/IEC 14496-12, box `stsd`."""
+    content = path.read_bytes()
+    start = content.index(b"stsd") + 16  # version, flags, number of entries, size of the first entry
+    return content[start - 4 + 4 : start + 4]
+
+
+@pytest.mark.parametrize("codec, entry", [("h264", b"avc1"), ("vp9", b"vp09"), ("mp4v", b"mp4v")])
+def test_codecs(tmp_path: Path, codec: str, entry: bytes) -> None:
+    if codec == "h264":
+        pytest.importorskip("av")
+    with VideoWriter(tmp_path / "video.mp4", 24, codec) as writer:
+        for i in range(6):
+            writer.write(plain(40 * i))
+    assert sample_entry(writer.path) == entry
+    frames = list(open_frames(writer.path))
+    assert [round(float(frame[..., 0].mean()), -1) for frame in frames] == [0, 40, 80, 120, 160, 200]
+
+
+def test_a_video_plays_in_a_browser_by_default(video: Path) -> None:
+    assert sample_entry(video) in (b"avc1", b"vp09")
+    with pytest.raises(ValueError, match="codec='h265' is not one of h264, vp9, mp4v"):
+        VideoWriter(video, codec="h265")
+
+
+@pytest.mark.parametrize("codec", ["h264", "mp4v"])
+def test_a_full_disk_is_an_error_and_keeps_the_file_before(tmp_path: Path, codec: str) -> None:
+    resource = pytest.importorskip("resource")
+    if codec == "h264":
+        pytest.importorskip("av")
+    path = tmp_path / "video.mp4"
+    path.write_text("the one before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 240, 320, 3), np.uint8)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # bytes of a file
+    try:
+        with pytest.raises(OSError, match=r"video|too large"), VideoWriter(path, codec=codec) as writer:
+            for frame in frames:
+                writer.write(frame)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_codec_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "video.mp4", codec="mp4v") as writer:
+        writer.write(plain(0))
+    start, end = writer.path.read_bytes().split(b"mdat", 1)
+    frames, header = end.split(b"moov", 1)
+    header = header.replace(b"mp4v", b"av01").replace(b"esds", b"free")
+    writer.path.write_bytes(start + b"mdat" + bytes(len(frames)) + b"moov" + header)
+    with pytest.raises(ValueError, match=r"video\.mp4 has the codec av01, which .*ffmpeg -i"):
+        open_frames(writer.path)
+
+
+def test_names_that_opencv_cannot_open_are_refused(tmp_path: Path) -> None:
+    """OpenCV ends the process with a segmentation fault."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/video\xff.mp4"))
+    for use in (open_frames, VideoWriter):
+        with pytest.raises(ValueError, match="is not UTF-8"):
+            use(path)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["frame7.jpg", "frame9.png"])
+def test_folders_and_broken_links_with_names_of_images_are_named(folder: Path, name: str) -> None:
+    if name == "frame7.jpg":
+        (folder / name).mkdir()
+    else:
+        (folder / name).symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=rf"{name} is a (folder|link to nothing) with the name of an image"):
+        open_frames(folder)
 
 
 def test_a_folder_is_read_in_natural_order_and_losslessly(folder: Path) -> None:

@@ -182,8 +182,16 @@ def test_wrappers(tmp_path: Path, content: Any) -> None:
 
 def test_numbers_of_numpy_are_allowed(tmp_path: Path) -> None:
     content = {"net": TENSORS, "best": np.float64(0.5), "epoch": np.int64(3), "done": np.bool_(True)}
+    content |= {"day": np.datetime64("2026-01-01"), "root": np.complex64(1j)}
     torch.save(content, tmp_path / "w.pth")
     assert same(read_state_dict(tmp_path / "w.pth"))
+
+
+def test_sparse_tensors_are_refused_by_name() -> None:
+    with pytest.raises(
+        ValueError, match=r"'weight' is a torch\.sparse_coo tensor; save tensor\.to_dense\(\)"
+    ):
+        load_state_dict(nn.Linear(2, 2, bias=False), {"weight": torch.eye(2).to_sparse()})
 
 
 def test_a_file_that_refers_to_itself_ends(tmp_path: Path) -> None:

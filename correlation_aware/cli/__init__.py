@@ -40,8 +40,12 @@ def main() -> None:
     """Runs the command line; a user's mistake ends with a one-line message and exit code 1."""
     try:
         app()
-    except (ValueError, KeyError, RuntimeError, OSError, ImportError) as error:
+    except Exception as error:
+        mistakes = (ValueError, KeyError, RuntimeError, OSError, ImportError, MemoryError)
+        if not isinstance(error, mistakes) and type(error).__module__ != "cv2":
+            raise  # a fault of this package, which its traceback explains
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         error_console.print(f"[red]error:[/red] {type(error).__name__}: ", end="")
-        error_console.print(str(text), markup=False)
+        readable = str(text).encode(errors="backslashreplace").decode()  # a file name need not be UTF-8
+        error_console.print(readable.strip(), markup=False)
         sys.exit(1)

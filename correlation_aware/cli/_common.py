@@ -1,6 +1,8 @@
 """Options, console and progress bars that several commands share."""
 
 import math
+import os
+import sys
 import warnings
 from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -11,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperCommand
 
+from correlation_aware.cli._messages import error_console
 from correlation_aware.runtime.session import RUNTIMES
 
 T = TypeVar("T")
@@ -71,7 +74,16 @@ DepthRange = Annotated[
     ),
 ]
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """A console whose reader may go: the command completes its files without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still has to write
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 
 class Command(TyperCommand):
@@ -106,6 +118,7 @@ def load_tracker(
     """
     from correlation_aware import create_tracker
 
+    _spare_busy_cores()
     with warnings.catch_warnings():  # replaced by the yellow line below
         warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
         tracker = create_tracker(
@@ -156,6 +169,24 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     """
     x, y, w, h = parse_numbers(text, "--box", "x,y,w,h", "120,80,64,48")
     return x, y, w, h
+
+
+def _spare_busy_cores() -> None:
+    """Takes one thread where other programs keep the cores busy: threads that wait for each other are slow.
+
+    A number of threads in OMP_NUM_THREADS stays.
+    """
+    import torch
+
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ or threads == 1 or not hasattr(os, "getloadavg"):
+        return
+    load = os.getloadavg()[0]
+    if load > cores:
+        torch.set_num_threads(1)
+        error_console.print(
+            f"{cores} cores with a load of {load:.1f}: one thread. OMP_NUM_THREADS={threads} takes {threads}."
+        )
 
 
 def parse_depth_range(text: str | None) -> tuple[float, float] | None:

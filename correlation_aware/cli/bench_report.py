@@ -57,8 +57,8 @@ class Benchmark:
     ) -> None:
         import torch
 
+        from correlation_aware._devices import as_device
         from correlation_aware._files import check_output_file
-        from correlation_aware.runtime.session import as_device
 
         if threads is not None:
             torch.set_num_threads(threads)

@@ -4,8 +4,12 @@ A family derives from `TwoInputModel` and implements `encode_template` and `forw
 has a default that a family may replace by something faster.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +17,10 @@ import torch
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.fx._pytree import register_pytree_flatten_spec
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.utils import _pytree as pytree
 
 from correlation_aware.models.attention_maps import AttentionMap
@@ -28,7 +36,9 @@ __all__ = [
     "choose_levels",
     "common_batch",
     "find_first_conv",
+    "limited_size",
     "make_state",
+    "refuse_wrapper",
 ]
 
 
@@ -36,6 +46,9 @@ SIZES_ARE_FIXED = (
     "The sizes of a network cannot be changed: its layers and its description were built for them. Build it "
     "again: create_model(..., template_size=..., search_size=..., template_factor=..., search_factor=...)."
 )
+
+
+LARGEST_SIDE = 4096  # pixels of an image, 200 MB in float32
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,8 @@ class Sizes:
     def __post_init__(self) -> None:
         for name in ("template_size", "search_size"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of pixels, at least 1.")
+            if type(value) is not int or not 1 <= value <= LARGEST_SIDE:
+                raise ValueError(f"{name}={value!r} must be a whole number of pixels, 1 to {LARGEST_SIDE}.")
         for name in ("template_factor", "search_factor"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 1 <= value < float("inf"):
@@ -231,8 +244,13 @@ def choose_levels(indices: int | Sequence[int] | None, levels: int, name: str) -
     """
     if indices is None:
         return tuple(range(levels))
-    chosen = tuple(range(levels - indices, levels)) if isinstance(indices, int) else tuple(indices)
-    first = 0 if isinstance(indices, int) else -levels
+    single = isinstance(indices, Integral)
+    try:
+        numbers = [index(indices)] if single else [index(i) for i in indices]  # type: ignore[arg-type, union-attr]
+    except TypeError:
+        numbers = []
+    chosen = tuple(range(levels - numbers[0], levels)) if single else tuple(numbers)
+    first = 0 if single else -levels
     if not chosen or any(not first <= i < levels for i in chosen):
         raise ValueError(
             f"{name}={indices!r} must be levels in {-levels}..{levels - 1}, or how many of the last: "
@@ -576,6 +594,58 @@ def prefix_groups(groups: dict[str, Any], prefix: str) -> dict[str, Any]:
         name: moved(patterns) if isinstance(patterns, str) else [(moved(p), *rest) for p, *rest in patterns]
         for name, patterns in groups.items()
     }
+
+
+def refuse_wrapper(model: nn.Module) -> nn.Module:
+    """The model itself.
+
+    Raises:
+        ValueError: A wrapper around it, of `torch.compile` or a parallel one, whose names and attributes are
+            not the model's.
+    """
+    for attribute in ("_orig_mod", "module"):
+        inner = model._modules.get(attribute)
+        if inner is not None and len(model._modules) == 1:
+            compiled = " For a compiled tracker or session use runtime='compile'."
+            raise ValueError(
+                f"{type(model).__name__} is a wrapper around {type(inner).__name__}: pass the model itself, "
+                f"model.{attribute}.{compiled if attribute == '_orig_mod' else ''}"
+            )
+    return model
+
+
+@contextmanager
+def limited_size(numbers: int, tensors: int) -> Iterator[None]:
+    """Limits the networks that this thread builds inside the block.
+
+    Args:
+        numbers: Most numbers in all parameters and buffers together.
+        tensors: Most parameters and buffers.
+
+    Raises:
+        ValueError: At the first parameter or buffer beyond a limit, so that a network is not built on.
+    """
+    thread, seen = threading.get_ident(), [0, 0]
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        if threading.get_ident() != thread or tensor is None:
+            return
+        seen[0] += tensor.numel()
+        seen[1] += 1
+        if seen[0] > numbers:
+            raise ValueError(f"the network has more than the {numbers:,} numbers that are possible here.")
+        if seen[1] > tensors:
+            raise ValueError(f"the network has more than {tensors:,} tensors.")
+
+    hooks = (
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def find_first_conv(model: nn.Module) -> str | None:

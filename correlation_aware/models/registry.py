@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 import timm.models
 from torch import Tensor, nn
 
+from correlation_aware._fields import check_values
 from correlation_aware._plugins import load_plugins, plugin_packages
 
 __all__ = [
@@ -218,9 +219,13 @@ def take_fields(arguments: Mapping[str, Any], default: Fields) -> tuple[dict[str
 
     Returns:
         The arguments that are no fields of `default`, and `default` with those that are; lists become tuples.
+
+    Raises:
+        ValueError: A value that does not fit the annotation of its field.
     """
     names = {field.name for field in fields(default)}
     chosen = {name: _as_tuple(value) for name, value in arguments.items() if name in names}
+    check_values(type(default), chosen)
     return {k: v for k, v in arguments.items() if k not in names}, replace(default, **chosen)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from correlation_aware._timm import derive_pretrained_cfg
-from correlation_aware.models.contract import FeatureNet, TwoInputModel
+from correlation_aware.models.contract import FeatureNet, TwoInputModel, refuse_wrapper
 from correlation_aware.models.tracker import TrackModel
 
 __all__ = ["Graph", "SessionModel", "cast_input", "description", "split_graphs"]
@@ -160,8 +160,9 @@ def split_graphs(model: nn.Module) -> dict[str, Graph]:
         The graphs by name.
 
     Raises:
-        ValueError: Another module.
+        ValueError: Another module, or a wrapper around a model.
     """
+    refuse_wrapper(model)
     if isinstance(model, TrackModel):
         outputs: tuple[str, ...] = ("scores", "boxes")
     elif isinstance(model, FeatureNet):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from correlation_aware._devices import as_device, as_dtype
 from correlation_aware._extras import require
 from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import TemplateState, common_batch
@@ -25,7 +26,7 @@ from correlation_aware.runtime.export import SUFFIXES, export, gives_outputs_of,
 from correlation_aware.runtime.fused_convolutions import fuse_convolutions, refresh
 from correlation_aware.runtime.graphs import SessionModel, cast_input, split_graphs
 
-__all__ = ["RUNTIMES", "InferenceSession", "Runtime", "as_device", "export_cache"]
+__all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
 
 # To add a runtime: its name here, which the options, their help and the benchmarks follow, and its branch in
 # `InferenceSession`. One that runs exported files also needs `open_graph` of `runtime/export.py`, the default
@@ -51,8 +52,8 @@ class InferenceSession:
         model: Tracker or feature network of `create_model`; it is moved to the device and set to evaluation
             mode.
         device: Device of the computation; by default the model's.
-        dtype: Dtype of the computation; by default the model's. `cudagraph` supports float32, float16 and
-            bfloat16, `openvino` float32 and bfloat16, `onnx` float32.
+        dtype: Dtype of the computation, or its name; by default the model's. `cudagraph` supports float32,
+            float16 and bfloat16, `openvino` float32 and bfloat16, `onnx` float32.
         runtime: Runtime of the model. `eager` is plain PyTorch, on a CPU with batch norms fused into
             convolutions; `compile` is `torch.compile`; `cudagraph`
             captures a CUDA graph at the first call per shape and replays it with one launch; `onnx` and
@@ -69,7 +70,8 @@ class InferenceSession:
         outputs: Names of the outputs of a call: `scores` and `boxes`, or names of features.
 
     Raises:
-        ValueError: An unknown runtime or device, or a device or dtype that the runtime does not support.
+        ValueError: An unknown runtime, device or dtype, a device or dtype that the runtime does not support,
+            or a wrapper such as that of `torch.compile` in place of a model.
         RuntimeError: `cudagraph` or a CUDA device without a GPU.
         ModuleNotFoundError: The runtime is not installed; the message says how to install it.
 
@@ -88,17 +90,17 @@ class InferenceSession:
         self,
         model: SessionModel,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         runtime: Runtime = "auto",
     ) -> None:
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}.")
+        graphs = split_graphs(model)
         parameter = next(model.parameters())
         self.model = model.eval()
         self.device = as_device(device or parameter.device, available=False)
-        self.dtype = dtype or parameter.dtype
+        self.dtype = as_dtype(dtype or parameter.dtype)
         self.runtime: Runtime = "eager" if runtime == "auto" else runtime
-        graphs = split_graphs(model)
         self.outputs = graphs["search"].outputs
         self._state: TemplateState | None = None
         self._network: nn.Module = model  # the model, or a copy with fused layers
@@ -129,8 +131,10 @@ class InferenceSession:
 
         Raises:
             ValueError: An image size that the runtime has no graph for.
+            RuntimeError: Something moved the model to another device or dtype.
         """
         self._check_image(template, "template", self.model.sizes.template_size)
+        self._check_model()
         refresh(self._network)
         self._state = TemplateState(self._encode(template))
 
@@ -194,13 +198,14 @@ class InferenceSession:
             `cudagraph` session overwrites the outputs: clone them to keep them.
 
         Raises:
-            RuntimeError: No template is set.
+            RuntimeError: No template is set, or something moved the model to another device or dtype.
             ValueError: The batch sizes of templates and search images differ, and neither of them is 1; an
                 image size that the runtime has no graph for.
         """
         if self._state is None:
             raise RuntimeError("The session has no template yet: call set_template(template) first.")
         self._check_image(search, "search", self.model.sizes.search_size)
+        self._check_model()
         state, batch = self._state, common_batch(self._state, search)
         if len(search) < batch:
             search = search.expand(batch, -1, -1, -1)
@@ -228,6 +233,18 @@ class InferenceSession:
         if self.dtype not in supported:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in supported)
             raise ValueError(f"runtime={self.runtime!r} supports {names}, not dtype={self.dtype}.")
+
+    def _check_model(self) -> None:
+        """Checks that the model is still where this session put it; a second session may have moved it."""
+        if self.runtime in ("onnx", "openvino"):
+            return
+        parameter = next(self.model.parameters())
+        if (parameter.device.type, parameter.dtype) != (self.device.type, self.dtype):
+            raise RuntimeError(
+                f"The model was moved to {parameter.dtype} on {parameter.device} since this session was made "
+                f"for {self.dtype} on {self.device}, perhaps by another session: sessions and trackers that "
+                "share a model share its device and dtype. Create a model for each."
+            )
 
     def _check_image(self, image: Tensor, name: str, side: int) -> None:
         """Checks what PyTorch's runtimes take and exported graphs do not: another size of the image."""
@@ -275,31 +292,6 @@ def _run_once(model: nn.Module) -> Tensor:
     dtype = next(model.parameters()).dtype
     outputs: tuple[Tensor, ...] = graph.module(*(t.to(dtype) for t in graph.example(seed=0, batch=1)))
     return torch.cat([output.to(dtype).flatten() for output in outputs])
-
-
-def as_device(device: str | torch.device, available: bool = True) -> torch.device:
-    """A device by name.
-
-    Args:
-        device: `cpu`, `cuda`, `cuda:1`, or another device of PyTorch.
-        available: Whether a CUDA device must be there.
-
-    Raises:
-        ValueError: Not the name of a device.
-        RuntimeError: `cuda` without a GPU, or the number of a GPU that is not there.
-    """
-    count = torch.cuda.device_count()
-    gpus = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
-    try:
-        parsed = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device={str(device)!r} is not one of cpu, cuda, cuda:N. PyTorch finds {gpus}: "
-            f"use {'cuda or ' if count else ''}cpu."
-        ) from error
-    if available and parsed.type == "cuda" and (parsed.index or 0) >= count:
-        raise RuntimeError(f"device={str(device)!r} is not available: PyTorch finds {gpus}; use cpu.")
-    return parsed
 
 
 def _rebuild(

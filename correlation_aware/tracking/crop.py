@@ -5,7 +5,9 @@ of crops are multiples of the target's; the factors are in `Sizes` of `models/co
 """
 
 import math
+import warnings
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import cv2
@@ -13,6 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Crop", "as_boxes", "as_rgb", "clip_box"]
+
+# Side in pixels up to which a crop is copied with its border before it is resized; 50 MB of memory at most.
+LARGEST_COPY = 4096
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Crop:
     def cut(self, frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         """Cuts the crop from a frame and resizes it, bilinear; pixels outside the frame are black.
 
+        Memory is bounded by the frame, whatever the side of the crop.
+
         Args:
             frame: (H, W, 3), uint8.
             size: Side of the output in pixels.
@@ -52,6 +59,8 @@ class Crop:
             (size, size, 3), uint8.
         """
         height, width = frame.shape[:2]
+        if self.side > LARGEST_COPY:
+            return self._sample(frame, size)
         left, top, right, bottom = (  # pixels of the crop outside the frame, up to all of them
             min(max(0, outside), self.side)
             for outside in (-self.x, -self.y, self.x + self.side - width, self.y + self.side - height)
@@ -62,6 +71,20 @@ class Crop:
         if left or top or right or bottom:
             inner = cv2.copyMakeBorder(inner, top, bottom, left, right, cv2.BORDER_CONSTANT)
         return cv2.resize(inner, (size, size), interpolation=cv2.INTER_LINEAR)
+
+    def _sample(self, frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+        """As `cut`, from the pixels that bilinear interpolation needs alone; values differ by 1 at most."""
+        height, width = frame.shape[:2]
+        along = ((np.arange(size) + 0.5) * (self.side / size) - 0.5).clip(0, self.side - 1)
+        low = along.astype(int)
+        weight = along - low
+        both = np.concatenate([low, np.minimum(low + 1, self.side - 1)])  # 2 * size
+        rows, columns = both + self.y, both + self.x
+        inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+        pixels: Any = frame[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)] * inside[..., None]
+        pixels = _mix(pixels[:size], pixels[size:], weight[:, None, None])
+        pixels = _mix(pixels[:, :size], pixels[:, size:], weight[:, None])
+        return np.asarray(pixels.round(), np.uint8)
 
     def to_frame(self, box: ArrayLike) -> NDArray[np.float64]:
         """Converts a box (4,) cxcywh in 0..1 of the crop to xywh in pixels of the frame."""
@@ -74,23 +97,40 @@ class Crop:
         return np.array([x + w / 2 - self.x, y + h / 2 - self.y, w, h]) / self.side
 
 
-def clip_box(box: ArrayLike, height: int, width: int, margin: float = 10.0) -> NDArray[np.float64]:
+def _mix(a: Any, b: Any, weight: Any) -> Any:
+    return a * (1 - weight) + b * weight
+
+
+def clip_box(
+    box: ArrayLike, height: int, width: int, margin: float = 10.0, min_size: float = 1.0
+) -> NDArray[np.float64]:
     """Clips a box to the frame.
 
     Args:
         box: (4,) xywh in pixels.
         height: Height of the frame in pixels.
         width: Width of the frame in pixels.
-        margin: Smallest width and height of the clipped box in pixels, limited by the frame's size.
+        margin: Smallest width and height in pixels that are left of a box that extends beyond the frame; a
+            smaller box keeps its own size.
+        min_size: Smallest width and height of any box in pixels.
 
     Returns:
         (4,) xywh in pixels.
     """
     x, y, w, h = np.asarray(box, dtype=float)
-    margin_x, margin_y = min(margin, width), min(margin, height)
-    x1, x2 = min(max(x, 0.0), width - margin_x), max(min(x + w, width), margin_x)
-    y1, y2 = min(max(y, 0.0), height - margin_y), max(min(y + h, height), margin_y)
-    return np.array([x1, y1, max(x2 - x1, margin_x), max(y2 - y1, margin_y)])
+    (x, w), (y, h) = (
+        _clip_span(start, max(length, min_size), side, margin)
+        for start, length, side in ((x, w, width), (y, h, height))
+    )
+    return np.array([x, y, w, h])
+
+
+def _clip_span(start: float, length: float, side: int, margin: float) -> tuple[float, float]:
+    """Start and length of the part of an interval in 0..side, at least `margin` of it."""
+    margin = min(margin, length, side)
+    clipped = min(max(start, 0.0), side - margin)
+    end = max(min(start + length, side), margin)
+    return clipped, max(end - clipped, margin)
 
 
 def as_rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -106,16 +146,18 @@ def as_rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         ValueError: Not a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
     """
     if not isinstance(frame, np.ndarray):
-        hint = (
-            " Use frame.permute(1, 2, 0).cpu().numpy()."
-            if hasattr(frame, "permute")
-            else " Use numpy.asarray(frame)."
-        )
         raise ValueError(
-            f"A frame is a numpy array (H, W, 3) of uint8 in RGB, not {type(frame).__name__}.{hint}"
+            f"A frame is a numpy array (H, W, 3) of uint8 in RGB, not {type(frame).__name__}. "
+            f"{_frame_hint(frame)}"
         )
     if frame.dtype != np.uint8:
-        hint = "(frame * 255).round().astype('uint8') for values in 0..1, frame.astype('uint8') for 0..255"
+        if np.issubdtype(frame.dtype, np.floating):
+            hint = "(frame * 255).round().astype('uint8') for values in 0..1"
+        elif frame.dtype == bool:
+            hint = "frame.astype('uint8') * 255"
+        else:  # astype alone would wrap around
+            hint = "((frame - low) * (255.0 / (high - low))).clip(0, 255).astype('uint8'), with the values "
+            hint += "low and high that become black and white"
         raise ValueError(f"A frame is uint8 in 0..255, this one is {frame.dtype}. Use {hint}.")
     if frame.ndim == 2:
         frame = frame[:, :, None]
@@ -130,8 +172,22 @@ def as_rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(frame[:, :, :3])
 
 
+def _frame_hint(frame: Any) -> str:
+    if frame is None:
+        return "The video may have ended: OpenCV's read() gives None then."
+    if isinstance(frame, (str, PurePath)):
+        return "Read the file: open_frames(path) of correlation_aware.tracking.video gives its frames."
+    if hasattr(frame, "permute"):
+        channels_last = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[-1] in (1, 3, 4))
+        return f"Use frame{'' if channels_last else '.permute(1, 2, 0)'}.cpu().numpy()."
+    return "Use numpy.asarray(frame)."
+
+
 def as_boxes(boxes: ArrayLike, height: int, width: int) -> NDArray[np.float64]:
     """Checks boxes against a frame.
+
+    A box may extend beyond the frame: the tracker follows its visible part. A `UserWarning` says so where
+    most of it is outside and it looks like x1, y1, x2, y2.
 
     Args:
         boxes: One box (4,) or several (N, 4), xywh in pixels.
@@ -139,38 +195,45 @@ def as_boxes(boxes: ArrayLike, height: int, width: int) -> NDArray[np.float64]:
         width: Width of the frame in pixels.
 
     Returns:
-        (N, 4) xywh in pixels.
+        (N, 4) xywh in pixels, the parts inside the frame.
 
     Raises:
-        ValueError: A box that is not four finite numbers, has no area, or is outside the frame.
+        ValueError: A box that is not four finite numbers, is smaller than a pixel, or is outside the frame.
     """
+    if hasattr(boxes, "detach"):  # a tensor, on any device
+        boxes = boxes.detach().cpu().double().numpy()
     try:
         array = np.asarray(boxes, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"A box is four numbers x, y, w, h; got {boxes!r}.") from None
     if array.ndim not in (1, 2) or array.shape[-1] != 4 or array.size == 0:
         raise ValueError(f"Boxes have shape (4,) or (N, 4), x, y, w, h in pixels; got shape {array.shape}.")
-    array = array.reshape(-1, 4)
-    for box in array:
-        _check_box(box, height, width)
-    return array
+    return np.stack([_visible_part(box, height, width) for box in array.reshape(-1, 4)])
 
 
-def _check_box(box: NDArray[np.float64], height: int, width: int) -> None:
-    x, y, w, h = box
+def _visible_part(box: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    x, y, w, h = (float(value) for value in box)
     text = f"({x:g}, {y:g}, {w:g}, {h:g})"
-    corners = w > x and h > y and w <= width and h <= height
-    hint = " It looks like x1, y1, x2, y2; pass x1, y1, x2 - x1, y2 - y1." if corners else ""
     if not np.isfinite(box).all():
         raise ValueError(f"The box {text} has values that are not finite; x, y, w, h must be numbers.")
     if w <= 0 or h <= 0:
         raise ValueError(f"The box {text} has no area: w and h must be above 0.")
-    visible_w, visible_h = min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
-    if visible_w <= 0 or visible_h <= 0:
+    if w < 1 or h < 1:
+        hint = "x, y, w, h are in pixels."
+        if min(x, y) >= 0 and max(x + w, y + h) <= 1:
+            pixels = (x * width, y * height, w * width, h * height)
+            hint = f"For fractions of the frame pass pixels: ({', '.join(f'{v:g}' for v in pixels)})."
+        raise ValueError(f"The box {text} is smaller than a pixel. {hint}")
+    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    if right <= left or bottom <= top:
         raise ValueError(
-            f"The box {text} is outside the frame, which is {width} x {height} px (width x height).{hint}"
+            f"The box {text} is outside the frame, which is {width} x {height} px (width x height)."
         )
-    if corners and visible_w * visible_h < 0.75 * w * h:
-        raise ValueError(
-            f"More than a quarter of the box {text} is outside the {width} x {height} px frame.{hint}"
+    corners = 0 <= x < w <= width and 0 <= y < h <= height
+    if corners and (right - left) * (bottom - top) < 0.5 * w * h:
+        warnings.warn(
+            f"Most of the box {text} is outside the {width} x {height} px frame. It looks like x1, y1, x2, "
+            "y2; pass x1, y1, x2 - x1, y2 - y1.",
+            stacklevel=1,
         )
+    return np.array([left, top, right - left, bottom - top])

@@ -1,12 +1,13 @@
 """The tracker: follows one target or several through the frames of a video."""
 
+import copy
 import math
 import time
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from correlation_aware import zoo
 from correlation_aware._deprecation import renamed_fields
+from correlation_aware._devices import as_device
+from correlation_aware._fields import check_values
+from correlation_aware.models.contract import refuse_wrapper
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.runtime.graphs import description
-from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime, as_device
+from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
 from correlation_aware.tracking.boxes import distinct, vote
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
@@ -59,7 +63,9 @@ class TrackerConfig:
             score * (IoU with the best location's box) ** box_vote; 0 for the best location's box alone, None
             for the `box_vote` of the model's head, 0 if it has none.
         lost_threshold: Score in 0..1 below which a target is reported as lost.
-        margin: Smallest width and height in pixels of the part of the box inside the frame.
+        margin: Smallest width and height in pixels of the part of a box inside the frame, of a target that
+            leaves it; a smaller box keeps its own size.
+        min_size: Smallest width and height of a box in pixels.
         template_update: What becomes of the second template, of networks with `templates` of 2 or more.
             `none`: it is the first one, or what `Tracker.update_template` sets. `confident`: every
             `update_interval` frames it becomes a crop around the latest box, of targets whose score is at
@@ -74,22 +80,21 @@ class TrackerConfig:
     box_vote: float | None = None
     lost_threshold: float = 0.3
     margin: float = 10.0
+    min_size: float = 1.0
     template_update: TemplateUpdate = "none"
     update_interval: int = 25
     update_threshold: float = 0.6
 
     def __post_init__(self) -> None:
-        if self.template_update not in get_args(TemplateUpdate):
-            options = ", ".join(get_args(TemplateUpdate))
-            raise ValueError(f"template_update={self.template_update!r} is not one of {options}.")
+        check_values(type(self), vars(self))
         if self.update_interval < 1:
             raise ValueError(f"update_interval={self.update_interval} must be at least 1 frame.")
         for name in ("window_weight", "lost_threshold", "update_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in 0..1.")
-        for name in ("scale_penalty", "box_vote"):
-            if not 0 <= (getattr(self, name) or 0) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a finite number of at least 0.")
+        for name, least in (("scale_penalty", 0), ("box_vote", 0), ("margin", 1), ("min_size", 1)):
+            if not least <= (getattr(self, name) or least) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a finite number of at least {least}.")
 
 
 DECODES = {
@@ -203,6 +208,8 @@ class Tracker:
             raise ValueError(
                 f"{type(model).__name__} has no prediction head; a tracker needs a `_track` model."
             )
+        if config is not None and not isinstance(config, TrackerConfig):
+            raise TypeError(f"config={config!r} must be a TrackerConfig, such as TrackerConfig(margin=5).")
         if model.in_chans not in (1, 3):
             raise ValueError(
                 f"A tracker's model takes images of 1 or 3 channels, not in_chans={model.in_chans}."
@@ -233,6 +240,10 @@ class Tracker:
         self._next_target = 0  # also the number of targets so far
         self._many = False
         self._warned = False
+
+    def __copy__(self) -> "Tracker":
+        """A deep copy: a shallow one would share the template."""
+        return copy.deepcopy(self)
 
     @property
     def model(self) -> TrackModel:
@@ -339,7 +350,7 @@ class Tracker:
         height, width = frame.shape[:2]
         start = time.perf_counter()
         timestamps = [self._timestamp()]
-        boxes = [clip_box(b, height, width, self.config.margin) for b in self._boxes]
+        boxes = [self._clip(b, height, width) for b in self._boxes]
         crops = [Crop.around(b, self._sizes.search_factor) for b in boxes]
         pixels = self.images(frame, crops, self._sizes.search_size)
         timestamps.append(self._timestamp())
@@ -352,7 +363,7 @@ class Tracker:
         valid = np.isfinite(scores) & np.isfinite(crop_boxes).all(axis=1)
         self._boxes = np.stack(
             [
-                clip_box(crop.to_frame(new), height, width, self.config.margin) if ok else box
+                self._clip(crop.to_frame(new), height, width) if ok else box
                 for crop, new, box, ok in zip(crops, crop_boxes, boxes, valid)
             ]
         )
@@ -430,6 +441,9 @@ class Tracker:
         if len(boxes) != len(self._boxes):
             raise ValueError(f"box has {len(boxes)} boxes for {len(self._boxes)} targets: give one for each.")
         self._update_templates(frame, boxes, [True] * len(boxes))
+
+    def _clip(self, box: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+        return clip_box(box, height, width, self.config.margin, self.config.min_size)
 
     def _check_started(self) -> None:
         if not self._next_target:
@@ -586,7 +600,7 @@ def create_tracker(
     *,
     pretrained: bool | str | Path | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     runtime: Runtime = "auto",
     config: TrackerConfig | None = None,
     decode: str | None = None,
@@ -599,7 +613,7 @@ def create_tracker(
         pretrained: Weights, as in `create_model`. By default those of the manifest; if it has none, random
             weights with a warning.
         device: Device, such as `cpu` or `cuda`; by default a GPU if there is one.
-        dtype: Dtype of the computation; `torch.float32` by default.
+        dtype: Dtype of the computation, such as `torch.bfloat16` or "bfloat16"; `torch.float32` by default.
         runtime: Runtime of the model, one of `RUNTIMES`, see `InferenceSession`.
         config: Settings of the choice of the best location, see `TrackerConfig`. Image sizes and crop factors
             are the model's: create it with, for example, `search_factor=5` and pass the model.
@@ -607,8 +621,9 @@ def create_tracker(
             score and its box, nothing else; or `released`, the authors' code, which adds a Hann window.
 
     Raises:
-        ValueError: A model without a prediction head, an unknown name or device, a runtime that does not
-            support the device or dtype, or an unknown `decode`, or one beside `config`.
+        ValueError: A model without a prediction head or in a wrapper such as that of `torch.compile`, an
+            unknown name, device or dtype, a runtime that does not support the device or dtype, or an unknown
+            `decode`, or one beside `config`.
         ModuleNotFoundError: The runtime is not installed.
         RuntimeError: `cudagraph` or a CUDA device without a GPU.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
@@ -630,7 +645,7 @@ def create_tracker(
             raise ValueError(
                 f"pretrained={pretrained!r} has no effect on a model object: use load_pretrained(model, ...)."
             )
-        network = model
+        network = refuse_wrapper(model)
     else:
         name = DEFAULT_MODEL if model is None else model
         check_tracker_name(name)

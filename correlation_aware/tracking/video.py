@@ -17,6 +17,7 @@ import numpy as np
 from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, check_output_file, list_frames
 from correlation_aware._images import read_image
 from correlation_aware.tracking.crop import as_rgb
+from correlation_aware.tracking.encoders import CODECS, Encoder, count_frames, open_encoder
 from correlation_aware.tracking.frame_source import (
     DEFAULT_FPS,
     MAX_FPS,
@@ -34,6 +35,8 @@ ALLOWED = (
     f"a video file, a folder of frames ({', '.join(IMAGE_SUFFIXES)}), the index of a camera, or the address "
     "of a stream"
 )
+# codecs of .mp4 and .mov files, for the message about one that cannot be decoded
+CODES = ("av01", "hvc1", "hev1", "avc1", "vp09", "dvh1", "dvhe", "vvc1", "apch", "apcn", "prores")
 
 
 class _Folder(FrameSource):
@@ -84,6 +87,12 @@ class _VideoFile(FrameSource):
         self._first = self._decode() if opened else None
         if self._first is None:
             capture.release()
+            codec = _codec(source)
+            if codec:
+                raise ValueError(
+                    f"{source} has the codec {codec}, which this build of OpenCV cannot decode. Convert it: "
+                    "ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4"
+                )
             raise ValueError(f"{source} cannot be decoded as video; expected {ALLOWED}")
         self._offset = capture.get(cv2.CAP_PROP_POS_MSEC)
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -160,6 +169,7 @@ def open_frames(
         is_file = capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0  # a video file of a server
         return _VideoFile(capture, source, selection) if is_file else LiveSource(source, selection, capture)
     path = Path(source)
+    _check_text(path)
     if path.is_dir():
         return _Folder(path, "*", selection, depth_range)
     if not path.exists():
@@ -170,6 +180,28 @@ def open_frames(
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{path} is a single image; pass the folder of the frames, {path.parent}")
     return _VideoFile(cv2.VideoCapture(str(path)), str(path), selection)
+
+
+def _check_text(path: Path) -> None:
+    """Refuses a path with which OpenCV ends the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the path {str(path)!r} is not UTF-8, which OpenCV cannot open; rename the file"
+        ) from None
+
+
+def _codec(source: str) -> str:
+    """Code of the video codec in the header of an .mp4 or .mov file; empty where none of `CODES` is found."""
+    path = Path(source)
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:  # the header is at the beginning or at the end
+        start = file.read(1 << 20)
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        content = start + file.read()
+    return next((code for code in CODES if b"stsd" in content and code.encode() in content), "")
 
 
 def _check_no_depth_range(source: str | Path | int, depth_range: tuple[float, float] | None) -> None:
@@ -187,24 +219,30 @@ class VideoWriter:
     Args:
         path: Path of the file, with the suffix .mp4. Its folder must exist and be writable.
         fps: Frames per second.
+        codec: `h264` (PyAV, the extra `video`), `vp9` or `mp4v`, which is fast but not played by browsers; by
+            default the first one that is installed.
 
     Attributes:
         path: Path of the file.
         frames: Number of frames written.
 
     Raises:
-        ValueError: Another suffix than .mp4, a rate outside 0.01 to 1000, or a path that is no regular file.
-        OSError: The folder does not exist or is not writable.
+        ValueError: Another suffix than .mp4, an unknown codec, a rate outside 0.01 to 1000, or a path that is
+            no regular file, or that OpenCV cannot open.
+        OSError: The folder does not exist or is not writable; when the file is completed also a full disk.
     """
 
-    def __init__(self, path: str | Path, fps: float = DEFAULT_FPS) -> None:
+    def __init__(self, path: str | Path, fps: float = DEFAULT_FPS, codec: str | None = None) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._fps = fps
-        self._video: cv2.VideoWriter | None = None
+        self._fps, self._codec = fps, codec
+        self._video: Encoder | None = None
         self._size = (0, 0)  # width, height
         if self.path.suffix.lower() != ".mp4":
             raise ValueError(f"the name of a video must end in .mp4: {path}")
+        _check_text(self.path)
+        if codec not in (None, *CODECS):
+            raise ValueError(f"codec={codec!r} is not one of {', '.join(CODECS)}")
         if not MIN_FPS <= fps <= MAX_FPS:
             raise ValueError(f"fps={fps} of {path} must be in {MIN_FPS:g}..{MAX_FPS:g} frames per second")
         self._stack = ExitStack()
@@ -215,18 +253,15 @@ class VideoWriter:
 
         Raises:
             ValueError: A frame of another type or shape.
-            RuntimeError: OpenCV cannot write the video.
+            RuntimeError: The codec is not installed, or cannot encode frames of this size.
         """
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"a frame must be uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
         if self._video is None:
             height, width = frame.shape[:2]
             self._size = (width + width % 2, height + height % 2)
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._video = cv2.VideoWriter(str(self._temporary), code, round(self._fps, 3), self._size)
-            if not self._video.isOpened():
-                raise RuntimeError(f"OpenCV cannot write {self.path} ({width} x {height}, {self._fps:g} fps)")
-        self._video.write(cv2.cvtColor(_fit(frame, *self._size), cv2.COLOR_RGB2BGR))
+            self._video = open_encoder(self._temporary, self._fps, self._size, self._codec)
+        self._video.write(_fit(frame, *self._size))
         self.frames += 1
 
     def close(self) -> None:
@@ -239,8 +274,15 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._video is not None:
-            self._video.release()
+        video, self._video = self._video, None
+        try:
+            if video is not None:
+                video.close()
+                if kind is None and count_frames(self._temporary) < self.frames:  # OpenCV has no error of it
+                    raise OSError(f"{self.path} could not be written completely; is the disk full?")
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         if not self.frames:
             self._temporary.unlink(missing_ok=True)
         self._stack.__exit__(kind, error, trace)

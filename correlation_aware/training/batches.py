@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import torch
@@ -28,6 +28,8 @@ class PairBatches:
         ahead: Whether to prepare the next batch in a thread, while a GPU trains on the current one.
         workers: Processes that prepare batches, two each in advance, on the CPU; 0 for none.
         errors: What `pairs` leaves out, to which the processes report.
+        start: How processes start: `fork`, which shares photographs in memory, or `spawn`, for a process that
+            has used its GPU or threads of PyTorch before; the default is `fork` on Linux.
     """
 
     def __init__(
@@ -37,7 +39,10 @@ class PairBatches:
         ahead: bool = False,
         workers: int = 0,
         errors: ErrorBudget | None = None,
+        start: Literal["fork", "spawn"] | None = None,
     ) -> None:
+        # forked processes share the photographs in memory
+        self.start = start or ("fork" if sys.platform == "linux" else None)
         self.pairs, self.batch_size, self.ahead, self.workers = pairs, batch_size, ahead, workers
         self.errors = errors or ErrorBudget()
 
@@ -61,8 +66,6 @@ class PairBatches:
     def _from_processes(self, start: int, stride: int) -> Iterator[PairBatch]:
         """All batches, in order, from a pool of processes."""
         self.errors.take_new()
-        # forked processes share the photographs in memory
-        start_method = "fork" if sys.platform == "linux" else None
         loader = DataLoader(
             _Reported(self.pairs, self.errors),
             batch_size=None,
@@ -70,7 +73,7 @@ class PairBatches:
             num_workers=self.workers,
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
-            multiprocessing_context=start_method,
+            multiprocessing_context=self.start,
             generator=torch.Generator(),  # else the loader draws from the generator of the run
         )
         # OpenCV's threads do not survive a fork: a worker that sets or uses them waits for ever

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate.utils import set_seed
@@ -73,6 +74,8 @@ class PairData:
         max_side: Maximum height and width of a photograph in pixels; larger ones are downscaled.
         workers: Processes per training process that prepare batches on the CPU; 0 to prepare them in the
             training process, on its device.
+        worker_start: How these processes start: `fork`, which shares photographs in memory, or `spawn`, which
+            a process needs that has used PyTorch's threads before; null for `fork` on Linux.
         fault_limit: Number of distinct damaged files that are left out, or below 1 a share of the photographs
             and videos; more end the run.
         stills: Configuration of the pairs from photographs.
@@ -85,6 +88,7 @@ class PairData:
     cache: str | None = None
     max_side: int = 320
     workers: int = 0
+    worker_start: Literal["fork", "spawn"] | None = None
     fault_limit: float = 100
     stills: StillConfig = field(default_factory=StillConfig)
     frames: VideoConfig = field(default_factory=VideoConfig)
@@ -193,7 +197,14 @@ def make_track_trainer(
     return Trainer(
         model,
         compute,
-        PairBatches(pairs, config.data.batch_size, accelerator.device.type != "cpu", workers, errors),
+        PairBatches(
+            pairs,
+            config.data.batch_size,
+            accelerator.device.type != "cpu",
+            workers,
+            errors,
+            config.data.worker_start,
+        ),
         folder,
         accelerator,
         optimizer=config.optimizer,

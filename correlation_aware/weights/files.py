@@ -40,7 +40,7 @@ _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 _ALLOWED_CLASSES: list[Any] = [
     argparse.Namespace,
     np.dtype,
-    *{type(np.dtype(code)) for code in "?bhilqBHILQefdU"},
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDUMm"},
     *[(_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
 ]
 
@@ -166,7 +166,7 @@ def _load_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(_ALLOWED_CLASSES):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        refused = re.search(r"(?:GLOBAL|class) (\w+\.[\w.]*\w)", str(error))
+        refused = re.search(r"(?:GLOBAL|class) '?(\w[\w.]*\w)", str(error))
         if isinstance(error, pickle.UnpicklingError) and refused:
             target = f"{path.name.split('.')[0]}.tensors.pth"
             message = _REFUSED.format(

@@ -76,7 +76,7 @@ def load_state_dict(
 
     Raises:
         ValueError: Not `partial` and the names or shapes differ, nothing fits, or a tensor has another kind
-            of numbers (whole or complex ones for real ones). The model is unchanged then.
+            of numbers (whole or complex ones for real ones) or is sparse. The model is unchanged then.
         RuntimeError: A tensor with a NaN or an infinity; likewise.
     """
     own = model.state_dict()
@@ -103,6 +103,8 @@ def load_state_dict(
 
 def _check_values(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
     """Refuses what a copy would change silently, and numbers that make every output NaN."""
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{source}: {name!r} is a {tensor.layout} tensor; save tensor.to_dense().")
     if _kind(tensor) != _kind(own):
         raise ValueError(
             f"{source}: {name!r} has {_kind(tensor)} numbers ({tensor.dtype}), the model {_kind(own)} ones "

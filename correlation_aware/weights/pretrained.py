@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from correlation_aware._files import check_output_folder, write_text
 from correlation_aware._version import __version__
-from correlation_aware.models.contract import FeatureNet, TwoInputModel
+from correlation_aware.models.contract import FeatureNet, TwoInputModel, refuse_wrapper
 from correlation_aware.models.registry import registered_models
 from correlation_aware.weights.card import model_card
 from correlation_aware.weights.convert import convert_state_dict
@@ -149,7 +148,7 @@ def normalization(key: str, values: Any, channels: int) -> tuple[float, ...]:
         ValueError: Anything but that many finite numbers; for `std`, numbers that are not positive.
     """
     numbers = tuple(values) if isinstance(values, (list, tuple)) else ()
-    valid = all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
+    valid = all(isinstance(v, (int, float)) and -1e30 < v < 1e30 for v in numbers)
     if valid and len(numbers) in (1, 3) and len(numbers) != channels:
         numbers = (sum(numbers) / len(numbers),) * channels
     if not valid or len(numbers) != channels or (key == "std" and min(numbers) <= 0):
@@ -165,8 +164,10 @@ def model_config(model: nn.Module) -> dict[str, Any]:
         model: A model of `create_model`.
 
     Raises:
-        ValueError: A model that `create_model` did not make, or one with `features_only`.
+        ValueError: A model that `create_model` did not make, one with `features_only`, or a wrapper around a
+            model.
     """
+    refuse_wrapper(model)
     if isinstance(model, (FeatureNet, FeatureGetterNet)) or not hasattr(model, "model_args"):
         raise ValueError(
             f"{type(model).__name__} is not a complete model of create_model: its configuration is not known."
@@ -203,7 +204,8 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: A model that `create_model` did not make, or one with `features_only`.
+        ValueError: A model that `create_model` did not make, one with `features_only`, or a wrapper around a
+            model.
     """
     config = json.dumps(model_config(model), indent=2)
     check_output_folder(folder)
