@@ -13,6 +13,8 @@ CASES = {
     "sbt_test": {},
     "sbt_test, all keys": {"attention": "global"},
     "sbt_test, pooled": {"attention": "pooled"},
+    "sbt_test, depthwise": {"attention": "depthwise_reduction"},
+    "sbt_test, relative": {"position": "relative"},
     "siam_test": {},
     "siam_test, both": {"keys": "both", "depth": 3},
     "siam_test, sbt": {"backbone": "sbt_test", "levels": (2,), "lateral": None, "neck": "dw_corr"},
@@ -41,8 +43,8 @@ def test_weights_reproduce_the_attention_of_every_block(case, monkeypatch):
     net, template, search = build(case)
     calls, attend = [], F.scaled_dot_product_attention
 
-    def record(q, k, v):
-        calls.append((q.shape, v, attend(q, k, v)))
+    def record(q, k, v, **options):
+        calls.append((q.shape, v, attend(q, k, v, **options)))
         return calls[-1][2]
 
     with monkeypatch.context() as patched, torch.no_grad():
@@ -159,3 +161,9 @@ def test_another_form_of_attention_is_not_taken_for_the_usual_one():
     net.stages[2].blocks[1].attn.__class__ = BiasedAttention
     with pytest.raises(NotImplementedError, match="BiasedAttention has no attention maps"):
         net.attention_maps(template, search)
+
+
+def test_windows_have_no_maps():
+    net = ca.create_model("sbt_test", attention="local", cross_attention="global")
+    with pytest.raises(NotImplementedError, match="WindowAttention has no attention maps"):
+        net.attention_maps(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 128, 128))

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from correlation_aware.models.eoc import EoCAttention
+from correlation_aware.models.attention_maps import softmax_weights
+from correlation_aware.models.eoc import EoCAttention, split_heads
 from correlation_aware.ops import Shape, apply_linear, pack, unpack
 
 __all__ = [
@@ -111,6 +112,22 @@ class RelativeAttention(EoCAttention):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
             outputs.append(mixed.transpose(1, 2).reshape(q_map.shape))
         return apply_linear(self.proj, pack(outputs)[0])
+
+    def weights(
+        self,
+        queries: Tensor,
+        query_shapes: Sequence[Shape],
+        sources: Tensor,
+        source_shapes: Sequence[Shape],
+        cross: bool,
+    ) -> list[tuple[Tensor, Shape]]:
+        """See `EoCAttention`; `cross` must be false."""
+        assert not cross
+        reduced, shapes = self.reduce_kv(sources, source_shapes)
+        q = split_heads(apply_linear(self.q, queries), self.heads, query_shapes)
+        k = split_heads(apply_linear(self.kv, reduced).chunk(2, dim=1)[0], self.heads, shapes)
+        biases = [self.relative(height, width, self.sr_ratio) for _, height, width in query_shapes]
+        return [(softmax_weights(*tensors), shape) for *tensors, shape in zip(q, k, biases, shapes)]
 
 
 class DepthwiseReduction(EoCAttention):

@@ -110,15 +110,18 @@ def watch_calls(net: nn.Module, kind: type[nn.Module], function: Watcher) -> Ite
             handle.remove()
 
 
-def softmax_weights(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)), at least in float32.
+def softmax_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias), at least in float32.
 
     Args:
         q: (B, heads, N, d) queries.
         k: (B, heads, M, d) keys.
+        bias: (heads, N, M) relative position bias, if there is one.
 
     Returns:
         (B, heads, N, M).
     """
     logits = (q * q.shape[-1] ** -0.5) @ k.mT
+    if bias is not None:
+        logits = logits + bias
     return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -186,14 +186,14 @@ class EoCAttention(nn.Module):
         if type(self).forward is not EoCAttention.forward:
             raise NotImplementedError(f"{type(self).__name__} has no attention maps.")
         reduced, shapes = self.reduce_kv(sources, source_shapes)
-        q = _split_heads(apply_linear(self.q, queries), self.heads, query_shapes)
-        k = _split_heads(apply_linear(self.kv, reduced).chunk(2, dim=1)[0], self.heads, shapes)
+        q = split_heads(apply_linear(self.q, queries), self.heads, query_shapes)
+        k = split_heads(apply_linear(self.kv, reduced).chunk(2, dim=1)[0], self.heads, shapes)
         if cross:
             k, shapes = k[::-1], shapes[::-1]
         return [(softmax_weights(qi, ki), shape) for qi, ki, shape in zip(q, k, shapes)]
 
 
-def _split_heads(tokens: Tensor, heads: int, shapes: Sequence[Shape]) -> list[Tensor]:
+def split_heads(tokens: Tensor, heads: int, shapes: Sequence[Shape]) -> list[Tensor]:
     """Packed tokens (T, C) -> per stream (B, heads, N, C / heads)."""
     return [m.flatten(1, 2).unflatten(2, (heads, -1)).transpose(1, 2) for m in unpack(tokens, shapes)]
 
