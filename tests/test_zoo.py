@@ -125,44 +125,6 @@ def test_a_head_that_stays_fresh_is_a_warning_that_names_its_tensors(caplog):
 
 
 @pytest.mark.parametrize("create", [ca.create_model, timm.create_model])
-def test_a_network_is_not_larger_than_its_weights(half):
-    """A small repository cannot ask for memory: the network is refused before it has any."""
-    config = json.loads((half / "config.json").read_text())
-    config["model_args"] = {"dims": [320, 640, 3200], "heads": [1, 2, 5]}  # 1 GB
-    (half / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json of .* the network has more than the [0-9,]+ numbers"):
-        ca.from_pretrained(half)
-
-
-def test_brackets_without_end_are_no_json(half):
-    (half / "config.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="is not JSON"):
-        ca.create_model(half)
-
-
-@pytest.mark.parametrize("value", ["2", 2.0, np.float32(1), (0, 9), [], ("a",)])
-def test_levels_that_are_no_numbers_are_refused(value):
-    for name, levels in (("sbt_test", 3), ("sbt_test_cls", 4)):
-        with pytest.raises(ValueError, match=rf"out_indices=.* must be levels in -{levels}\.\."):
-            ca.create_model(name, features_only=True, out_indices=value)
-    assert ca.create_model("sbt_test", features_only=True, out_indices=np.int64(2)).out_indices == (1, 2)
-
-
-def test_dtypes_and_devices_have_names():
-    model = ca.create_model("sbt_test", dtype="bfloat16", device="cpu")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    with pytest.raises(ValueError, match=r"dtype=torch\.int32 is not one of float32, float16"):
-        ca.create_model("sbt_test", dtype=torch.int32)
-    with pytest.raises(ValueError, match="device='gpu' is not one of cpu, cuda"):
-        ca.create_model("sbt_test", device="gpu")
-
-
-def test_every_name_can_be_built_without_memory():
-    """As it is when a saved model is checked. One size of each kind; the others have the same layers."""
-    for name in ca.list_models("*test*"):
-        assert next(ca.create_model(name, device="meta").parameters()).is_meta
-
-
 @pytest.mark.parametrize("argument", ["pretrained_cfg", "pretrained_cfg_overlay"])
 @pytest.mark.parametrize("key", ["file", "state_dict"])
 def test_a_file_of_ones_own_is_loaded_in_place_of_the_known_weights(shifted, create, argument, key):
@@ -363,7 +325,7 @@ def test_weights_for_another_size_are_a_warning(caplog):
         ({"model_args": {"mlp_ratios": [4, math.nan, 4]}}, "mlp_ratios=.* must be"),
         ({"model_args": {"": 1}}, "Unknown argument"),
         ({"model_args": {"set_by_hand": {}}}, "must not have set_by_hand"),
-        ({"pretrained_cfg": {"mean": [10**400] * 3}}, "must be one number for each of 3"),
+        ({"pretrained_cfg": {"mean": [10**400] * 3}}, r"mean=\(1000"),
         ({"pretrained_cfg": {"license": {}}}, "license={} must be text or None"),
         ({"pretrained_cfg": {"search_factor": 5.0}}, r"search_factor=5\.0, but the model has 4\.0"),
         ({"pretrained_cfg": {"input_size": [3, 192, 192]}}, r"input_size=\(3, 192, 192\), but the model has"),
@@ -473,3 +435,41 @@ def test_features_only_models_train_like_others():
     assert net.no_weight_decay() == {f"model.stages.{i}.pos_embed" for i in range(3)}
     names = dict(net.named_parameters())
     assert net.no_weight_decay() <= set(names)
+
+
+def test_a_network_is_not_larger_than_its_weights(half):
+    """A small repository cannot ask for memory: the network is refused before it has any."""
+    config = json.loads((half / "config.json").read_text())
+    config["model_args"] = {"dims": [320, 640, 3200], "heads": [1, 2, 5]}  # 1 GB
+    (half / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json of .* the network has more than the [0-9,]+ numbers"):
+        ca.from_pretrained(half)
+
+
+def test_brackets_without_end_are_no_json(half):
+    (half / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not JSON"):
+        ca.create_model(half)
+
+
+@pytest.mark.parametrize("value", ["2", 2.0, np.float32(1), (0, 9), [], ("a",)])
+def test_levels_that_are_no_numbers_are_refused(value):
+    for name, levels in (("sbt_test", 3), ("sbt_test_cls", 4)):
+        with pytest.raises(ValueError, match=rf"out_indices=.* must be levels in -{levels}\.\."):
+            ca.create_model(name, features_only=True, out_indices=value)
+    assert ca.create_model("sbt_test", features_only=True, out_indices=np.int64(2)).out_indices == (1, 2)
+
+
+def test_dtypes_and_devices_have_names():
+    model = ca.create_model("sbt_test", dtype="bfloat16", device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match=r"dtype=torch\.int32 is not one of float32, float16"):
+        ca.create_model("sbt_test", dtype=torch.int32)
+    with pytest.raises(ValueError, match="device='gpu' is not one of cpu, cuda"):
+        ca.create_model("sbt_test", device="gpu")
+
+
+def test_every_name_can_be_built_without_memory():
+    """As it is when a saved model is checked. One size of each kind; the others have the same layers."""
+    for name in ca.list_models("*test*"):
+        assert next(ca.create_model(name, device="meta").parameters()).is_meta
