@@ -299,7 +299,8 @@ def _speed(report: Report) -> str:
         cells = [_cell(f"{speed.fps:.1f}", speed.fps)]
         cells += [_cell(f"{value:.2f}", value) for value in (speed.median, speed.p95)]
         threads = f", {machine['threads']} threads" if "threads" in machine else ""
-        place = f"{processor}{threads}" if processor else "unknown"
+        load = f", load {machine['load']:.1f} at the start" if "load" in machine else ""
+        place = f"{processor}{threads}{load}" if processor else "unknown"
         rows.append([_name(i, tracker.name), *cells, _cell(escape(place), place, "text wrap")])
     if not rows:
         return ""
