@@ -1,5 +1,6 @@
 """Real video files, real folders, and the errors that name them."""
 
+import importlib.util
 import os
 from itertools import islice
 from pathlib import Path
@@ -64,9 +65,10 @@ def test_codecs(tmp_path: Path, codec: str, entry: bytes) -> None:
     assert [round(float(frame[..., 0].mean()), -1) for frame in frames] == [0, 40, 80, 120, 160, 200]
 
 
-def test_a_video_plays_in_a_browser_by_default(video: Path) -> None:
-    assert sample_entry(video) in (b"avc1", b"vp09")
-    with pytest.raises(ValueError, match="codec='h265' is not one of h264, vp9, mp4v"):
+def test_a_video_plays_in_a_browser_where_that_is_fast(video: Path) -> None:
+    h264 = importlib.util.find_spec("av") is not None
+    assert sample_entry(video) == (b"avc1" if h264 else b"mp4v")
+    with pytest.raises(ValueError, match="codec='h265' is not one of h264, mp4v, vp9"):
         VideoWriter(video, codec="h265")
 
 

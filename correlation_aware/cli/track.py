@@ -163,6 +163,8 @@ def track(
     _print_speed(tracking, count, total, write_seconds)
     for path in filter(None, (output, boxes)):
         console.print(f"Wrote {escape(str(path))}")
+    if video is not None and video.codec == "mp4v":
+        console.print("Browsers do not play its codec, MPEG-4 Part 2; pip install av for H.264", style="dim")
     if interrupted or any(lost.values()):
         raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_LOST)
 

@@ -17,7 +17,7 @@ import numpy as np
 from correlation_aware._files import IMAGE_SUFFIXES, atomic_path, check_output_file, list_frames
 from correlation_aware._images import read_image
 from correlation_aware.tracking.crop import as_rgb
-from correlation_aware.tracking.encoders import CODECS, Encoder, count_frames, open_encoder
+from correlation_aware.tracking.encoders import CODECS, Encoder, count_frames, default_codec, open_encoder
 from correlation_aware.tracking.frame_source import (
     DEFAULT_FPS,
     MAX_FPS,
@@ -219,11 +219,12 @@ class VideoWriter:
     Args:
         path: Path of the file, with the suffix .mp4. Its folder must exist and be writable.
         fps: Frames per second.
-        codec: `h264` (PyAV, the extra `video`), `vp9` or `mp4v`, which is fast but not played by browsers; by
-            default the first one that is installed.
+        codec: `h264` (PyAV, the extra `video`); `mp4v`, which browsers do not play; or `vp9`, which they do,
+            but which takes longer to encode than tracking does. By default `h264` with PyAV, else `mp4v`.
 
     Attributes:
         path: Path of the file.
+        codec: Codec of the file.
         frames: Number of frames written.
 
     Raises:
@@ -235,13 +236,14 @@ class VideoWriter:
     def __init__(self, path: str | Path, fps: float = DEFAULT_FPS, codec: str | None = None) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._fps, self._codec = fps, codec
+        self._fps = fps
+        self.codec = default_codec() if codec is None else codec
         self._video: Encoder | None = None
         self._size = (0, 0)  # width, height
         if self.path.suffix.lower() != ".mp4":
             raise ValueError(f"the name of a video must end in .mp4: {path}")
         _check_text(self.path)
-        if codec not in (None, *CODECS):
+        if self.codec not in CODECS:
             raise ValueError(f"codec={codec!r} is not one of {', '.join(CODECS)}")
         if not MIN_FPS <= fps <= MAX_FPS:
             raise ValueError(f"fps={fps} of {path} must be in {MIN_FPS:g}..{MAX_FPS:g} frames per second")
@@ -260,7 +262,7 @@ class VideoWriter:
         if self._video is None:
             height, width = frame.shape[:2]
             self._size = (width + width % 2, height + height % 2)
-            self._video = open_encoder(self._temporary, self._fps, self._size, self._codec)
+            self._video = open_encoder(self._temporary, self._fps, self._size, self.codec)
         self._video.write(_fit(frame, *self._size))
         self.frames += 1
 
