@@ -194,6 +194,16 @@ def test_the_command_line_writes_a_page_and_tables(folders, tmp_path):
     assert r"<b>\&\_bad & " in latex and latex.count(r"\textbf{") >= len(METRICS)
 
 
+def test_two_sequences_have_no_interval(benchmark, folders, tmp_path):
+    for name in ("s0", "s1", "s2", "s3", "s4"):
+        for path in (tmp_path / "text").rglob(f"{name}*.txt"):
+            path.unlink()
+    result = CliRunner().invoke(app, ["eval", "report", *folders])
+    assert result.exit_code == 0, str(result.exception)
+    text = " ".join(result.stdout.split())
+    assert "(too few sequences for an interval), 2 won" in text and "nan" not in text
+
+
 def test_worst_frames_without_their_images(benchmark, folders, tmp_path):
     for path in (tmp_path / "data").rglob("0000000[234].jpg"):
         path.write_bytes(b"")

@@ -114,6 +114,13 @@ def test_mistakes(tracker):
         ca.track(FRAMES, BOX, tracker=tracker, runtime="onnx")
     with pytest.raises(ValueError, match="is outside the frame"):
         next(ca.track(FRAMES, (500, 500, 10, 10), tracker=tracker))
+    for box in ((48, 112), [BOX, BOX[:3]]):
+        with pytest.raises(ValueError, match=r"Boxes have shape \(4,\)|A box is four numbers"):
+            next(ca.track(FRAMES, box, tracker=tracker))
+    with pytest.raises(ValueError, match=r"single frame of shape \(96, 128, 3\); pass a list"):
+        ca.track(FRAMES[0], BOX, tracker=tracker)
+    with pytest.raises(ValueError, match="decode has no effect on a tracker that exists"):
+        ca.track(FRAMES, BOX, tracker=tracker, decode="paper")
     with pytest.raises(ValueError, match="uint8"):
         next(ca.track([FRAMES[0] / 255], BOX, tracker=tracker))
     with pytest.raises(RuntimeError, match="no candidates yet"):
@@ -172,6 +179,9 @@ def test_start_and_step(numbered, tmp_path, options, expected):
         ),
         ({"start": "1:00"}, "start='1:00' is after the end"),
         ({"every": 0}, "every=0 must be at least 1"),
+        ({"start": 1.5}, "start=1.5 is not an integer, a number of frames; a time is text, such as '12.5s'"),
+        ({"every": 2.5}, "every=2.5 is not an integer"),
+        ({"limit": True}, "limit=True is not an integer"),
     ],
 )
 def test_mistakes_of_start_and_step(numbered, options, message):

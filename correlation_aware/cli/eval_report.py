@@ -1,5 +1,6 @@
 """`correlation-aware eval report`: compare the results of several trackers."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,8 @@ def report(
     for pair in made.pairs:
         c = pair.comparison
         reading = "clear" if c.is_clear else "not clear"
-        bounds = f"{c.difference.low:.3f} to {c.difference.high:.3f}"
+        low, high = c.difference.low, c.difference.high
+        bounds = "too few sequences for an interval" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
         console.print(
             f"{escape(pair.better)} - {escape(pair.worse)}: {METRICS[made.main]} {c.difference.mean:+.3f} "
             f"({bounds}), {c.wins} won, {c.ties} equal, {c.losses} lost: {reading}"

@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import cv2
@@ -28,7 +29,7 @@ class Selection:
         limit: Largest number of frames, `None` for all.
 
     Raises:
-        ValueError: A start that is no number or time, or a step or limit below 1.
+        ValueError: A start that is no integer and no time, or a step or limit that is no integer or below 1.
     """
 
     start: int | str = 0
@@ -37,9 +38,14 @@ class Selection:
     _seconds: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        for name in ("every", "limit"):
+        for name in ("start", "every", "limit"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is None or (name == "start" and isinstance(value, str)):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                hint = "; a time is text, such as '12.5s'" if name == "start" else ""
+                raise ValueError(f"{name}={value!r} is not an integer, a number of frames{hint}")
+            if name != "start" and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if isinstance(self.start, str) and self.start.isdecimal():
             object.__setattr__(self, "start", int(self.start))

@@ -107,8 +107,8 @@ class Tracking(Iterator[FrameResults]):
         return FrameResults(self.source.index, self.source.time, frame, tuple(results))
 
     def _start(self, frame: Frame, boxes: ArrayLike) -> list[TrackResult]:
-        many = np.reshape(boxes, (-1, 4)) if np.ndim(boxes) == 1 else np.asarray(boxes)
-        self.tracker.init(frame, many)
+        self.tracker.init(frame, boxes)  # checks them
+        many = np.reshape(boxes, (-1, 4))
         self._has_targets = True
         return [TrackResult((x, y, w, h), 1.0, False, i) for i, (x, y, w, h) in enumerate(many.tolist())]
 
@@ -160,6 +160,7 @@ def track(
     device: str | None = None,
     runtime: Runtime = "auto",
     config: TrackerConfig | None = None,
+    decode: str | None = None,
     tracker: Tracker | None = None,
     start: int | str = 0,
     every: int = 1,
@@ -176,7 +177,8 @@ def track(
         device: Device, see `create_tracker`.
         runtime: Runtime, see `create_tracker`.
         config: Settings of the tracker, see `create_tracker`.
-        tracker: Tracker, instead of the four arguments before. Without `boxes` its targets are tracked on.
+        decode: Name of such settings, see `create_tracker`.
+        tracker: Tracker, instead of the five arguments before. Without `boxes` its targets are tracked on.
         start: First frame: its number from 0, or a time such as `12.5s` or `1:20`.
         every: Step from each frame to the next one that is read.
         limit: Largest number of frames.
@@ -193,14 +195,16 @@ def track(
         >>> for result in ca.track("video.mp4", (120, 80, 64, 48)):
         ...     print(result.index, result.time, result.targets[0].box, result.targets[0].lost)
     """
-    options = {"model": model, "device": device, "config": config}
+    options = {"model": model, "device": device, "config": config, "decode": decode}
     given = [name for name, value in options.items() if value is not None]
     if tracker is not None and (given or runtime != "auto"):
         names = ", ".join(given or ["runtime"])
         raise ValueError(f"{names} has no effect on a tracker that exists: leave out {names}, or tracker.")
     frames = open_frames(source, limit, depth_range, start=start, every=every)
     try:
-        tracker = tracker or create_tracker(model, device=device, runtime=runtime, config=config)
+        tracker = tracker or create_tracker(
+            model, device=device, runtime=runtime, config=config, decode=decode
+        )
     except BaseException:
         frames.close()
         raise

@@ -150,13 +150,16 @@ def open_frames(
         FileNotFoundError: No such file or folder.
         ValueError: A folder without images or with names that leave doubt about their order, see
             `list_frames`; a file that is no video, a negative index, a limit or step below 1, a start that
-            is no number or time or (at the first frame) after the end, or a depth range for anything but a
-            folder.
+            is no number or time or (at the first frame) after the end, a single frame, or a depth range for
+            anything but a folder.
         RuntimeError: The camera or stream returns no frame.
     """
     selection = Selection(start, every, limit)
     if not isinstance(source, (str, Path, int)):
         _check_no_depth_range("frames in memory", depth_range)
+        shape = getattr(source, "shape", ())
+        if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4)):
+            raise ValueError(f"the source is a single frame of shape {tuple(shape)}; pass a list, [frame]")
         return _Frames(source, selection)
     if isinstance(source, int) or (isinstance(source, str) and re.fullmatch("-?[0-9]+", source)):
         if int(source) < 0:  # OpenCV crashes on some negative numbers
