@@ -20,7 +20,7 @@ EXTRAS = {
     "webdataset": "train",
     "yaml": "train",
 }
-NAMES = {"yaml": "pyyaml"}  # of packages that are not called like their module
+NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # of packages that are not called like their module
 
 
 def require(*names: str, message: str = "{names} is not installed") -> list[Any]:

@@ -29,7 +29,8 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
         if name in values and not _fits(hint, values[name]):
             text = repr(values[name])
             text = text if len(text) <= 200 else f"{text[:200]}..."
-            raise ValueError(f"{name}={text} must be {_words(hint)}.")
+            verb = "is not" if get_origin(hint) is Literal else "must be"
+            raise ValueError(f"{name}={text} {verb} {_words(hint)}.")
 
 
 @cache

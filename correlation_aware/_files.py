@@ -210,10 +210,6 @@ def list_frames(folder: str | Path, pattern: str = "*") -> list[Path]:
             f"them to one of {', '.join(IMAGE_SUFFIXES)}, or move them to another folder"
         )
     images = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
-    for path in images:
-        if not path.is_file():
-            kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
-            raise ValueError(f"{path} is {kind} with the name of an image; move or remove it")
     images.sort(key=lambda path: natural_order(path.name))
     doubt = _doubt(images)
     if doubt:

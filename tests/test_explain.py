@@ -257,7 +257,7 @@ def test_a_missing_package_is_named_before_the_work(monkeypatch):
     for name in ("sklearn", "sklearn.manifold"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"explain needs sklearn\S*: pip install correlation_aware\[explain\]"
+        ModuleNotFoundError, match=r"explain needs sklearn\S*: pip install .*scikit-learn.*\[explain\]"
     ):
         study.explain("no file", (0, 0, 1, 1), [], "out")
 

@@ -55,7 +55,7 @@ def test_the_zoo_has_the_published_names():
     bases = [f"sbt_{size}" for size in ("light", "small", "base", "large")]
     bases += [f"sbt_{size}_pvtv2" for size in ("light", "small", "base", "large", "huge")] + ["sbt_test"]
     names = [f"{b}{kind}" for b in bases for kind in ("", "_track", "_cls")]
-    adapted = [f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")]
+    adapted = [f"sbt_small_{tracker}" for tracker in ("stark", "siamfcpp", "stm")] + ["sbt_base_dimp"]
     names += [*adapted, "sbt_light_cell_track", "sbt_light_half_track"]
     successors = [f"supersbt_{size}" for size in ("light", "small", "base", "base_2temp", "test")]
     names += [f"{successor}{kind}" for successor in successors for kind in ("", "_track")]
@@ -533,7 +533,7 @@ def test_the_cell_head_works_at_any_size_and_boxes_hold_their_cell():
         y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
         assert ((cx - bw / 2 < x) & (x < cx + bw / 2) & (cy - bh / 2 < y) & (y < cy + bh / 2)).all()
         assert bw.mean().item() == pytest.approx(0.25, abs=0.1)  # what an untrained head expects
-    with pytest.raises(ValueError, match="not one of mixer, cell"):
+    with pytest.raises(ValueError, match="not one of mixer, mixer_paper, cell"):
         ca.create_model("sbt_test_track", head="anchor")
 
 

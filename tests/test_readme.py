@@ -73,7 +73,7 @@ def test_tracking_and_sessions_run(tmp_path, monkeypatch):
 
 def test_overrides_of_the_readme_are_known():
     code = re.search(r"`(create_model\(\"sbt_base\", attention=.*?)`", README, re.DOTALL)[1]
-    assert eval(f"ca.{code}").config.patch_embed == "patchify"
+    assert eval(f"ca.{code}").config.position == "relative"
 
 
 def test_ci_runs_the_two_lines():

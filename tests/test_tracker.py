@@ -251,7 +251,7 @@ def test_the_papers_decode_is_the_best_score_and_its_box():
     frame = noise(seed=1)
     crop = Crop.around(start, tracker.model.sizes.search_factor)
     with torch.inference_mode():
-        scores, boxes = tracker.session(tracker._pixels(frame, [crop], tracker.model.sizes.search_size))
+        scores, boxes = tracker.session(tracker.images(frame, [crop], tracker.model.sizes.search_size))
     row, column = divmod(int(scores[0].argmax()), scores.shape[2])
     expected = clip_box(crop.to_frame(boxes[0, :, row, column].numpy()), 240, 320, 10)
     result = tracker.update(frame)
@@ -606,7 +606,7 @@ def test_timings_tell_the_parts_apart(monkeypatch):
 
         return slower
 
-    monkeypatch.setattr(tracker, "_pixels", takes(1, tracker._pixels))
+    monkeypatch.setattr(tracker, "images", takes(1, tracker.images))
     tracker.model.head.register_forward_hook(takes(10, lambda *_: None))
     monkeypatch.setattr(tracker, "_select", takes(100, tracker._select))
     for _ in range(2):

@@ -47,6 +47,12 @@ class _Folder(FrameSource):
         if not self._files:
             names = "" if pattern == "*" else f" named {pattern}"
             raise ValueError(f"the folder {folder} has no images{names} ({', '.join(IMAGE_SUFFIXES)})")
+        for path in self._files:
+            if not path.is_file():
+                kind = (
+                    "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+                )
+                raise ValueError(f"{path} is {kind} with the name of an image; move or remove it")
         super().__init__(str(folder), DEFAULT_FPS, len(self._files), selection)
 
     def _advance(self) -> bool:
@@ -157,9 +163,9 @@ def open_frames(
     selection = Selection(start, every, limit)
     if not isinstance(source, (str, Path, int)):
         _check_no_depth_range("frames in memory", depth_range)
-        shape = getattr(source, "shape", ())
+        shape: tuple[int, ...] = tuple(getattr(source, "shape", ()))
         if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4)):
-            raise ValueError(f"the source is a single frame of shape {tuple(shape)}; pass a list, [frame]")
+            raise ValueError(f"the source is a single frame of shape {shape}; pass a list, [frame]")
         return _Frames(source, selection)
     if isinstance(source, int) or (isinstance(source, str) and re.fullmatch("-?[0-9]+", source)):
         if int(source) < 0:  # OpenCV crashes on some negative numbers
