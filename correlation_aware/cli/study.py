@@ -210,7 +210,8 @@ def _report(studies: dict[str, list[dict[str, Any]]], folder: Path) -> None:
             "paper: AO",
         )
         for s in summaries:
-            cells = [f"{s.mean(key):.3f} ± {s.spread(key):.3f}" for key in metrics]
+            spreads = [f" ± {s.spread(key):.3f}" if len(s.seeds) > 1 else "" for key in metrics]
+            cells = [f"{s.mean(key):.3f}{spread}" for key, spread in zip(metrics, spreads)]
             costs = (f"{s.params / 1e6:.2f}", f"{s.macs / 1e9:.3f}", f"{s.pairs_per_s:.1f}")
             ao = s.setting.reported.ao
             view.add_row(
