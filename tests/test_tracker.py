@@ -502,7 +502,7 @@ def test_crops_of_any_side_need_the_memory_of_a_frame(monkeypatch):
         ({"window_weight": "a"}, "window_weight='a' must be a number"),
         ({"update_interval": 2.5}, "update_interval=2.5 must be a whole number"),
         ({"damp_size": "no"}, "damp_size='no' must be True or False"),
-        ({"template_update": "often"}, "template_update='often' must be one of none, confident"),
+        ({"template_update": "often"}, "template_update='often' is not one of none, confident"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
