@@ -6,15 +6,13 @@ Its options --model, --weights, --device and --runtime are those of `_common.py`
 import difflib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from correlation_aware._deprecation import current_fields
 from correlation_aware._extras import require
@@ -31,12 +29,10 @@ from correlation_aware.cli._common import (
     parse_depth_range,
     track_progress,
 )
-from correlation_aware.cli.eval_processes import Place, launcher_place, started, use_share
+from correlation_aware.cli.eval_run import Evaluation, TrackerOptions, print_scores, run_benchmark
 
 if TYPE_CHECKING:
-    from correlation_aware.evaluation.one_pass import Scores, SequenceResult
-    from correlation_aware.evaluation.results import ResultFolder
-    from correlation_aware.evaluation.trackers import NamedTracker
+    from correlation_aware.evaluation.one_pass import SequenceResult
     from correlation_aware.tracking.tracker import TrackerConfig
 
 __all__ = ["app"]
@@ -72,12 +68,8 @@ Name = Annotated[
     str | None, typer.Option(help="Name of the tracker in results; by default that of the model.")
 ]
 
-# --model, --weights, --device, --runtime, --decode, --tracker, --name
-Options = tuple[str | None, str | None, str | None, str, str, str | None, str | None]
-
 app = typer.Typer(help="Evaluate a tracker on annotated sequences.", no_args_is_help=True)
 
-EXIT_FAILED = 3
 AVERAGES = """AO is the mean overlap of all frames after the first, SR0.50 and SR0.75 the
     fraction of frames above that overlap, AUC the area under the success
     curve. "average" weights every sequence equally, "all frames" every frame.
@@ -85,8 +77,6 @@ AVERAGES = """AO is the mean overlap of all frames after the first, SR0.50 and S
 PLOTS = """AUC is the area under the success curve, P the fraction of frames with
     centers at most 20 px apart, Pnorm at most 0.2 widths and heights of the
     target. Frames without a visible target are left out."""
-HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
-PRECISIONS = ("P", "Pnorm")  # of the benchmarks that have them
 COMMANDS = {  # what is evaluated, layout and subsets of every benchmark
     "got10k": (
         "sequences in GOT-10k's layout, on whole frames",
@@ -128,8 +118,22 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
         processes: Processes = 1,
         as_json: Json = None,
     ) -> None:
-        options = (model, weights, device, runtime, decode, tracker, name)
-        _run(key, root, subset, options, sequences, depth_range, output, results, processes, as_json)
+        from correlation_aware.evaluation.benchmarks import BENCHMARKS
+
+        run_benchmark(
+            Evaluation(
+                key,
+                root,
+                BENCHMARKS[key].subsets[0] if subset is None else subset,
+                sequences.split(",") if sequences else None,
+                TrackerOptions(model, weights, device, runtime, decode, tracker, name),
+                parse_depth_range(depth_range),
+                output,
+            ),
+            results,
+            processes,
+            as_json,
+        )
 
     measures = AVERAGES if key == "got10k" else PLOTS
     command.__doc__ = f"""One-pass evaluation on {title}.
@@ -178,145 +182,6 @@ def pack(
         raise ValueError(f"The server would reject {results}: {len(faults)} faults, listed above.")
     files = write(results, opened, output)
     console.print(f"Wrote {escape(str(output))} with {len(files)} files of {len(opened.names)} sequences")
-
-
-def _run(
-    key: str,
-    root: Path,
-    subset: str | None,
-    options: Options,
-    sequences: str | None,
-    depth_range: str | None,
-    output: Path | None,
-    results: Path | None,
-    processes: int,
-    as_json: Path | None,
-) -> None:
-    """Evaluates the tracker of the options, or files of results, on a benchmark."""
-    from correlation_aware._files import check_output_file, check_output_folder, write_text
-    from correlation_aware.evaluation.benchmarks import (
-        BENCHMARKS,
-        SequenceFailure,
-        evaluate,
-        open_benchmark,
-    )
-    from correlation_aware.evaluation.one_pass import average, score
-    from correlation_aware.evaluation.results import ResultFolder
-
-    subset = BENCHMARKS[key].subsets[0] if subset is None else subset
-    if subset in BENCHMARKS[key].hidden and output is None and results is None:
-        raise ValueError(
-            f"The annotations of {subset} are not public: name a folder for the boxes with --output"
-        )
-    if subset in BENCHMARKS[key].hidden and as_json is not None:
-        raise ValueError(
-            f"--json has no effect with --subset {subset}: without annotations nothing is measured"
-        )
-    place = launcher_place()
-    if max(processes, place.count) > 1 and output is None:
-        raise ValueError("Several processes share their results through a folder: name one with --output")
-    if processes > 1 and place.count > 1:
-        raise ValueError(f"--processes {processes}: the launcher has started {place.count} processes already")
-    if output is not None:
-        check_output_folder(output)
-    if as_json is not None:
-        check_output_file(as_json)
-    benchmark = open_benchmark(key, root, subset)
-    names = benchmark.select(sequences.split(",") if sequences else None)
-    depth = parse_depth_range(depth_range)
-    outcomes: Iterator[SequenceResult | SequenceFailure]
-    if results is not None:
-        _check_unused(options, output, depth_range)  # without --output there is one process
-        folder = ResultFolder.of_others(results, benchmark)
-        about, outcomes = None, (folder.read(name) for name in names)
-    elif output is None:
-        about = _load(*options)
-        _warn_of_training_data(about, key, subset, names)
-        outcomes = evaluate(about.tracker, benchmark, names, depth)
-    else:
-        processes = min(processes, len(names))
-        first = Place(0, processes) if processes > 1 else place
-        shared = (key, root, subset, options, names, depth, output)
-        about, folder, finished = _open_folder(first, processes > 1, *shared)
-        if first.rank == 0:
-            _warn_of_training_data(about, key, subset, names)
-        outcomes = folder.evaluate(about.tracker, names, depth, wait=first.rank == 0)
-        if done := len(set(names) & set(finished)):
-            console.print(f"{done} of {len(names)} sequences are finished in {escape(str(folder.path))}")
-        processes = processes if len(names) > done else 1
-    measured: list[SequenceResult] = []
-    failed: dict[str, str] = {}
-    with started(processes, _work, shared if processes > 1 else ()):
-        for result in track_progress(outcomes, len(names), "sequences"):
-            if isinstance(result, SequenceFailure):
-                failed[result.name] = result.reason
-                console.print(f"[red]{escape(result.name)} failed:[/] {escape(result.reason)}")
-            else:
-                measured.append(result)
-    if place.rank > 0:
-        return  # the first process has the results of all
-    measured.sort(key=lambda result: names.index(result.name))
-    if not measured:
-        name, reason = next(iter(failed.items()), ("", "no sequences"))
-        raise ValueError(f"None of {len(names)} sequences could be evaluated; {name}: {reason}")
-    if benchmark.has_truth:
-        rows = {result.name: score([result]) for result in measured if result.ious.size}
-        totals = {"average": average(measured), "all frames": score(measured)}
-        _print_table(rows, totals)
-        if as_json is not None:
-            text = (about.name, about.weights) if about is not None else (str(results), "")
-            report = {**_report(*text, rows, totals), "failed": failed}
-            write_text(json.dumps(report, indent=2) + "\n", as_json)
-            console.print(f"Wrote {escape(str(as_json))}")
-    if output is not None:
-        console.print(f"Wrote {escape(str(folder.path))}")
-    if failed:
-        console.print(f"[red]{len(failed)} of {len(names)} sequences failed: {escape(', '.join(failed))}[/]")
-        raise typer.Exit(EXIT_FAILED)
-
-
-def _open_folder(
-    place: Place,
-    divide_threads: bool,
-    key: str,
-    root: Path,
-    subset: str,
-    options: Options,
-    names: Sequence[str],
-    depth: tuple[float, float] | None,
-    output: Path,
-) -> tuple["NamedTracker", "ResultFolder", list[str]]:
-    """The tracker of one of several processes, the folder of their results, and the finished sequences."""
-    from correlation_aware.evaluation.benchmarks import open_benchmark
-    from correlation_aware.evaluation.results import ResultFolder, describe_run
-
-    model, weights, device, runtime, decode, tracker, name = options
-    if tracker is None:
-        device = use_share(place, device, divide_threads)
-    else:
-        use_share(place, "cpu", divide_threads)
-    about = _load(model, weights, device, runtime, decode, tracker, name)
-    benchmark = open_benchmark(key, root, subset)
-    folder = ResultFolder(output, benchmark, about.name)
-    settings = {**about.settings, "depth_range": depth}
-    run = describe_run(benchmark, about.name, about.sha256, settings, about.device, place.count)
-    return about, folder, folder.start(run)
-
-
-def _work(
-    place: Place,
-    key: str,
-    root: Path,
-    subset: str,
-    options: Options,
-    names: Sequence[str],
-    depth: tuple[float, float] | None,
-    output: Path,
-) -> None:
-    """What a process does beside the first one: it tracks sequences that no other process has claimed."""
-    about, folder, _ = _open_folder(place, True, key, root, subset, options, names, depth, output)
-    for _ in folder.evaluate(about.tracker, names, depth, wait=False):
-        pass
 
 
 @app.command()
@@ -377,7 +242,7 @@ def clips(
     rows = {name: average(of_config) for name, of_config in results.items()}
     calibrations = {name: reliability(*scored_frames(of_config)) for name, of_config in results.items()}
     errors = {name: f"{calibrations[name].error:.3f}" for name in rows}
-    _print_table(dict(sorted(rows.items(), key=lambda row: -row[1].ao)), {}, "settings", {"CE": errors})
+    print_scores(dict(sorted(rows.items(), key=lambda row: -row[1].ao)), {}, "settings", {"CE": errors})
     if plot is not None:
         title = f"{tracker.weights_name}, {count} synthetic clips"
         plot_reliability(next(iter(calibrations.values())), plot, title)
@@ -387,60 +252,6 @@ def clips(
         about = {"tracker": tracker.name, "weights": tracker.weights_name, "clips": count, "seed": seed}
         write_text(json.dumps({**about, "settings": settings}, indent=2) + "\n", as_json)
         console.print(f"Wrote {escape(str(as_json))}")
-
-
-def _load(
-    model: str | None,
-    weights: str | None,
-    device: str | None,
-    runtime: str,
-    decode: str,
-    tracker: str | None,
-    name: str | None,
-) -> "NamedTracker":
-    """The tracker of the options, under the name for its results."""
-    from correlation_aware.evaluation.trackers import NamedTracker, create_baseline
-
-    if name is not None and (not name or name[0] == "." or set(name) & set('/\\:*?"<>|')):
-        raise ValueError(f"--name {name!r} has to be the name of a folder, such as my_tracker")
-    if tracker is None:
-        about = NamedTracker.of_model(load_tracker(model, weights, device, runtime, decode))
-    else:
-        values = {"--model": model, "--weights": weights, "--device": device}
-        unused = [option for option, value in values.items() if value is not None]
-        unused += ["--runtime"] * (runtime != "auto") + ["--decode"] * (decode != "default")
-        if unused:
-            raise ValueError(f"{', '.join(unused)}: no effect with --tracker, which replaces the model")
-        about = create_baseline(tracker)
-        console.print(f"{escape(about.name)} {escape(about.weights)}".strip())
-    return replace(about, name=name or about.name)
-
-
-def _warn_of_training_data(about: "NamedTracker", key: str, subset: str, names: Sequence[str]) -> None:
-    """Prints a warning if the model was trained on sequences of the benchmark."""
-    from correlation_aware.data.videos.subsets import shorten
-    from correlation_aware.data.videos.training_data import trained_videos
-
-    trained = trained_videos(about.training_data, key, subset, names)
-    if trained:
-        console.print(
-            f"[yellow]{len(trained)} of {len(names)} sequences are training data of {escape(about.weights)} "
-            f"({escape(shorten(trained))}): the figures are not those of a test.[/]"
-        )
-
-
-def _check_unused(
-    options: Options,
-    output: Path | None,
-    depth_range: str | None,
-) -> None:
-    model, weights, device, runtime, decode, tracker, name = options
-    values: dict[str, object] = {"--model": model, "--weights": weights, "--device": device}
-    values |= {"--tracker": tracker, "--name": name, "--depth-range": depth_range, "--output": output}
-    unused = [option for option, value in values.items() if value is not None]
-    unused += ["--runtime"] * (runtime != "auto") + ["--decode"] * (decode != "default")
-    if unused:
-        raise ValueError(f"{', '.join(unused)}: no effect with --results, whose boxes are read from files")
 
 
 def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerConfig"]:
@@ -467,44 +278,4 @@ def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerC
     return {
         " ".join(f"{name}={value:g}" for name, value in choice) or "default": replace(default, **dict(choice))
         for choice in itertools.product(*axes)
-    }
-
-
-def _print_table(
-    rows: dict[str, "Scores"],
-    totals: dict[str, "Scores"],
-    subject: str = "sequence",
-    more: dict[str, dict[str, str]] | None = None,
-) -> None:
-    """Prints a table with a row per item; `more` maps titles of further columns to their values by row."""
-    table, more = Table(box=None, padding=(0, 2, 0, 0)), dict(more or {})
-    every = {**rows, **totals}
-    if all(scores.precision is not None for scores in every.values()):
-        values = {name: (s.precision, s.normalized_precision) for name, s in every.items()}
-        for i, title in enumerate(PRECISIONS):
-            more[title] = {name: f"{pair[i]:.3f}" for name, pair in values.items()}
-    for title in (subject, *HEADINGS, *more):
-        table.add_column(title, justify="left" if title == subject else "right", no_wrap=True)
-    for name, scores in rows.items():
-        table.add_row(escape(name), *_format_scores(scores), *(column[name] for column in more.values()))
-    table.add_section()
-    for name, scores in totals.items():
-        further = (column.get(name, "") for column in more.values())
-        table.add_row(name, *_format_scores(scores), *further, style="bold")
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
-
-
-def _format_scores(s: "Scores") -> Sequence[str]:
-    values = (f"{value:.3f}" for value in (s.ao, s.sr50, s.sr75, s.auc))
-    return (str(s.frames), *values, f"{s.fps:.1f}" if s.fps else "-")
-
-
-def _report(
-    tracker: str, weights: str, rows: dict[str, "Scores"], totals: dict[str, "Scores"]
-) -> dict[str, Any]:
-    return {
-        "tracker": tracker,
-        "weights": weights,
-        **{name.replace(" ", "_"): asdict(scores) for name, scores in totals.items()},
-        "sequences": {name: asdict(scores) for name, scores in rows.items()},
     }
