@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from correlation_aware.models.attention_maps import softmax_weights
-from correlation_aware.models.eoc import EoCAttention, split_heads
+from correlation_aware.models.eoc import EoCAttention
 from correlation_aware.ops import Shape, apply_linear, pack, unpack
+from correlation_aware.ops.eoc_attention import reference
 
 __all__ = [
     "WINDOWS",
@@ -90,44 +90,20 @@ class RelativeAttention(EoCAttention):
         super().__init__(dim, heads, sr_ratio, kind)
         self.relative = RelativeBias(heads, max(1, side // self.sr_ratio))
 
-    def forward(
+    def _attend(
         self,
-        queries: Tensor,
+        q: Tensor,
+        kv: Tensor,
         query_shapes: Sequence[Shape],
-        sources: Tensor,
-        source_shapes: Sequence[Shape],
+        key_shapes: Sequence[Shape],
         cross: bool,
     ) -> Tensor:
-        """See `EoCAttention`; `cross` must be false."""
         assert not cross
-        reduced, reduced_shapes = self.reduce_kv(sources, source_shapes)
-        q, kv = apply_linear(self.q, queries), apply_linear(self.kv, reduced)
-        outputs = []
-        for q_map, kv_map in zip(unpack(q, query_shapes), unpack(kv, reduced_shapes)):
-            bias = self.relative(*q_map.shape[1:3], self.sr_ratio).to(q.dtype)
-            query, key, value = (
-                t.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
-                for t in (q_map, *kv_map.chunk(2, dim=-1))
-            )
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-            outputs.append(mixed.transpose(1, 2).reshape(q_map.shape))
-        return apply_linear(self.proj, pack(outputs)[0])
+        biases = [bias.to(q.dtype) for bias in self._biases(query_shapes)]
+        return reference.eoc_attention(q, kv, self.heads, query_shapes, key_shapes, cross, biases)
 
-    def weights(
-        self,
-        queries: Tensor,
-        query_shapes: Sequence[Shape],
-        sources: Tensor,
-        source_shapes: Sequence[Shape],
-        cross: bool,
-    ) -> list[tuple[Tensor, Shape]]:
-        """See `EoCAttention`; `cross` must be false."""
-        assert not cross
-        reduced, shapes = self.reduce_kv(sources, source_shapes)
-        q = split_heads(apply_linear(self.q, queries), self.heads, query_shapes)
-        k = split_heads(apply_linear(self.kv, reduced).chunk(2, dim=1)[0], self.heads, shapes)
-        biases = [self.relative(height, width, self.sr_ratio) for _, height, width in query_shapes]
-        return [(softmax_weights(*tensors), shape) for *tensors, shape in zip(q, k, biases, shapes)]
+    def _biases(self, query_shapes: Sequence[Shape]) -> list[Tensor]:
+        return [self.relative(height, width, self.sr_ratio) for _, height, width in query_shapes]
 
 
 class DepthwiseReduction(EoCAttention):

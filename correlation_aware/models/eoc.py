@@ -41,6 +41,7 @@ from correlation_aware.ops import (
     pack,
     unpack,
 )
+from correlation_aware.ops.eoc_attention.reference import split_heads
 
 __all__ = [
     "DropPath",
@@ -165,10 +166,29 @@ class EoCAttention(nn.Module):
         source_shapes: Sequence[Shape],
         cross: bool,
     ) -> Tensor:
-        reduced, reduced_shapes = self.reduce_kv(sources, source_shapes)
-        q, kv = apply_linear(self.q, queries), apply_linear(self.kv, reduced)
-        mixed = eoc_attention(q, kv, self.heads, query_shapes, reduced_shapes, cross)
-        return apply_linear(self.proj, mixed)
+        q, kv, shapes = self._project(queries, sources, source_shapes)
+        return apply_linear(self.proj, self._attend(q, kv, query_shapes, shapes, cross))
+
+    def _project(
+        self, queries: Tensor, sources: Tensor, source_shapes: Sequence[Shape]
+    ) -> tuple[Tensor, Tensor, list[Shape]]:
+        """Queries (T, C), keys and values (T', 2 C), and the shapes of the keys."""
+        reduced, shapes = self.reduce_kv(sources, source_shapes)
+        return apply_linear(self.q, queries), apply_linear(self.kv, reduced), shapes
+
+    def _attend(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        query_shapes: Sequence[Shape],
+        key_shapes: Sequence[Shape],
+        cross: bool,
+    ) -> Tensor:
+        return eoc_attention(q, kv, self.heads, query_shapes, key_shapes, cross)
+
+    def _biases(self, query_shapes: Sequence[Shape]) -> Sequence[Tensor | None]:
+        """Terms of the attention per stream, (heads, queries, keys), besides the products; None for none."""
+        return [None] * len(query_shapes)
 
     def weights(
         self,
@@ -185,17 +205,13 @@ class EoCAttention(nn.Module):
         """
         if type(self).forward is not EoCAttention.forward:
             raise NotImplementedError(f"{type(self).__name__} has no attention maps.")
-        reduced, shapes = self.reduce_kv(sources, source_shapes)
-        q = split_heads(apply_linear(self.q, queries), self.heads, query_shapes)
-        k = split_heads(apply_linear(self.kv, reduced).chunk(2, dim=1)[0], self.heads, shapes)
+        q, kv, shapes = self._project(queries, sources, source_shapes)
+        q_maps = split_heads(q, self.heads, query_shapes)
+        k_maps = split_heads(kv.chunk(2, dim=1)[0], self.heads, shapes)
         if cross:
-            k, shapes = k[::-1], shapes[::-1]
-        return [(softmax_weights(qi, ki), shape) for qi, ki, shape in zip(q, k, shapes)]
-
-
-def split_heads(tokens: Tensor, heads: int, shapes: Sequence[Shape]) -> list[Tensor]:
-    """Packed tokens (T, C) -> per stream (B, heads, N, C / heads)."""
-    return [m.flatten(1, 2).unflatten(2, (heads, -1)).transpose(1, 2) for m in unpack(tokens, shapes)]
+            k_maps, shapes = k_maps[::-1], shapes[::-1]
+        biases = self._biases(query_shapes)
+        return [(softmax_weights(*tensors), shape) for *tensors, shape in zip(q_maps, k_maps, biases, shapes)]
 
 
 def join_streams(tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
