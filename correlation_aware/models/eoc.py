@@ -210,8 +210,8 @@ class EoCAttention(nn.Module):
         k_maps = split_heads(kv.chunk(2, dim=1)[0], self.heads, shapes)
         if cross:
             k_maps, shapes = k_maps[::-1], shapes[::-1]
-        biases = self._biases(query_shapes)
-        return [(softmax_weights(*tensors), shape) for *tensors, shape in zip(q_maps, k_maps, biases, shapes)]
+        rows = zip(q_maps, k_maps, self._biases(query_shapes), shapes)
+        return [(softmax_weights(q_map, k_map, bias), shape) for q_map, k_map, bias, shape in rows]
 
 
 def join_streams(tokens: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, list[Shape]]:
