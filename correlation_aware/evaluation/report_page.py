@@ -178,7 +178,7 @@ def _pairs(report: Report) -> str:
                 _interval(c.difference, signed=True),
                 _cell(f"{c.wins} / {c.ties} / {c.losses}", c.wins - c.losses),
                 _cell(f"{100 * c.reversed:.1f} %", c.reversed),
-                _cell(reading, reading, "text"),
+                _cell(reading, reading, "text wrap"),
             ]
         )
     heads = ["tracker", "against", "difference", "won / equal / lost", "reversed", "reading"]
