@@ -108,6 +108,14 @@ def test_targets_come_and_go_with_numbers_of_their_own(model, tracker):
 def test_mistakes(tracker):
     with pytest.raises(RuntimeError, match="There is no frame yet"):
         ca.track(FRAMES, tracker=tracker).add(BOX)
+    for empty in ([], iter(())):
+        with pytest.raises(ValueError, match="the source has no frame"):
+            next(ca.track(empty, BOX, tracker=tracker))
+    for source in (None, 1.5):
+        with pytest.raises(TypeError, match=f"source={source} is not a video file, a folder of frames"):
+            ca.track(source, BOX, tracker=tracker)
+    with pytest.raises(TypeError, match="tracker='sbt_test_track' must be a Tracker"):
+        ca.track(FRAMES, BOX, tracker="sbt_test_track")
     with pytest.raises(ValueError, match="model, config has no effect on a tracker that exists"):
         ca.track(FRAMES, BOX, tracker=tracker, model="sbt_test_track", config=ca.TrackerConfig())
     with pytest.raises(ValueError, match="runtime has no effect"):
@@ -125,6 +133,11 @@ def test_mistakes(tracker):
         next(ca.track([FRAMES[0] / 255], BOX, tracker=tracker))
     with pytest.raises(RuntimeError, match="no candidates yet"):
         tracker.candidates()
+    stream = ca.track(FRAMES[:2], BOX, tracker=tracker)
+    assert len(list(stream)) == 2
+    with pytest.raises(RuntimeError, match="The source, the frames, has ended: no frame follows"):
+        stream.add(OTHER)
+    assert tracker.targets == (0,)
 
 
 def test_candidates_are_distinct_places_best_first(tracker):

@@ -134,7 +134,7 @@ class FrameSource(ABC):
             if selection.is_start(self._position, self._seconds):
                 return True
         if self._position < 0:
-            return False
+            raise ValueError("the source has no frame; expected one or more")
         raise ValueError(
             f"start={selection.start!r} is after the end of {self.name}, whose last frame is number "
             f"{self._position}, at {self._seconds:.2f} s"

@@ -92,10 +92,15 @@ class Tracking(Iterator[FrameResults]):
         self._boxes = boxes
         self._frame: Frame | None = None
         self._has_targets = boxes is None and bool(tracker.targets)
+        self._ended = False
 
     def __next__(self) -> FrameResults:
         before = time.perf_counter()
-        frame = next(self.source)
+        try:
+            frame = next(self.source)
+        except StopIteration:
+            self._ended = True
+            raise
         self.decode_seconds += time.perf_counter() - before
         first, self._frame = self._frame is None, frame
         results: list[TrackResult] = []
@@ -113,7 +118,7 @@ class Tracking(Iterator[FrameResults]):
         return [TrackResult((x, y, w, h), 1.0, False, i) for i, (x, y, w, h) in enumerate(many.tolist())]
 
     def add(self, box: ArrayLike) -> tuple[int, ...]:
-        """Adds targets in the latest frame; their results come from the next frame on.
+        """Adds targets in the latest frame; their results come from the next frame on, if there is one.
 
         Args:
             box: x, y, w, h in pixels of the latest frame, or (N, 4) for N targets.
@@ -122,12 +127,17 @@ class Tracking(Iterator[FrameResults]):
             Numbers of the new targets.
 
         Raises:
-            RuntimeError: There is no frame yet.
+            RuntimeError: There is no frame yet, or the source has ended.
             ValueError: An invalid box.
         """
         if self._frame is None:
             raise RuntimeError(
                 "There is no frame yet: take one with next(...), or give the boxes to track()."
+            )
+        if self._ended:
+            raise RuntimeError(
+                f"The source, {self.source.name}, has ended: no frame follows in which a new target could be "
+                "tracked. For frames of another source call add(frame, box) of the tracker."
             )
         numbers = self.tracker.add(self._frame, box)
         self._has_targets = True
@@ -189,6 +199,7 @@ def track(
 
     Raises:
         ValueError: `tracker` together with arguments that describe another one.
+        TypeError: A `tracker` that is no tracker, such as a name, or a source of another type.
         FileNotFoundError, RuntimeError, ValueError: As of `open_frames` and `create_tracker`.
 
     Example:
@@ -196,9 +207,14 @@ def track(
         ...     print(result.index, result.time, result.targets[0].box, result.targets[0].lost)
     """
     options = {"model": model, "device": device, "config": config, "decode": decode}
-    given = [name for name, value in options.items() if value is not None]
-    if tracker is not None and (given or runtime != "auto"):
-        names = ", ".join(given or ["runtime"])
+    unused = [name for name, value in options.items() if value is not None]
+    unused += ["runtime"] * (runtime != "auto")
+    if tracker is not None and not hasattr(tracker, "init"):
+        raise TypeError(
+            f"tracker={tracker!r} must be a Tracker of create_tracker; give the name of a model as model=."
+        )
+    if tracker is not None and unused:
+        names = ", ".join(unused)
         raise ValueError(f"{names} has no effect on a tracker that exists: leave out {names}, or tracker.")
     frames = open_frames(source, limit, depth_range, start=start, every=every)
     try:

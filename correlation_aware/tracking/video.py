@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sized
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
 import cv2
 import numpy as np
@@ -68,7 +67,10 @@ class _Folder(FrameSource):
 
 class _Frames(FrameSource):
     def __init__(self, frames: Iterable[Frame], selection: Selection) -> None:
-        self._frames = iter(frames)
+        try:
+            self._frames = iter(frames)
+        except TypeError as error:
+            raise TypeError(f"source={frames!r} is not {ALLOWED}, or frames in memory") from error
         total = len(frames) if isinstance(frames, Sized) else None
         super().__init__("the frames", DEFAULT_FPS, total, selection)
 
@@ -88,6 +90,7 @@ class _Frames(FrameSource):
 class _VideoFile(FrameSource):
     def __init__(self, capture: cv2.VideoCapture, source: str, selection: Selection) -> None:
         self._capture = capture
+        self._first: Frame | None = None
         # the first frame is decoded at once, to know that the source can be read
         opened = capture.isOpened() and capture.grab()
         self._first = self._decode() if opened else None
@@ -118,9 +121,9 @@ class _VideoFile(FrameSource):
         return True
 
     def _decode(self) -> Frame | None:
-        first = self.__dict__.pop("_first", None)
+        first, self._first = self._first, None
         if first is not None:
-            return cast(Frame, first)
+            return first
         ok, image = self._capture.retrieve()
         return bgr_to_rgb(image) if ok else None
 
@@ -156,8 +159,9 @@ def open_frames(
         FileNotFoundError: No such file or folder.
         ValueError: A folder without images or with names that leave doubt about their order, see
             `list_frames`; a file that is no video, a negative index, a limit or step below 1, a start that
-            is no number or time or (at the first frame) after the end, a single frame, or a depth range for
-            anything but a folder.
+            is no number or time or (at the first frame) after the end, a single frame, (at the first frame)
+            an iterable without frames, or a depth range for anything but a folder.
+        TypeError: A source of another type.
         RuntimeError: The camera or stream returns no frame.
     """
     selection = Selection(start, every, limit)
