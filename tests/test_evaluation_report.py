@@ -218,6 +218,9 @@ def test_mistakes(benchmark, folders, tmp_path):
     for arguments, words in (
         ([other], "no manifest that says the benchmark: name it with --benchmark"),
         ([f"{run}.json"], r"good\.json is a file; expected the folder of a tracker"),
+        ([f"{run}x"], r"goodx does not exist; expected the folder of a tracker"),
+        ([str(Path(run).parent)], r"GOT-10k has no results; expected .* such as FOLDER/GOT-10k/TRACKER"),
+        ([str(Path(run).parent.parent)], "out has no results; expected the folder of a tracker"),
         ([run, run], "Two trackers are named good: write one of them as another_name="),
         ([], "needs the folder"),
     ):
@@ -229,6 +232,9 @@ def test_mistakes(benchmark, folders, tmp_path):
         make_report([run], attributes=tmp_path)
     for path in (tmp_path / "text").iterdir():
         path.unlink()
+    with pytest.raises(FileNotFoundError, match="text has no results; expected"):
+        make_report(folders)
+    (tmp_path / "text" / "another.txt").write_text("1,2,3,4\n")
     with pytest.raises(ValueError, match=r"no sequence in common .*; s0: no result of <b>&_bad"):
         make_report(folders)
     (tmp_path / "data").rename(tmp_path / "moved")

@@ -175,7 +175,7 @@ def make_report(
     Raises:
         ValueError: Results of several benchmarks, names that are not unique, no common sequence, or missing
             arguments where there are no manifests.
-        FileNotFoundError: No such folder, or no dataset in `root`.
+        FileNotFoundError: No such folder, no results in it, or no dataset in `root`.
     """
     places = _named(folders)
     manifests = {name: _manifest(path) for name, path in places.items()}
@@ -205,11 +205,16 @@ def _named(folders: Sequence[str]) -> dict[str, Path]:
     places: dict[str, Path] = {}
     for text in folders:
         name, equals, rest = text.partition("=")
-        path = Path(rest) if equals and not Path(text).exists() else Path(text)
-        if not path.is_dir():
-            state = "is a file" if path.exists() else "does not exist"
-            raise FileNotFoundError(f"{path} {state}; expected the folder of a tracker's results.")
-        name = name if path == Path(rest) and equals else path.resolve().name
+        if not equals or Path(text).exists():
+            name, rest = "", text
+        path = Path(rest)
+        state = "is a file" if path.is_file() else "has no results" if path.is_dir() else "does not exist"
+        if not (any(path.glob("*.txt")) or any(path.glob("*/*_001.txt"))):
+            raise FileNotFoundError(
+                f"{path} {state}; expected the folder of a tracker's results, with NAME.txt or "
+                "NAME/NAME_001.txt of every sequence, such as FOLDER/GOT-10k/TRACKER of eval --output FOLDER."
+            )
+        name = name or path.resolve().name
         if name in places:
             raise ValueError(f"Two trackers are named {name}: write one of them as another_name={path}.")
         places[name] = path
