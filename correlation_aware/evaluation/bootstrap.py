@@ -6,6 +6,7 @@ Reference: `What Teachers Should Know About the Bootstrap` (Hesterberg, 2015) - 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -109,9 +110,14 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
 
 def _resample(values: Array, seed: int) -> Array:
     """Means (resamples, figures) over sequences drawn with replacement."""
-    count = len(values)
-    draws = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    return np.asarray(draws @ values / count)
+    return np.asarray(_draws(len(values), seed) @ values / len(values))
+
+
+@lru_cache(maxsize=1)  # takes longer than the rest of a comparison, and all pairs of a report have the same
+def _draws(count: int, seed: int) -> Array:
+    """(resamples, count): how often each of a number of sequences is in each resample."""
+    rng = np.random.default_rng([seed, count])
+    return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
 
 
 def _levels(count: int) -> tuple[float, float]:

@@ -105,15 +105,15 @@ def _caution(report: Report) -> str:
         f"<strong>A difference on {count} sequences means little unless it is large.</strong> With other "
         f"sequences of the same kind, a difference of two of these trackers in {metric} would move by about "
         f"±{width:.3f} (95 %). The interval excludes 0 for {clear} of {_count(len(report.pairs), 'pair')}. "
-        f"The closest pair: {_sentence(closest)}"
+        f"The closest pair: {_sentence(closest, count)}"
     )
     return f'<p class="note">{text}</p>'
 
 
-def _sentence(pair: Pair) -> str:
+def _sentence(pair: Pair, count: int) -> str:
     c = pair.comparison
     needed = f" About {c.needed} sequences with this difference and spread would separate them." * (
-        not c.is_clear and c.needed > 0
+        not c.is_clear and c.needed > count
     )
     return (
         f"{escape(pair.better)} is ahead of {escape(pair.worse)} by {c.difference.mean:.3f}, interval "
