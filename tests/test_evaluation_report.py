@@ -18,7 +18,8 @@ from correlation_aware.evaluation.attributes import COLUMNS, read_attributes
 from correlation_aware.evaluation.benchmarks import Benchmark, open_benchmark
 from correlation_aware.evaluation.bootstrap import Interval, compare, intervals
 from correlation_aware.evaluation.one_pass import average
-from correlation_aware.evaluation.report import METRICS, make_report
+from correlation_aware.evaluation.report import METRICS, Pair, make_report
+from correlation_aware.evaluation.report_page import _sentence
 from correlation_aware.evaluation.results import ResultFolder, describe_run
 from correlation_aware.evaluation.submission import find_faults, pack
 from correlation_aware.tracking.tracker import TrackResult
@@ -202,6 +203,14 @@ def test_two_sequences_have_no_interval(benchmark, folders, tmp_path):
     assert result.exit_code == 0, str(result.exception)
     text = " ".join(result.stdout.split())
     assert "(too few sequences for an interval), 2 won" in text and "nan" not in text
+
+
+def test_sequences_that_are_there_are_not_asked_for():
+    """With 7 sequences the interval is wider than the normal one, from which the number needed follows."""
+    c = compare(np.linspace(-1, 1, 7) + 0.58, np.zeros(7))
+    assert not c.is_clear and c.needed == 6
+    assert "would separate" not in _sentence(Pair("a", "b", c), 7)
+    assert "About 6 sequences with this difference" in _sentence(Pair("a", "b", c), 5)
 
 
 def test_worst_frames_without_their_images(benchmark, folders, tmp_path):
