@@ -66,22 +66,22 @@ def read_attributes(
         )
     if folder is not None and not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder} of attributes.")
-    places = [benchmark.root / place for place in ("att", "anno/att", "annos/att")]
+    places = [benchmark.root / name for name in ("att", "anno/att", "annos/att")]
     places = [*places, benchmark.root / "anno" / benchmark.subset / "att"]
-    found = Path(folder) if folder is not None else next((p for p in places if p.is_dir()), None)
+    place = Path(folder) if folder is not None else next((p for p in places if p.is_dir()), None)
     groups: dict[str, list[str]]
-    if columns is not None and found is not None:
+    if columns is not None and place is not None:
         groups = {column: [] for column in columns}
         for name in videos:
-            for column, value in zip(columns, _read(_file(found, name), len(columns))):
+            for column, value in zip(columns, _read(_file(place, name), len(columns))):
                 if value:
                     groups[column].append(name)
         source = f"published by {benchmark.protocol.title}"
     else:
         groups, source = {}, "computed from the annotated boxes with the limits of LaSOT"
         for name, video in videos.items():
-            place = benchmark.root / benchmark.subset / name
-            own = _of_got10k(place, len(video.boxes)) if benchmark.protocol.folders else []
+            own_folder = benchmark.root / benchmark.subset / name
+            own = _of_got10k(own_folder, len(video.boxes)) if benchmark.protocol.folders else []
             for attribute in [*own, *_of_boxes(video)]:
                 groups.setdefault(attribute, []).append(name)
         if any(":" in attribute for attribute in groups):
