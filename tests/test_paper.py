@@ -1,14 +1,11 @@
 """What the paper says of the network, as tests: its mathematics and its cost."""
 
-from typing import get_args
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import correlation_aware as ca
-from correlation_aware.models import sbt
 from correlation_aware.models.heads import MixerHead, PaperMixerHead
 from correlation_aware.models.profile import profile
 from correlation_aware.models.siamese import depthwise_correlation, pixel_correlation
@@ -194,9 +191,6 @@ def test_without_padding_features_move_with_the_target(patch_embed, position, at
 
     All tokens of the background are the same, so that only zeros around the image could tell where it is.
     """
-    options = get_args(sbt.SBTConfig.__dataclass_fields__["patch_embed"].type)
-    if patch_embed not in (options or get_args(sbt.Embedding)):
-        pytest.skip(f"no patch_embed={patch_embed}")
     torch.manual_seed(0)
     net = ca.create_model("sbt_test", patch_embed=patch_embed, position=position, attention=attention).eval()
     template, target = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 24, 24)
