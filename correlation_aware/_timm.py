@@ -61,7 +61,7 @@ def derive_pretrained_cfg(
     derived: dict[str, Any] = {"first_conv": find_first_conv(model), "classifier": _classifier_name(model)}
     sizes = getattr(model, "sizes", None)
     if sizes is not None:
-        feature_side = -(-sizes.search_size // model.feature_info.reduction()[-1])
+        feature_side = model.feature_side(sizes.search_size)
         derived |= {
             "input_size": (channels, sizes.search_size, sizes.search_size),
             "template_size": (channels, sizes.template_size, sizes.template_size),

@@ -156,6 +156,13 @@ def test_nothing_pads_without_padding():
     assert {conv.padding for conv in net.modules() if isinstance(conv, torch.nn.Conv2d)} == {(0, 0)}
     assert net(torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)).shape[2:] == (13, 13)
     assert net.feature_side(128) == 13 and net.feature_side(256) == 29
+    assert net.pretrained_cfg["pool_size"] == (13, 13)
+    unpadded = {"patch_embed": "overlap_unpadded", "position": "none", "cross_blocks": ((), (0,), (1,))}
+    tracker = ca.create_model("sbt_test_track", head="cell", **unpadded)
+    level = ca.create_model("sbt_test", features_only=True, out_indices=(1,), **unpadded)
+    for model, side in ((tracker, 13), (level, 15)):
+        assert model.pretrained_cfg["pool_size"] == (side, side)
+    assert level(torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128))[0].shape[2:] == (15, 15)
 
 
 @pytest.mark.parametrize(

@@ -325,12 +325,16 @@ class TwoInputModel(nn.Module):
         """The part that weights of an image classifier fit: by default the whole network."""
         return self
 
-    def feature_side(self, size: int) -> int:
+    def feature_side(self, size: int, level: int = -1) -> int:
         """Height or width of the search features of an image of this height or width in pixels.
 
-        By default size / stride, rounded up. Heads are built for it.
+        By default size / stride, rounded up. Heads are built for that of the last level.
+
+        Args:
+            size: Height or width of the image in pixels.
+            level: Level of `feature_info`.
         """
-        return int(-(-size // self.feature_info.reduction()[-1]))
+        return int(-(-size // self.feature_info.reduction()[level]))
 
     def encode_template(self, template: Tensor) -> TemplateState:
         """All that does not depend on the search image.
@@ -565,6 +569,10 @@ class FeatureNet(nn.Module):
     def templates(self) -> int:
         """See `TwoInputModel.templates`."""
         return self.model.templates
+
+    def feature_side(self, size: int) -> int:
+        """See `TwoInputModel.feature_side`; of the last level of `out_indices`."""
+        return self.model.feature_side(size, self.out_indices[-1])
 
     def update_template(self, state: TemplateState, new: TemplateState) -> TemplateState:
         """See `TwoInputModel.update_template`."""

@@ -453,9 +453,9 @@ class SBT(StagedNetwork, TwoInputModel):
             )
         self.build_stages(cfg, in_chans, self.sizes.search_size)
 
-    def feature_side(self, size: int) -> int:
+    def feature_side(self, size: int, level: int = -1) -> int:
         """See `TwoInputModel.feature_side`."""
-        return self.config.sides(size)[-1]
+        return self.config.sides(size)[level]
 
     def encode_template(self, template: Tensor) -> TemplateState:
         """All that does not depend on the search image: one (B, H, W, C) map, which enters the first EoC-CA.

@@ -86,6 +86,10 @@ class TrackModel(nn.Module):
         """See `TwoInputModel.image_backbone`."""
         return self.backbone.image_backbone
 
+    def feature_side(self, size: int) -> int:
+        """See `TwoInputModel.feature_side`."""
+        return self.backbone.feature_side(size)
+
     @property
     def templates(self) -> int:
         """See `TwoInputModel.templates`."""
