@@ -2,6 +2,8 @@
 
 import json
 import math
+import signal
+import threading
 
 import cv2
 import numpy as np
@@ -13,8 +15,11 @@ import correlation_aware as ca
 from correlation_aware import study
 from correlation_aware.cli import app
 from correlation_aware.models.sbt import BASE, SBTConfig
+from correlation_aware.study import run as study_run
 from correlation_aware.study.report import agreement, placement, plot_study, summarize
 from correlation_aware.study.scale import at_small_scale
+from correlation_aware.training.config import load
+from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
 
 
 @pytest.fixture
@@ -100,6 +105,20 @@ def test_an_unknown_table_names_the_near_ones():
         study.table("table11")
 
 
+class SignalAfterOneStep:
+    """The event of `study run`: SIGTERM comes when it is asked after the first step."""
+
+    def __init__(self):
+        self.event, self.calls = threading.Event(), 0
+        self.set = self.event.set
+
+    def is_set(self):
+        self.calls += 1
+        if self.calls == 3:  # before the run, before its first step, and after it
+            signal.raise_signal(signal.SIGTERM)
+        return self.event.is_set()
+
+
 def test_a_study_trains_resumes_and_plots(run, photos, sequences, tmp_path, monkeypatch):
     out = tmp_path / "study"
     words = [
@@ -115,6 +134,13 @@ def test_a_study_trains_resumes_and_plots(run, photos, sequences, tmp_path, monk
         "cpu",
     ]
     words += ["--set", "data.batch_size=2", "--set", "run.log_every=1", "--only", "sbt_light"]
+    with monkeypatch.context() as patch:
+        patch.setattr(study_run.PROCESSES, "Event", SignalAfterOneStep)
+        with pytest.raises(AssertionError, match="the same command continues it"):  # exit code 1
+            run(*words, "--steps", 2, "--seeds", "0")
+    checkpoints = out / "runs" / "sbt_light.seed0" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
+    assert not any((out / "results").iterdir())
     output = run(*words, "--steps", 2, "--seeds", "0")
     assert "Rank correlation" not in output and "AO on sequences" in output and "nan" not in output
     first = {path.name: path.read_bytes() for path in (out / "results").iterdir()}
@@ -147,22 +173,29 @@ def test_a_study_trains_resumes_and_plots(run, photos, sequences, tmp_path, monk
         and len(summary["settings"]["sbt_light"]["video_ao"]) == 2
     )
     pytest.importorskip("matplotlib")
-    for name in ("scores", "size", "curves"):
-        (out / f"{name}.png").unlink()
-    run("plot", out)
-    assert all(cv2.imread(str(out / f"{name}.png")).std() > 5 for name in ("scores", "size", "curves"))
+    run("plot", out, "--output", tmp_path / "new" / "plots")
+    drawn = tmp_path / "new" / "plots"
+    assert all(cv2.imread(str(drawn / f"{name}.png")).std() > 5 for name in ("scores", "size", "curves"))
+
+
+def test_a_budget_counts_the_steps_of_all_variants(photos, sequences, monkeypatch):
+    training = load(TrackTraining, None, [f"data.sources={{{photos}: 1}}", "data.batch_size=2"])
+    plan = study_run.Plan("fig4", training, sequences=str(sequences), only=("C3",), seeds=(0, 1))
+    monkeypatch.setattr(study_run, "TIMED", 1)
+    monkeypatch.setattr(study_run, "read_log", lambda path: [{"seconds": 1.0}, {"seconds": 1.5}])
+    threads = torch.get_num_threads()
+    assert study_run.steps_within(plan, 1, processes=8) == 120  # half a second each, two at a time
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ValueError, match=r"0\.1 minutes are enough for 6 steps of every variant"):
+        study_run.steps_within(plan, 0.1)
 
 
 def test_variants_see_the_same_pairs(photos, sequences, tmp_path):
-    from correlation_aware.study.run import Plan, training_of
-    from correlation_aware.training.config import load
-    from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
-
     training = load(TrackTraining, None, [f"data.sources={{{photos}: 1}}", "data.batch_size=2"])
-    plan = Plan("fig4", training, sequences=str(sequences))
+    plan = study_run.Plan("fig4", training, sequences=str(sequences))
     batches = []
     for setting in list(plan.settings().values())[:2]:
-        config = training_of(plan, setting, seed=3)
+        config = study_run.training_of(plan, setting, seed=3)
         batches.append(open_pairs(config, make_track_model(config.model), "cpu").batch(1))
     assert all(torch.equal(a, b) for a, b in zip(*batches))
 
@@ -175,6 +208,8 @@ def test_variants_see_the_same_pairs(photos, sequences, tmp_path):
         (["--steps", 2, "--only", "C11"], "no setting C11"),
         (["--steps", 2], "Nothing to measure on"),
         (["--steps", 2, "--scale", "big"], "small, paper"),
+        (["--steps", 2, "--set", "schedule.steps=3"], "has no effect in a study. Name --steps"),
+        (["--steps", 2, "--set", "model.pretrained=x"], "named with --start"),
     ],
 )
 def test_mistakes_end_before_the_first_step(run, photos, tmp_path, words, message):

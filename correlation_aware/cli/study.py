@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from correlation_aware._files import check_output_folder
 from correlation_aware.cli._common import Device, console
 from correlation_aware.cli._messages import print_messages
+from correlation_aware.cli._signals import stopped_by_signals
 from correlation_aware.cli.train_tools import check_installed
 
 if TYPE_CHECKING:
@@ -139,21 +142,27 @@ def run(
     """Train every variant from the same seeds and pairs for the same steps, and measure it.
 
     Results are written one by one, and the command continues where it was
-    stopped. At the end: a table, summary.json and the plots.
+    stopped. Ctrl-C or SIGTERM stops with checkpoints; a second one stops
+    immediately. At the end: a table, summary.json and the plots.
     """
     check_installed()
-    from correlation_aware.study.run import Plan, read_plan_steps, run_study, steps_within
+    from correlation_aware.study.run import PROCESSES, Plan, read_plan_steps, run_study, steps_within
     from correlation_aware.training import __file__ as training_file
-    from correlation_aware.training.config import change, load
+    from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining
 
     _check_scale(scale)
     if (steps is None) == (budget is None):
         raise ValueError("Name one of --steps and --budget.")
-    training = load(TrackTraining, Path(training_file).with_name("configs") / "study.yaml", changes or ())
+    _check_changes(changes or ())
     sources = [f"data.sources={json.dumps(dict.fromkeys(photographs, 1.0))}"] if photographs else []
     sources += [f"data.videos={json.dumps(dict.fromkeys(videos, 1.0))}"] if videos else []
-    training = change(training, [*sources, f"schedule.steps={steps or 1000}", "schedule.warmup=null"])
+    recipe = Path(training_file).with_name("configs") / "study.yaml"
+
+    def configure(steps: int) -> TrackTraining:
+        return load(TrackTraining, recipe, [*sources, f"schedule.steps={steps}", *(changes or ())])
+
+    training = configure(steps or 1000)
     if not training.data.sources and not training.data.videos:
         raise ValueError("No training data: name photographs with --photographs, or videos with --videos.")
     plan = Plan(
@@ -168,13 +177,20 @@ def run(
         sequences=None if sequences is None else str(sequences),
         subset=subset,
     )
+    stop = PROCESSES.Event()
     with print_messages(console):
         if budget is not None:
-            chosen = read_plan_steps(output) or steps_within(plan, budget, processes)
+            chosen = read_plan_steps(output) or steps_within(plan, budget, processes, device)
             console.print(f"{chosen} steps of every variant")
-            training = change(training, [f"schedule.steps={chosen}", "schedule.warmup=null"])
-            plan = Plan(**{**vars(plan), "training": training})
-        results = run_study(plan, output, processes, device, _print_result)
+            plan = replace(plan, training=configure(chosen))
+        try:
+            with stopped_by_signals(stop.set):
+                results = run_study(plan, output, processes, device, _print_result, stop)
+        except RuntimeError as error:
+            if not stop.is_set():
+                raise
+            console.print(escape(str(error)))
+            raise typer.Exit(1) from error
     _report({output.name: results}, output)
 
 
@@ -188,7 +204,14 @@ def plot(
     """Draw the plots of finished variants again; several studies of a table share them."""
     from correlation_aware.study.run import read_results
 
-    _report({folder.name: read_results(folder) for folder in folders}, output or folders[0])
+    folder = output or folders[0]
+    check_output_folder(folder)
+    names = [path.name for path in folders]
+    studies = {
+        path.name if names.count(path.name) == 1 else str(path): read_results(path) for path in folders
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _report(studies, folder)
 
 
 def _report(studies: dict[str, list[dict[str, Any]]], folder: Path) -> None:
@@ -214,9 +237,7 @@ def _report(studies: dict[str, list[dict[str, Any]]], folder: Path) -> None:
             cells = [f"{s.mean(key):.3f}{spread}" for key, spread in zip(metrics, spreads)]
             costs = (f"{s.params / 1e6:.2f}", f"{s.macs / 1e9:.3f}", f"{s.pairs_per_s:.1f}")
             ao = s.setting.reported.ao
-            view.add_row(
-                s.setting.name, ",".join(map(str, s.seeds)), *cells, *costs, "" if ao is None else f"{ao:g}"
-            )
+            view.add_row(s.setting.name, str(len(s.seeds)), *cells, *costs, "" if ao is None else f"{ao:g}")
         console.print(view)
         correlation, count = agreement(summaries, metric)
         if not math.isnan(correlation):
@@ -274,6 +295,22 @@ def _beside(ours: float, theirs: float | None, scale: str) -> str:
 def _check_scale(scale: str) -> None:
     if scale not in ("small", "paper"):
         raise ValueError(f"--scale {scale!r} is not one of small, paper.")
+
+
+def _check_changes(changes: Sequence[str]) -> None:
+    """Refuses changes to what options or the variants set, which would have no effect."""
+    options = {
+        "schedule.steps": "Name --steps.",
+        "data.sources": "Name --photographs.",
+        "data.videos": "Name --videos.",
+        "run.seed": "Name --seeds.",
+        "model": "Models are those of the table, see `study list`; their weights are named with --start.",
+    }
+    for text in changes:
+        key = text.partition("=")[0]
+        owner = next((name for name in options if f"{key}.".startswith(f"{name}.")), None)
+        if owner is not None:
+            raise ValueError(f"--set {text!r} has no effect in a study. {options[owner]}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

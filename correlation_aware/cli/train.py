@@ -4,7 +4,6 @@ Its options --model and --device are those of `_common.py`.
 """
 
 import logging
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from correlation_aware._files import IMAGE_SUFFIXES, check_output_file, check_ou
 from correlation_aware.cli import train_tools
 from correlation_aware.cli._common import Device, Model, console
 from correlation_aware.cli._messages import print_messages
+from correlation_aware.cli._signals import stopped_by_signals
 
 if TYPE_CHECKING:
     from torch import nn
@@ -302,7 +302,7 @@ def _fit(
     """Trains, and prints the configuration once all checks have passed."""
     from correlation_aware.training.config import to_yaml
 
-    with _progress(trainer.unit) as bar, _stopped_by_signals(trainer):
+    with _progress(trainer.unit) as bar, stopped_by_signals(trainer.request_stop):
         task: Any = None
         begin, first = time.monotonic(), 0
 
@@ -347,22 +347,3 @@ def _progress(unit: str) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-@contextmanager
-def _stopped_by_signals(trainer: "Trainer") -> Iterator[None]:
-    """The first SIGINT or SIGTERM inside the block stops the training; a second one acts immediately."""
-
-    def stop(number: int, frame: object) -> None:
-        trainer.request_stop()
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    before: dict[signal.Signals, Any] = {}
-    for name in (signal.SIGINT, signal.SIGTERM):
-        before[name] = signal.signal(name, stop)
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

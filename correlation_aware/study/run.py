@@ -5,13 +5,14 @@ done, and `runs/NAME.seedN` is the run of the training engine, which resumes by 
 """
 
 import json
-import logging
 import multiprocessing
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -29,13 +30,23 @@ from correlation_aware.training.log import read_log
 from correlation_aware.training.track import TrackTraining, make_track_trainer
 from correlation_aware.zoo import create_model
 
-__all__ = ["Plan", "read_plan_steps", "read_results", "run_study", "steps_within", "training_of"]
+__all__ = [
+    "PROCESSES",
+    "Plan",
+    "read_plan_steps",
+    "read_results",
+    "run_study",
+    "steps_within",
+    "training_of",
+]
 
 Result = dict[str, Any]
 Scale = Literal["small", "paper"]
+Job = tuple["Plan", str, int, Path, str | None]  # plan, setting, seed, folder, device
 TIMED = 4  # steps that are timed, without the first
+PROCESSES = multiprocessing.get_context("spawn")  # forked processes cannot use a GPU
 
-_logger = logging.getLogger(__name__)
+_stop_of_pool: Event | None = None  # `stop` of `run_study`, in its processes
 
 
 @dataclass(frozen=True)
@@ -121,27 +132,35 @@ def training_of(plan: Plan, setting: Setting, seed: int) -> TrackTraining:
     return from_mapping(TrackTraining, base)
 
 
-def steps_within(plan: Plan, minutes: float, processes: int = 1) -> int:
+def steps_within(plan: Plan, minutes: float, processes: int = 1, device: str | None = None) -> int:
     """The number of steps, equal for all variants, that a study of about so many minutes has.
 
-    A few steps of every variant are timed, one process at a time; measuring is not counted.
+    A few steps of every variant are timed, one process at a time with its part of the threads; measuring is
+    not counted.
 
     Args:
         plan: Study; its `schedule.steps` does not matter.
         minutes: Time of the whole study: all settings and seeds.
         processes: Processes that share the work.
+        device: As in `run_study`.
 
     Raises:
         ValueError: There is not even time for ten steps.
     """
-    seconds = 0.0
-    for setting in plan.settings().values():
-        config = change(training_of(plan, setting, 0), [f"schedule.steps={TIMED + 1}", "schedule.warmup=0"])
-        config = change(config, ["run.log_every=1"])
-        with tempfile.TemporaryDirectory() as folder:
-            make_track_trainer(config, folder).fit()
-            times = [record["seconds"] for record in read_log(Path(folder) / "log.jsonl")]
-        seconds += (times[-1] - times[0]) / TIMED
+    settings = plan.settings().values()
+    processes = min(processes, len(settings) * len(plan.seeds))
+    threads, seconds = torch.get_num_threads(), 0.0
+    torch.set_num_threads(max(1, threads // processes))
+    try:
+        for setting in settings:
+            changes = [f"schedule.steps={TIMED + 1}", "schedule.warmup=0", "run.log_every=1"]
+            config = change(training_of(plan, setting, 0), changes)
+            with tempfile.TemporaryDirectory() as folder:
+                make_track_trainer(config, folder, device).fit()
+                times = [record["seconds"] for record in read_log(Path(folder) / "log.jsonl")]
+            seconds += (times[-1] - times[0]) / TIMED
+    finally:
+        torch.set_num_threads(threads)
     steps = int(60 * minutes * processes / (seconds * len(plan.seeds)))
     if steps < 10:
         raise ValueError(
@@ -157,6 +176,7 @@ def run_study(
     processes: int = 1,
     device: str | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
+    stop: Event | None = None,
 ) -> list[Result]:
     """Trains and measures every variant with every seed that has no result yet.
 
@@ -165,16 +185,18 @@ def run_study(
     Args:
         plan: Study.
         folder: Output folder.
-        processes: Processes, each with its part of the cores, that train different variants.
+        processes: Processes, each with its part of the threads, that train different variants.
         device: `cpu` to train on the CPU even if there is a GPU.
         on_result: Function called with every new result.
+        stop: Event of `PROCESSES` that ends the study once it is set: trainings stop after their current step
+            with a checkpoint, and no other variant is started.
 
     Returns:
         All results of the folder.
 
     Raises:
         ValueError: The folder has another study; nothing is written.
-        RuntimeError: Another process runs a study in the folder, or a loss that is not finite.
+        RuntimeError: Another process runs a study in the folder, a loss that is not finite, or `stop`.
     """
     folder = Path(folder)
     check_output_folder(folder)
@@ -184,13 +206,13 @@ def run_study(
         if not free:
             raise RuntimeError(f"Another process runs the study in {folder}. Wait for it, or stop it.")
         write_text(json.dumps(plan.identity(), indent=2) + "\n", folder / "study.json")
-        jobs = [
+        jobs: list[Job] = [
             (plan, name, seed, folder, device)
             for seed in plan.seeds
             for name in plan.settings()
             if not _result_path(folder, name, seed).is_file()
         ]
-        for result in _results(jobs, min(processes, len(jobs))):
+        for result in _results(jobs, min(processes, len(jobs)), stop):
             on_result(result)
     return read_results(folder)
 
@@ -213,18 +235,21 @@ def read_results(folder: str | Path) -> list[Result]:
 
 
 def read_plan_steps(folder: str | Path) -> int | None:
-    """Steps of the study in a folder; None if there is none."""
-    path = Path(folder) / "study.json"
-    return int(read_json(path)["training"]["schedule"]["steps"]) if path.is_file() else None
+    """Steps of the study in a folder; None if there is none.
+
+    Raises:
+        ValueError: A folder with other files.
+    """
+    identity = _read_identity(Path(folder))
+    return int(identity["training"]["schedule"]["steps"]) if identity else None
 
 
-def _results(jobs: Sequence[tuple[Any, ...]], processes: int) -> Iterable[Result]:
+def _results(jobs: Sequence[Job], processes: int, stop: Event | None) -> Iterable[Result]:
     if processes <= 1:
-        yield from (_run_one(*job) for job in jobs)
+        yield from (_run_one(*job, stop) for job in jobs)
         return
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+    share = max(1, torch.get_num_threads() // processes)
+    with ProcessPoolExecutor(processes, PROCESSES, _start_process, (share, stop)) as pool:
         futures = [pool.submit(_run_one, *job) for job in jobs]
         try:
             for future in as_completed(futures):
@@ -233,21 +258,37 @@ def _results(jobs: Sequence[tuple[Any, ...]], processes: int) -> Iterable[Result
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_one(plan: Plan, name: str, seed: int, folder: Path, device: str | None) -> Result:
+def _start_process(threads: int, stop: Event | None) -> None:
+    """Prepares a process of the pool. Its first Ctrl-C is for the parent, which sets `stop`."""
+    global _stop_of_pool
+    _stop_of_pool = stop
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, lambda number, frame: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def _run_one(
+    plan: Plan, name: str, seed: int, folder: Path, device: str | None, stop: Event | None = None
+) -> Result:
     """Trains, measures and writes the result of one variant."""
+    stop, parent = stop or _stop_of_pool, multiprocessing.parent_process()
+
+    def is_stopped() -> bool:
+        return (stop is not None and stop.is_set()) or (parent is not None and not parent.is_alive())
+
+    stopped = "The study is stopped; the same command continues it, from its checkpoints."
+    if is_stopped():
+        raise RuntimeError(stopped)
     setting = plan.settings()[name]
     config = training_of(plan, setting, seed)
     run = folder / "runs" / f"{name}.seed{seed}"
     trainer = make_track_trainer(config, run, device)
-    parent = multiprocessing.parent_process()
 
-    def stop_with_parent(step: int) -> None:
-        if parent is not None and not parent.is_alive():
+    def on_step(step: int) -> None:
+        if is_stopped():
             trainer.request_stop()
 
-    outcome = trainer.fit(resume=True, on_step=stop_with_parent)
-    if not outcome.finished:
-        raise RuntimeError(f"{name}, seed {seed}: stopped at step {outcome.step}.")
+    if not trainer.fit(resume=True, on_step=on_step).finished:
+        raise RuntimeError(stopped)
     model = trainer.published().eval()
     scores: dict[str, float] = {}
     if plan.clips:
@@ -278,14 +319,22 @@ def _result_path(folder: Path, name: str, seed: int) -> Path:
     return folder / "results" / f"{name}.seed{seed}.json"
 
 
+def _read_identity(folder: Path) -> dict[str, Any] | None:
+    """`Plan.identity` of the study in a folder; None for an empty or new one."""
+    path = folder / "study.json"
+    if path.is_file():
+        return cast(dict[str, Any], read_json(path))
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} has files, but no study. Name an empty or new folder.")
+    return None
+
+
 def _check_identity(plan: Plan, folder: Path) -> None:
     """Raises ValueError if the folder has a study that differs in more than settings and seeds."""
-    path = folder / "study.json"
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} has files, but no study. Name an empty or new folder.")
+    identity = _read_identity(folder)
+    if identity is None:
         return
-    before, now = _flat(read_json(path)), _flat(plan.identity())
+    before, now = _flat(identity), _flat(plan.identity())
     different = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if different:
         key = different[0]
