@@ -14,7 +14,7 @@ import correlation_aware as ca
 from correlation_aware.cli import main
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.study import explain as study
-from correlation_aware.study.explain import measures, network_sections, page, pictures
+from correlation_aware.study.explain import draw, measures, network_sections, page
 from correlation_aware.study.explain.measures import BACKGROUND, DISTRACTOR, TARGET
 from correlation_aware.tracking.crop import Crop
 from correlation_aware.tracking.video import write_image
@@ -172,38 +172,30 @@ def run(monkeypatch, capsys, tmp_path):
 BOX = ("--box", "14,32,20,20")
 
 
-def test_the_page_has_every_picture_inside(run, tmp_path):
-    words = (
-        "frames",
-        *BOX,
-        "--truth",
-        "truth.txt",
-        "--model",
-        "sbt_test_track,siam_test_track",
-        "--frame",
-        3,
-    )
+def test_the_page_has_every_image_inside(run, tmp_path):
+    models = ("--model", "sbt_test_track,siam_test_track")
+    words = ("frames", *BOX, "--truth", "truth.txt", *models, "--frame", 3)
     code, out, error = run(*words, "--point", "40,50", "--distractor", "3,60,40,20,20", "--output", "out")
     assert code == 0, error
     assert "Wrote out/index.html" in out and "random" in out
     text = (tmp_path / "out" / "index.html").read_text()
-    found = Page(text)
+    html = Page(text)
     files = {file.stem: file.read_bytes() for file in (tmp_path / "out").glob("*.png")}
     prefix = "data:image/png;base64,"
-    assert all(image["src"].startswith(prefix) for image in found.images)
-    inlined = [base64.b64decode(image["src"].removeprefix(prefix)) for image in found.images]
+    assert all(image["src"].startswith(prefix) for image in html.images)
+    inlined = [base64.b64decode(image["src"].removeprefix(prefix)) for image in html.images]
     assert sorted(inlined) == sorted(files.values())
     kinds = ["attention", "heads", "scores", "tsne", "response_maps", "curves", "failures"]
     assert all(any(kind in name for name in files) for kind in kinds), sorted(files)
     assert sum("attention" in name for name in files) == 2
-    for image, data in zip(found.images, inlined):
+    for image, data in zip(html.images, inlined):
         assert len(image["alt"]) > 40
         width, height = struct.unpack(">II", data[16:24])
-        assert abs(int(image["width"]) * pictures.SCALE - width) <= 2
-        assert abs(int(image["height"]) * pictures.SCALE - height) <= 2
+        assert abs(int(image["width"]) * draw.SCALE - width) <= 2
+        assert abs(int(image["height"]) * draw.SCALE - height) <= 2
     assert not re.search(r"(src|href)=\"(?!data:|#)|url\(|@import|<script|<link", text)
-    assert any(tag == "meta" and a.get("name") == "viewport" for tag, a in found.tags)
-    assert "the same weights without the template" in found.images[-1]["alt"] + text
+    assert any(tag == "meta" and a.get("name") == "viewport" for tag, a in html.tags)
+    assert "the same weights without the template" in html.images[-1]["alt"] + text
 
 
 def test_a_pair_without_truth_and_a_network_without_attention(run, tmp_path):
@@ -247,7 +239,7 @@ def test_a_wrong_source_is_refused(run, tmp_path):
         (("0",), "0 is a camera, which cannot be read twice"),
         (("frames", "truth.txt"), "frames is a folder: give one folder alone"),
         (("frames/0.png", "frames/9.png"), "There is no image file frames/9.png"),
-        (("frames/0.png",), "is a single image"),
+        (("frames/0.png",), "is a single image: give a second one, to search in, or the folder"),
     ):
         code, _, error = run(*source, *BOX, "--model", "siam_test_track", "--output", "out")
         assert code == 1 and expected in error, error

@@ -1,7 +1,7 @@
 """The design study of the paper: its variants by name, and their training at a small scale.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022) - https://arxiv.org/abs/2203.01666,
-Tables 1, 2, 7 to 10, Figures 4 and 8. Its other figures, pictures of what a network sees, are in `explain`.
+Tables 1, 2, 7 to 10, Figures 4 and 8. Its other figures, of what a network sees, are in `explain`.
 """
 
 from correlation_aware.study.settings import (

@@ -55,10 +55,8 @@ __all__ = [
     "trace_trackers",
 ]
 
-HARD_FRAMES, DETAILED = (
-    6,
-    2,
-)  # frames of the response maps, and of the detailed sections, where none is chosen
+HARD_FRAMES = 6  # largest number of frames of the response maps, besides those that are chosen
+DETAILED = 2  # largest number of frames of the detailed sections, where none is chosen
 
 
 def explain(

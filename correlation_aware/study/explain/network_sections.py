@@ -9,6 +9,14 @@ from numpy.typing import NDArray
 
 from correlation_aware.models.attention_maps import AttentionMap, ImageName
 from correlation_aware.models.sbt import SBT
+from correlation_aware.study.explain.draw import (
+    Row,
+    Tile,
+    draw_features,
+    draw_tiles,
+    heat_over_image,
+    mark_location,
+)
 from correlation_aware.study.explain.features import arrange, sample_locations, search_features
 from correlation_aware.study.explain.measures import (
     DISTRACTOR,
@@ -18,14 +26,6 @@ from correlation_aware.study.explain.measures import (
     neighbor_purity,
 )
 from correlation_aware.study.explain.page import Figure, Section
-from correlation_aware.study.explain.pictures import (
-    Row,
-    Tile,
-    draw_features,
-    draw_tiles,
-    heat_over_image,
-    mark_location,
-)
 from correlation_aware.study.explain.scene import Scene, file_stem
 from correlation_aware.study.explain.trace import Trace
 from correlation_aware.tracking.video import Frame

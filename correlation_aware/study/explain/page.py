@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from correlation_aware.study.explain.pictures import SCALE
+from correlation_aware.study.explain.draw import SCALE
 
 __all__ = ["Figure", "Section", "Table", "render_page"]
 

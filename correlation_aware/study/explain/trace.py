@@ -1,12 +1,13 @@
 """One pass of several trackers over a video, with the score map of every frame."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from correlation_aware._files import IMAGE_SUFFIXES
 from correlation_aware._images import read_image
 from correlation_aware.data.videos.sequences import read_boxes
 from correlation_aware.evaluation.one_pass import overlap
@@ -96,6 +97,11 @@ def open_source(
         return lambda: (read_image(Path(path), depth_range) for path in paths[:limit])
     if str(paths[0]).lstrip("-").isdigit() and not isinstance(paths[0], Path):
         raise ValueError(f"{paths[0]} is a camera, which cannot be read twice: record a video first.")
+    if Path(paths[0]).is_file() and Path(paths[0]).suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"{paths[0]} is a single image: give a second one, to search in, or the folder of the frames, "
+            f"{Path(paths[0]).parent}."
+        )
     with open_frames(paths[0], limit, depth_range) as frames:  # raises at once
         if isinstance(frames, LiveSource):
             raise ValueError(f"{paths[0]} is a stream, which cannot be read twice: record a video first.")
@@ -174,15 +180,9 @@ def trace_trackers(
     if truth is None:
         return traces
     boxes, visible = truth.boxes[:count], truth.visible[:count]
-    return [
-        Trace(
-            **{
-                **vars(t),
-                "overlaps": np.where(visible, overlap(np.array([r.box for r in t.results]), boxes), np.nan),
-            }
-        )
-        for t in traces
-    ]
+    tracked = [np.array([result.box for result in trace.results]) for trace in traces]
+    overlaps = [np.where(visible, overlap(of_one, boxes), np.nan) for of_one in tracked]
+    return [replace(trace, overlaps=values) for trace, values in zip(traces, overlaps)]
 
 
 def _update(trace: Trace, frame: Frame, truth: Truth | None, index: int, threshold: float) -> None:

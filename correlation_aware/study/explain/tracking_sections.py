@@ -6,9 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from correlation_aware.study.explain.measures import find_failures
-from correlation_aware.study.explain.page import Figure, Section, Table
-from correlation_aware.study.explain.pictures import (
+from correlation_aware.study.explain.draw import (
     REGION,
     TRUTH,
     Row,
@@ -18,6 +16,8 @@ from correlation_aware.study.explain.pictures import (
     heat_over_image,
     paste_heat,
 )
+from correlation_aware.study.explain.measures import find_failures
+from correlation_aware.study.explain.page import Figure, Section, Table
 from correlation_aware.study.explain.scene import Scene, file_stem
 from correlation_aware.study.explain.trace import Trace
 from correlation_aware.tracking.crop import Crop
