@@ -340,7 +340,7 @@ class STM_CA(STM):
         frames = F.pad(frame, pad).expand(n, -1, -1, -1)
         encoder: Any = self.Encoder_M
         if self.template == "crop":
-            sizes = encoder.net.model.sizes
+            sizes = encoder.net.sizes
             cut = functools.partial(
                 cut_templates, boxes=_boxes(own), factor=sizes.template_factor, size=sizes.template_size
             )

@@ -80,8 +80,6 @@ def explain(
     Tracks the target by every model and writes index.html, a page with all
     images inside, and the images as PNG files.
     """
-    import torch
-
     from correlation_aware.study import explain as study
 
     target, depth = parse_box(box), parse_depth_range(depth_range)
@@ -93,7 +91,6 @@ def explain(
             raise ValueError(f"--distractor {text!r}: the first number is that of a frame, such as 12")
         distractors.setdefault(int(number), []).append(tuple(place))
     trackers = _load(model, weights, device, decode)
-    torch.manual_seed(0)
     with progress_bar() as bar:
         task = bar.add_task("track", total=None)
 

@@ -3,7 +3,7 @@
 import base64
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 from correlation_aware.study.explain.draw import SCALE
@@ -77,7 +77,7 @@ class Section:
 
     title: str
     text: Sequence[str]
-    figures: Sequence[Figure] = field(default=())
+    figures: Sequence[Figure] = ()
     table: Table | None = None
 
 
