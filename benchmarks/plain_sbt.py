@@ -7,6 +7,8 @@ reduction is a strided convolution; attention is written out as matrix products.
 import torch
 from torch import Tensor, nn
 
+from correlation_aware.models.sbt import SBTConfig
+
 
 class PlainAttention(nn.Module):
     def __init__(self, dim: int, heads: int, sr_ratio: int) -> None:
@@ -114,7 +116,15 @@ def plain(model: nn.Module) -> PlainSBT:
 
     Args:
         model: Bare `sbt_*` network without a head.
+
+    Raises:
+        TypeError: Another model.
     """
+    if not isinstance(getattr(model, "config", None), SBTConfig):
+        raise TypeError(
+            f"plain_sbt:plain is an SBT without a head, and cannot take the weights of a {type(model).__name__}. "
+            "Compare it with a bare network, such as sbt_base."
+        )
     parameter = next(model.parameters())
     net = PlainSBT(model.config)
     net.load_ours(model.state_dict())

@@ -53,7 +53,7 @@ export DEVICE
 
 if [ "$DEVICE" = cuda ]; then
     nvidia-smi > "$OUT/nvidia-smi.txt" 2>&1 || true
-    light=sbt_light_track base=sbt_base_track few=1 many=64 seconds=2 train="$light $base"
+    light=sbt_light_track base=sbt_base_track few=1 many=64 seconds=1 train="$light $base"
     operations=reference,reference-compile,triton steps="eager-triton compile-triton"
     tests=$(ls tests/test_ops*.py tests/test_*cuda*.py 2> /dev/null)
     contenders='reference,reference-max-autotune,eager,eager-triton,cudagraph*'

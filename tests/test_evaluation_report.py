@@ -43,7 +43,7 @@ class Moves:
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Benchmark:
+def drawn_benchmark(tmp_path: Path) -> Benchmark:
     """Sequence i moves by i px per frame."""
     for i, name in enumerate(NAMES):
         write_sequence(tmp_path / "data" / "val" / name, [(2 + i * j, 5, 12, 10) for j in range(4)])
@@ -52,12 +52,12 @@ def benchmark(tmp_path: Path) -> Benchmark:
 
 
 @pytest.fixture
-def folders(benchmark, tmp_path) -> list[str]:
+def folders(drawn_benchmark, tmp_path) -> list[str]:
     """A run of a tracker with scores, and files of boxes alone without the last sequence."""
-    run = ResultFolder(tmp_path / "out", benchmark, "good")
-    run.start(describe_run(benchmark, "good", "ab" * 32, {"window": {"weight": 0.4}}))
+    run = ResultFolder(tmp_path / "out", drawn_benchmark, "good")
+    run.start(describe_run(drawn_benchmark, "good", "ab" * 32, {"window": {"weight": 0.4}}))
     assert len(list(run.evaluate(Moves(3)))) == len(NAMES)
-    for result in ResultFolder(tmp_path / "other", benchmark, "x").evaluate(Moves(0), NAMES[:-1]):
+    for result in ResultFolder(tmp_path / "other", drawn_benchmark, "x").evaluate(Moves(0), NAMES[:-1]):
         (tmp_path / "text").mkdir(exist_ok=True)
         write_lines(tmp_path / "text" / f"{result.name}.txt", result.boxes.tolist(), "\t")
     return [str(run.path), f"<b>&_bad={tmp_path / 'text'}"]
@@ -88,7 +88,7 @@ def test_a_comparison_is_paired():
     assert compare(base, base).needed == 0
 
 
-def test_figures_are_of_the_sequences_that_all_trackers_have(benchmark, folders, tmp_path):
+def test_figures_are_of_the_sequences_that_all_trackers_have(drawn_benchmark, folders, tmp_path):
     (tmp_path / "text" / "s2.txt").write_text("1,2,3,4\n")  # damaged
     report = make_report(folders, worst=2)
     assert (report.benchmark, report.subset, report.main) == ("GOT-10k", "val", "ao")
@@ -97,7 +97,7 @@ def test_figures_are_of_the_sequences_that_all_trackers_have(benchmark, folders,
     assert "1 boxes and the sequence 4 frames" in report.left_out["s2"]
     good, bad = report.trackers
     assert (good.name, bad.name) == ("good", "<b>&_bad")
-    folder = ResultFolder(tmp_path / "out", benchmark, "good")
+    folder = ResultFolder(tmp_path / "out", drawn_benchmark, "good")
     expected = average([folder.read(name) for name in report.sequences])
     for metric in ("ao", "sr50", "sr75", "auc"):
         assert good.totals[metric].mean == pytest.approx(getattr(expected, metric)), metric
@@ -117,11 +117,11 @@ def test_figures_are_of_the_sequences_that_all_trackers_have(benchmark, folders,
     assert bad.worst[0].overlap == 0 and bad.worst[0].truth == (14, 5, 12, 10)
 
 
-def test_scores_are_kept_and_are_not_submitted(benchmark, folders, tmp_path):
-    folder = ResultFolder(tmp_path / "out", benchmark, "good")
+def test_scores_are_kept_and_are_not_submitted(drawn_benchmark, folders, tmp_path):
+    folder = ResultFolder(tmp_path / "out", drawn_benchmark, "good")
     assert folder.read("s0").scores.tolist() == [1, 0.9, 0.2, 0.2]
-    assert find_faults(folder.path, benchmark) == []
-    assert not [name for name in pack(folder.path, benchmark, tmp_path / "s.zip") if "score" in name]
+    assert find_faults(folder.path, drawn_benchmark) == []
+    assert not [name for name in pack(folder.path, drawn_benchmark, tmp_path / "s.zip") if "score" in name]
     folder.files("s0")[2].write_text("1\n0.5\n")
     assert "the result has 2 scores and the sequence 4 frames" in folder.read("s0").reason
 
@@ -195,7 +195,7 @@ def test_the_command_line_writes_a_page_and_tables(folders, tmp_path):
     assert r"<b>\&\_bad & " in latex and latex.count(r"\textbf{") >= len(METRICS)
 
 
-def test_two_sequences_have_no_interval(benchmark, folders, tmp_path):
+def test_two_sequences_have_no_interval(drawn_benchmark, folders, tmp_path):
     for name in ("s0", "s1", "s2", "s3", "s4"):
         for path in (tmp_path / "text").rglob(f"{name}*.txt"):
             path.unlink()
@@ -213,7 +213,7 @@ def test_sequences_that_are_there_are_not_asked_for():
     assert "About 6 sequences with this difference" in _sentence(Pair("a", "b", c), 5)
 
 
-def test_worst_frames_without_their_images(benchmark, folders, tmp_path):
+def test_worst_frames_without_their_images(drawn_benchmark, folders, tmp_path):
     for path in (tmp_path / "data").rglob("0000000[234].jpg"):
         path.write_bytes(b"")
     result = CliRunner().invoke(app, ["eval", "report", *folders, "--html", str(tmp_path / "r.html")])
@@ -222,7 +222,7 @@ def test_worst_frames_without_their_images(benchmark, folders, tmp_path):
     assert "The image cannot be read. s6, frame 3 of 4." in page and "base64" not in page
 
 
-def test_mistakes(benchmark, folders, tmp_path):
+def test_mistakes(drawn_benchmark, folders, tmp_path):
     run, (other,) = folders[0], folders[1:]
     for arguments, words in (
         ([other], "no manifest that says the benchmark: name it with --benchmark"),

@@ -30,7 +30,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Benchmark:
+def drawn_benchmark(tmp_path: Path) -> Benchmark:
     for i, name in enumerate(NAMES):
         write_sequence(tmp_path / "data" / "val" / name, [(i + j, i + 1, 12, 9) for j in range(4)])
     (tmp_path / "data" / "val" / "list.txt").write_text("\n".join(NAMES))
@@ -75,9 +75,9 @@ def contents(folder: ResultFolder) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(folder.path.rglob("s*_001.txt"))}
 
 
-def test_a_finished_sequence_is_read_and_not_tracked_again(benchmark, tmp_path):
-    folder = ResultFolder(tmp_path / "out", benchmark, "logs")
-    folder.start(describe_run(benchmark, "logs", "", {"pause": 0}))
+def test_a_finished_sequence_is_read_and_not_tracked_again(drawn_benchmark, tmp_path):
+    folder = ResultFolder(tmp_path / "out", drawn_benchmark, "logs")
+    folder.start(describe_run(drawn_benchmark, "logs", "", {"pause": 0}))
     first = list(folder.evaluate(Logs(tmp_path / "log"), NAMES[:2]))
     again = run(folder, tmp_path / "log")
     assert (tmp_path / "log").read_text().split() == NAMES
@@ -91,12 +91,12 @@ def test_a_finished_sequence_is_read_and_not_tracked_again(benchmark, tmp_path):
 
 
 @needs_fork
-def test_kill_9_loses_no_finished_sequence(benchmark, tmp_path):
+def test_kill_9_loses_no_finished_sequence(drawn_benchmark, tmp_path):
     """A process is killed at 20 random moments: at the n-th call of a function, Python's or C's.
 
     Calls are counted instead of time, so that the moments are the same on any machine.
     """
-    whole = ResultFolder(tmp_path / "whole", benchmark, "logs")
+    whole = ResultFolder(tmp_path / "whole", drawn_benchmark, "logs")
     calls = itertools.count()
     sys.setprofile(lambda *_: next(calls))
     run(whole, tmp_path / "log_of_whole")
@@ -111,7 +111,10 @@ def test_kill_9_loses_no_finished_sequence(benchmark, tmp_path):
     rng, kills, rounds = random.Random(0), 0, 0
     while kills < 20:
         rounds += 1
-        folder, log = ResultFolder(tmp_path / f"out{rounds}", benchmark, "logs"), tmp_path / f"log{rounds}"
+        folder, log = (
+            ResultFolder(tmp_path / f"out{rounds}", drawn_benchmark, "logs"),
+            tmp_path / f"log{rounds}",
+        )
         before: dict[str, str] = {}
         exitcode, kills_before = None, kills
         while exitcode != 0:
@@ -130,12 +133,12 @@ def test_kill_9_loses_no_finished_sequence(benchmark, tmp_path):
 
 
 @needs_fork
-def test_the_claim_of_a_killed_process_is_taken_over(benchmark, tmp_path):
+def test_the_claim_of_a_killed_process_is_taken_over(drawn_benchmark, tmp_path):
     """Of two processes each tracks what the other one has not claimed; then one is killed."""
-    whole = ResultFolder(tmp_path / "whole", benchmark, "logs")
+    whole = ResultFolder(tmp_path / "whole", drawn_benchmark, "logs")
     run(whole, tmp_path / "log_of_whole")
-    folder, log = ResultFolder(tmp_path / "out", benchmark, "logs"), tmp_path / "log"
-    folder.start(describe_run(benchmark, "logs", "", {"pause": 0}))
+    folder, log = ResultFolder(tmp_path / "out", drawn_benchmark, "logs"), tmp_path / "log"
+    folder.start(describe_run(drawn_benchmark, "logs", "", {"pause": 0}))
     started = multiprocessing.get_context("fork").Event()
 
     class Stops(Logs):
@@ -158,7 +161,7 @@ def test_the_claim_of_a_killed_process_is_taken_over(benchmark, tmp_path):
 
 
 @needs_fork
-def test_processes_share_the_sequences(benchmark, tmp_path, monkeypatch):
+def test_processes_share_the_sequences(drawn_benchmark, tmp_path, monkeypatch):
     """The same files and figures as of one process; each sequence is tracked once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(eval_processes, "START_METHOD", "fork")  # starts faster
@@ -208,9 +211,9 @@ def test_processes_share_the_sequences(benchmark, tmp_path, monkeypatch):
 
 @needs_fork
 @pytest.mark.parametrize("file", ["s2_time.txt", "s2_001.txt", "logs.json"])
-def test_kill_9_in_the_middle_of_a_file(benchmark, tmp_path, monkeypatch, file):
+def test_kill_9_in_the_middle_of_a_file(drawn_benchmark, tmp_path, monkeypatch, file):
     """The process dies when half of a file is written: the file does not exist, and its rest is removed."""
-    folder = ResultFolder(tmp_path / "out", benchmark, "logs")
+    folder = ResultFolder(tmp_path / "out", drawn_benchmark, "logs")
 
     def dies(path, *args, **kwargs):
         if str(path).endswith(file):
@@ -238,26 +241,29 @@ def test_kill_9_in_the_middle_of_a_file(benchmark, tmp_path, monkeypatch, file):
     assert not [path for path in folder.path.rglob(".*") if path.is_file()]
 
 
-def test_two_runs_are_not_mixed(benchmark, tmp_path):
-    folder = ResultFolder(tmp_path, benchmark, "mine")
-    manifest = describe_run(benchmark, "mine", "a" * 64, {"window": 0.4})
+def test_two_runs_are_not_mixed(drawn_benchmark, tmp_path):
+    folder = ResultFolder(tmp_path, drawn_benchmark, "mine")
+    manifest = describe_run(drawn_benchmark, "mine", "a" * 64, {"window": 0.4})
     folder.start(manifest)
     assert folder.start(manifest) == []
     other_machine = {**manifest, "machine": {"processor": "another"}}
     folder.start(other_machine)  # several machines may share a run
     for other, words in (
         (
-            describe_run(benchmark, "mine", "b" * 64, {"window": 0.4}),
+            describe_run(drawn_benchmark, "mine", "b" * 64, {"window": 0.4}),
             r"run weights_sha256: a{64} there, b{64} now",
         ),
-        (describe_run(benchmark, "mine", "a" * 64, {"window": 0.5}), r"run window: 0\.4 there, 0\.5 now"),
-        (describe_run(benchmark, "mine", "a" * 64, {}), r"run window: 0\.4 there, None now"),
+        (
+            describe_run(drawn_benchmark, "mine", "a" * 64, {"window": 0.5}),
+            r"run window: 0\.4 there, 0\.5 now",
+        ),
+        (describe_run(drawn_benchmark, "mine", "a" * 64, {}), r"run window: 0\.4 there, None now"),
         (
             {**manifest, "versions": {**manifest["versions"], "torch": "0"}},
             r"versions torch: .* there, 0 now",
         ),
         (
-            describe_run(replace(benchmark, subset="train"), "mine", "a" * 64, {"window": 0.4}),
+            describe_run(replace(drawn_benchmark, subset="train"), "mine", "a" * 64, {"window": 0.4}),
             "run subset: val",
         ),
     ):
@@ -287,7 +293,7 @@ def test_the_hash_of_weights_is_that_of_their_values(tmp_path):
     assert hash_files(both) == hash_files(map(str, both)) != hash_files(both[::-1])
 
 
-def test_the_command_line_goes_on_and_refuses_to_mix(benchmark, tmp_path, monkeypatch):
+def test_the_command_line_goes_on_and_refuses_to_mix(drawn_benchmark, tmp_path, monkeypatch):
     app = typer.Typer()
     app.add_typer(cli_eval.app, name="eval")
     monkeypatch.chdir(tmp_path)

@@ -381,10 +381,10 @@ class SuperSBT(TwoInputModel):
         """
         chosen = choose_levels(indices, len(self.stages), "indices")
         state = self._checked_state(template)
-        *maps, x = self._tokens(search, "search")
+        *early, x = self._tokens(search, "search")
         height, width = x.shape[2:]
         tokens = self.norm(self.stages[2](self._join(state, x), queries=height * width))
-        maps.append(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+        maps = (*early, tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
         return [maps[i].contiguous() for i in chosen]
 
     def attention_maps(self, template: Tensor | TemplateState, search: Tensor) -> list[AttentionMap]:
