@@ -89,11 +89,17 @@ def workspace(
     loaded = options.load().name  # what cannot be loaded here cannot be loaded by the toolkit
     identifier = name or re.sub(r"[^a-zA-Z0-9_-]", "_", loaded) + ("_masks" if masks else "")
     command = [sys.executable, "-m", "correlation_aware", "vot", "serve", "--folder", os.getcwd()]
-    for option, value in (("--model", model), ("--weights", weights), ("--device", device),
-                          ("--tracker", tracker), ("--refiner", refiner)):  # fmt: skip
-        command += [option, value] if value is not None else []
-    command += ["--runtime", runtime] if runtime != "auto" else []
-    command += ["--decode", decode] if decode != "default" else []
+    words = {
+        "--model": model if model is not None or tracker is not None else loaded,  # the default may change
+        "--weights": weights,
+        "--device": device,
+        "--runtime": None if runtime == "auto" else runtime,
+        "--decode": None if decode == "default" else decode,
+        "--tracker": tracker,
+        "--refiner": refiner,
+    }
+    for option, value in words.items():
+        command += [] if value is None else [option, value]
     command += ["--masks"] if masks else []
     is_new = write_config(folder, stack, sequences, STACK_OF_MASKS if masks else STACK_OF_BOXES)
     is_added = add_tracker(folder, identifier, command, name or loaded)

@@ -167,9 +167,9 @@ def read_measures(file: Path) -> dict[tuple[str, str], dict[str, float]]:
         for experiment, about in content["results"].items():
             for analysis, grid in zip(about["parameters"]["analyses"], about["results"], strict=True):
                 columns = MEASURES.get(analysis["type"].rpartition(".")[2], ())
-                for tracker, (values, *_) in zip(content["trackers"], grid, strict=True):
+                for tracker, values in zip(content["trackers"], grid, strict=True):
                     row = rows.setdefault((experiment, tracker), {})
-                    row.update(zip(columns, map(float, values if columns else ())))
+                    row |= {column: float(value) for column, value in zip(columns, values)}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no analysis of the VOT toolkit: {error!r}") from error
     return rows
