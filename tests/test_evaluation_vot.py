@@ -161,7 +161,7 @@ def test_mistakes_in_a_workspace(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception, match=message):
         raise RuntimeError(invoke("workspace", "here", "--tracker", "still", *words, code=1))
-    assert not (tmp_path / "here" / "trackers.ini").exists()
+    assert not (tmp_path / "here").exists()
 
 
 def test_another_stack_needs_another_workspace(tmp_path):
@@ -438,6 +438,22 @@ def test_a_client_is_told_why_a_tracker_stopped(tmp_path, monkeypatch):
     ):
         client.initialize(image, [(trax.Rectangle.create(1, 2, 3, 4), {})], {})
     assert [str(failure) for failure in failures] == ["no such model"]
+
+
+def test_a_client_that_is_gone_is_named(monkeypatch):
+    pytest.importorskip("trax", reason=NEEDS_TRAX)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("TRAX_SOCKET", str(listener.getsockname()[1]))
+
+        def leave():
+            with listener.accept()[0] as connection:
+                connection.recv(1 << 16)  # the greeting
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        with pytest.raises(ConnectionError, match="client ended without saying so"):
+            serve(Shift)
+        thread.join()
 
 
 def test_overlaps_are_those_of_the_toolkit():

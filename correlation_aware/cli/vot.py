@@ -79,8 +79,10 @@ def workspace(
     installed for that.
     """
     from correlation_aware.evaluation.refiners import create_refiner
-    from correlation_aware.evaluation.vot import add_tracker, find_stack, write_config
+    from correlation_aware.evaluation.vot import add_tracker, check_identifier, find_stack, write_config
 
+    if name is not None:
+        check_identifier(name)
     options = TrackerOptions(model, weights, device, runtime, decode, tracker, None)
     refiner = _refiner(masks, refiner)
     if refiner is not None:
@@ -102,7 +104,7 @@ def workspace(
         command += [] if value is None else [option, value]
     command += ["--masks"] if masks else []
     is_new = write_config(folder, stack, sequences, STACK_OF_MASKS if masks else STACK_OF_BOXES)
-    is_added = add_tracker(folder, identifier, command, name or loaded)
+    is_added = add_tracker(folder, identifier, command)
     console.print(f"{'Wrote' if is_new else 'Kept'} {escape(str(folder / 'config.yaml'))}")
     verb = "Added to" if is_added else "Already in"
     console.print(f"{verb} {escape(str(folder / 'trackers.ini'))}: {identifier}")

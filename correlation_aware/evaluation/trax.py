@@ -109,6 +109,7 @@ def serve(
 
     Raises:
         ModuleNotFoundError: vot-trax is not installed.
+        ConnectionError: The client ended without saying so.
         Exception: What the tracker raised; the client is told.
     """
     (trax,) = require("trax")
@@ -129,6 +130,8 @@ def serve(
                 targets.add(frame, _given_box(region))
                 status.append((region, {}))
             server.status(status)
+    except trax.TraxException as error:
+        raise ConnectionError(f"The TraX client ended without saying so: {error}") from error
     except BaseException as error:
         server.quit(f"{type(error).__name__}: {error}".replace("\n", " "))
         raise

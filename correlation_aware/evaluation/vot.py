@@ -20,6 +20,7 @@ from correlation_aware._files import check_output_folder, read_json, write_text
 __all__ = [
     "STACKS",
     "add_tracker",
+    "check_identifier",
     "find_stack",
     "read_measures",
     "require_toolkit",
@@ -99,41 +100,49 @@ def write_config(folder: Path, stack: str | None, sequences: Path | None, defaul
     return True
 
 
-def add_tracker(folder: Path, name: str, command: Sequence[str], label: str) -> bool:
-    """Adds an entry to `trackers.ini` of a workspace.
-
-    Args:
-        folder: Folder of the workspace.
-        name: Identifier of the tracker: letters, digits, minus signs and underscores.
-        command: Words of the command that starts the tracker under TraX.
-        label: Name in reports.
-
-    Returns:
-        Whether the file has changed; False if it has this entry already.
+def check_identifier(name: str) -> None:
+    """Checks the identifier of a tracker.
 
     Raises:
-        ValueError: A name that the toolkit does not take, a line break, or another entry of this name.
+        ValueError: Not letters, digits, minus signs and underscores.
     """
     if not re.fullmatch(r"[a-zA-Z0-9_-]+", name):
         raise ValueError(
             f"{name!r} is no identifier of the VOT toolkit: letters, digits, minus signs and underscores"
         )
+
+
+def add_tracker(folder: Path, name: str, command: Sequence[str]) -> bool:
+    """Adds an entry to `trackers.ini` of a workspace.
+
+    Args:
+        folder: Folder of the workspace.
+        name: Identifier of the tracker.
+        command: Words of the command that starts the tracker under TraX.
+
+    Returns:
+        Whether the file has changed; False if it has this entry already.
+
+    Raises:
+        ValueError: Not an identifier, a line break, or another entry of this name.
+    """
+    check_identifier(name)
     line = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
-    if set(line + label) & set("\r\n"):
+    if set(line) & set("\r\n"):
         raise ValueError(f"A line break in {line!r} cannot be written to trackers.ini.")
     path = folder / "trackers.ini"
     before = path.read_text("utf-8") if path.is_file() else ""
-    entry = {"label": label, "protocol": "trax", "command": line}
-    escaped = "".join(f"{key} = {value.replace('%', '%%')}\n" for key, value in entry.items())
+    entry = {"label": name, "protocol": "trax", "command": line.replace("%", "%%")}
     trackers = _read_trackers(before, path)
     if trackers.has_section(name):
-        if all(trackers.get(name, key, fallback=None) == value for key, value in entry.items()):
+        if all(trackers.get(name, key, raw=True, fallback=None) == value for key, value in entry.items()):
             return False
         raise ValueError(
             f"{path} has another tracker {name}. Choose another --name, or remove that entry and its results."
         )
     gap = "\n" if before.strip() else ""
-    write_text(f"{before}{gap}[{name}]\n{escaped}", path)
+    lines = "".join(f"{key} = {value}\n" for key, value in entry.items())
+    write_text(f"{before}{gap}[{name}]\n{lines}", path)
     return True
 
 
