@@ -457,9 +457,7 @@ def test_a_client_that_is_gone_is_named(monkeypatch):
 
 
 def test_overlaps_are_those_of_the_toolkit():
-    region = pytest.importorskip(
-        "vot.region", reason='needs vot-toolkit: pip install "correlation_aware[vot]"'
-    )
+    region = pytest.importorskip("vot.region", reason=NEEDS_TOOLKIT)
     raster = pytest.importorskip("vot.region.raster")
     random, size = np.random.default_rng(0), (40, 60)
     pairs = random.integers((-10, -10, 2, 2), (50, 40, 30, 30), (300, 2, 4)).astype(float)
