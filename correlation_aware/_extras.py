@@ -17,10 +17,13 @@ EXTRAS = {
     "openvino": "openvino",
     "peft": "lora",
     "sklearn": "explain",
+    "trax": "vot",
+    "vot": "vot",
     "webdataset": "train",
     "yaml": "train",
 }
-NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # of packages that are not called like their module
+# of packages that are not called like their module
+NAMES = {"sklearn": "scikit-learn", "trax": "vot-trax", "vot": "vot-toolkit", "yaml": "pyyaml"}
 
 
 def require(*names: str, message: str = "{names} is not installed") -> list[Any]:

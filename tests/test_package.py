@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import correlation_aware as ca
-from correlation_aware._extras import EXTRAS, require
+from correlation_aware._extras import EXTRAS, NAMES, require
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,7 +105,7 @@ def test_an_extra_is_named_that_has_what_is_missing(monkeypatch):
     extras = settings["options.extras_require"]
     for module, extra in EXTRAS.items():
         packages = {re.split("[<>=]", line)[0] for line in extras[extra].split()}
-        assert {"yaml": "pyyaml", "sklearn": "scikit-learn"}.get(module, module) in packages
+        assert NAMES.get(module, module) in packages
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ModuleNotFoundError, match=rf"{module} is not installed: .*\[{extra}\]") as raised:
             require("json", module)

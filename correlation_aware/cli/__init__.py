@@ -8,7 +8,19 @@ import sys
 
 import typer
 
-from correlation_aware.cli import bench, demo, eval, explain, export, models, study, track, train, weights
+from correlation_aware.cli import (
+    bench,
+    demo,
+    eval,
+    explain,
+    export,
+    models,
+    study,
+    track,
+    train,
+    vot,
+    weights,
+)
 from correlation_aware.cli._common import Command
 from correlation_aware.cli._messages import error_console, print_messages
 
@@ -23,6 +35,7 @@ app.command("export", cls=Command)(export.export)
 app.add_typer(weights.app, name="weights")
 app.add_typer(train.app, name="train")
 app.add_typer(eval.app, name="eval")
+app.add_typer(vot.app, name="vot")
 app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 for with_former_options in (train.app, eval.app, bench.app):

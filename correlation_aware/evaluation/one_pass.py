@@ -15,6 +15,7 @@ __all__ = [
     "Scores",
     "SequenceResult",
     "average",
+    "box_and_score",
     "center_errors",
     "overlap",
     "run_sequence",
@@ -128,13 +129,23 @@ def run_sequence(
             continue
         result = tracker.update(frame)
         seconds.append(time.perf_counter() - started)
-        box, score = (result.box, result.score) if isinstance(result, TrackResult) else (result, np.nan)
-        boxes.append(_finite_box(box, i))
+        box, score = box_and_score(result, i)
+        boxes.append(box)
         scores.append(score)
     return np.stack(boxes), np.array(scores), np.array(seconds)
 
 
-def _finite_box(box: Any, frame: int) -> Array:
+def box_and_score(result: Any, frame: int) -> tuple[Array, float]:
+    """The box xywh (4,) and the score that `update` returned; NaN if the tracker has no score.
+
+    Args:
+        result: A `TrackResult`, or a box alone.
+        frame: Number of the frame for messages.
+
+    Raises:
+        ValueError: Something else than a box of four finite numbers.
+    """
+    box, score = (result.box, result.score) if isinstance(result, TrackResult) else (result, np.nan)
     try:
         values = np.asarray(box, float).reshape(-1)
     except (TypeError, ValueError):
@@ -143,7 +154,7 @@ def _finite_box(box: Any, frame: int) -> Array:
         raise ValueError(
             f"frame {frame}: the tracker returned {box!r}; expected a box of four finite numbers"
         )
-    return values
+    return values, score
 
 
 def overlap(boxes: ArrayLike, truth: ArrayLike, size: tuple[int, int] | None = None) -> Array:

@@ -4,7 +4,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,14 @@ from correlation_aware.evaluation.results import hash_files
 from correlation_aware.tracking.tracker import Tracker, TrackResult
 from correlation_aware.weights.files import hash_state_dict
 
-__all__ = ["TRACKERS", "NamedTracker", "OpenCVTracker", "StillTracker", "create_baseline"]
+__all__ = [
+    "TRACKERS",
+    "NamedTracker",
+    "OpenCVTracker",
+    "StillTracker",
+    "create_baseline",
+    "create_from_module",
+]
 
 
 @dataclass(frozen=True)
@@ -131,10 +138,32 @@ def create_baseline(text: str) -> NamedTracker:
 
 def _import_tracker(text: str) -> tuple[OnePassTracker, str | None]:
     """A tracker of somebody's module, and the file of the module."""
+    known = (f"{key}:{','.join(names)}" if names else key for key, (names, _) in TRACKERS.items())
+    return create_from_module(text, "--tracker", known, ("init(frame, box)", "update(frame)"))
+
+
+def create_from_module(
+    text: str, option: str, known: Iterable[str], methods: Sequence[str]
+) -> tuple[Any, str | None]:
+    """Creates an object of somebody's module, which is installed or in the current folder.
+
+    Args:
+        text: `module:factory`, a function or class without arguments.
+        option: Option of the command line for messages, such as `--tracker`.
+        known: Other values of the option, for messages.
+        methods: Methods that the object needs, such as `update(frame)`.
+
+    Returns:
+        The object and the file of the module.
+
+    Raises:
+        ValueError: Not `module:factory`, or no such function.
+        ImportError: The module cannot be imported.
+        TypeError: What the factory returns lacks a method.
+    """
     path, colon, attribute = text.partition(":")
     if not colon or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", path) or not attribute.isidentifier():
-        known = (f"{key}:{','.join(names)}" if names else key for key, (names, _) in TRACKERS.items())
-        raise ValueError(f"--tracker {text} is neither module:factory nor one of {', '.join(known)}")
+        raise ValueError(f"{option} {text} is neither module:factory nor one of {', '.join(known)}")
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(path)
@@ -142,21 +171,21 @@ def _import_tracker(text: str) -> tuple[OnePassTracker, str | None]:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise  # a module that the user's own module imports
         raise ModuleNotFoundError(
-            f"--tracker {text}: there is no module {path} in the current folder or installed"
+            f"{option} {text}: there is no module {path} in the current folder or installed"
         ) from error
     finally:
         sys.path.remove(os.getcwd())
     factory = getattr(module, attribute, None)
     if not callable(factory):
         names = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
-        raise ValueError(f"--tracker {text}: {path} has no function {attribute}; it has {', '.join(names)}")
-    tracker = factory()
-    if not all(callable(getattr(tracker, method, None)) for method in ("init", "update")):
+        raise ValueError(f"{option} {text}: {path} has no function {attribute}; it has {', '.join(names)}")
+    created = factory()
+    if not all(callable(getattr(created, method.partition("(")[0], None)) for method in methods):
         raise TypeError(
-            f"--tracker {text}: {attribute}() returned {type(tracker).__name__}, which is not a tracker: it "
-            "needs init(frame, box) and update(frame)"
+            f"{option} {text}: {attribute}() returned {type(created).__name__}, which is not a "
+            f"{option.lstrip('-')}: it needs {' and '.join(methods)}"
         )
-    return tracker, getattr(module, "__file__", None)
+    return created, getattr(module, "__file__", None)
 
 
 def _opencv(name: str, **fields: str) -> OpenCVTracker:
