@@ -122,8 +122,8 @@ def plain(model: nn.Module) -> PlainSBT:
     """
     if not isinstance(getattr(model, "config", None), SBTConfig):
         raise TypeError(
-            f"plain_sbt:plain is an SBT without a head, and cannot take the weights of a {type(model).__name__}. "
-            "Compare it with a bare network, such as sbt_base."
+            f"plain_sbt:plain is an SBT without a head and takes no {type(model).__name__}; "
+            "compare it with a bare network, such as sbt_base."
         )
     parameter = next(model.parameters())
     net = PlainSBT(model.config)
