@@ -21,11 +21,11 @@ FRAMES = 5
 
 SETUP = """
 import sys
-import peer_shims
+from peers import shims
 import torch
 torch.set_num_threads(1)
 torch.manual_seed(0)
-peer_shims.stm()
+shims.stm()
 import model
 """
 OURS = """
