@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peer_trackers import TRACKERS, Contender, prepare
+from peers.trackers import TRACKERS, Contender, prepare
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -18,12 +18,18 @@ EXTRAS = {
     "peft": "lora",
     "sklearn": "explain",
     "trax": "vot",
+    "vos_benchmark": "davis",
     "vot": "vot",
     "webdataset": "train",
     "yaml": "train",
 }
-# of packages that are not called like their module
-NAMES = {"sklearn": "scikit-learn", "trax": "vot-trax", "vot": "vot-toolkit", "yaml": "pyyaml"}
+NAMES = {  # of packages that are not called like their module
+    "sklearn": "scikit-learn",
+    "trax": "vot-trax",
+    "vos_benchmark": "vos-benchmark",
+    "vot": "vot-toolkit",
+    "yaml": "pyyaml",
+}
 
 
 def require(*names: str, message: str = "{names} is not installed") -> list[Any]:

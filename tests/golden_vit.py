@@ -44,7 +44,7 @@ def golden() -> tuple[dict[str, list[int]], dict[str, Tensor]]:
 @torch.inference_mode()
 def write() -> None:
     """Runs OSTrack's code on the cases, and its corner head on the features of the first."""
-    import peer_vit
+    from peers import vit
 
     import correlation_aware as ca
 
@@ -52,7 +52,7 @@ def write() -> None:
     shapes: dict[str, list[int]] = {}
     for i, (name, arguments, seeds) in enumerate(CASES):
         ours: Any = ca.create_model(name, device="meta", **SIZES, **arguments).backbone
-        network = peer_vit.build(ours.config, ours.sizes).eval()
+        network = vit.build(ours.config, ours.sizes).eval()
         own = {n: list(t.shape) for n, t in network.state_dict().items()}
         network.load_state_dict(state_dict(own))
         shapes |= own

@@ -1,7 +1,7 @@
 """Runs the own code of STARK and of the trackers forked from it, in a process that imports one of them.
 
 Their packages are all named `lib`, so each run is a process: `run` starts this file as a script. Their code
-and their command line are unmodified; `benchmarks/peer_shims.py` makes the code importable.
+and their command line are unmodified; `benchmarks/peers/shims.py` makes the code importable.
 """
 
 import importlib
@@ -175,7 +175,7 @@ def make_actor(script: str, net: Any, cfg: Any, data: dict[str, Any]) -> Any:
 
 def prepare(checkout: Path, folder: Path) -> None:
     """Makes the checkout importable, with the settings file that every user writes."""
-    shims = importlib.import_module("peer_shims")
+    shims = importlib.import_module("peers.shims")
     shims.stark()
     if (checkout / "lib" / "models" / "stark").is_dir():
         shims.without_stark_weights()

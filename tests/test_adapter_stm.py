@@ -10,12 +10,14 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import correlation_aware as ca
+from correlation_aware.evaluation.segmenters import StmOptions, StmSegmenter, create_segmenter
 
 NAME = "correlation_aware.adapters.stm"
 
@@ -383,3 +385,53 @@ def test_the_template_may_be_a_crop_around_the_object(stm):
     assert net(frames[1], *kv, torch.tensor([3])).shape == (1, 4, 96, 128)
     with pytest.raises(ValueError, match="template='box' is not one of frame, crop"):
         stm.STM_CA(create, template="box")
+
+
+@torch.no_grad()
+def test_the_segmenter_of_the_evaluation_runs_it_as_eval_davis_does(stm):
+    net = build(stm).eval()
+    frames = np.random.default_rng(0).integers(0, 256, (5, 64, 96, 3), dtype=np.uint8)
+    mask = np.zeros((64, 96), np.uint8)
+    mask[10:40, 20:36], mask[30:60, 50:70] = 3, 7  # labels that are not 1 and 2
+    lengths, segment = [], net.segment
+    net.segment = lambda frame, keys, *rest: lengths.append(keys.shape[3]) or segment(frame, keys, *rest)
+    segmenter = StmSegmenter(net, memory_every=2)
+    segmenter.init(frames[0], mask)
+    actual = [segmenter.update(frame) for frame in frames[1:]]
+    assert lengths == [1, 2, 2, 3]  # frames 0; 0, 1; 0, 2; 0, 2, 3
+    segmenter.init(frames[0], mask)  # another video, which starts anew
+    assert all(np.array_equal(a, segmenter.update(f)) for a, f in zip(actual, frames[1:]))
+
+    net.reset()
+    labels = torch.from_numpy(np.select([mask == 3, mask == 7], [1, 2])).long()
+    masks = F.one_hot(labels, 3).permute(2, 0, 1)[None].float()
+    tensors = torch.from_numpy(frames).permute(0, 3, 1, 2)[:, None] / 255
+    count, memory = torch.tensor([2]), ()
+    for i, labels_of in enumerate(actual):
+        new = net(tensors[i], masks, count)
+        memory_now = tuple(torch.cat(pair, dim=3) for pair in zip(memory, new)) if memory else new
+        masks = net(tensors[i + 1], *memory_now, count).softmax(dim=1)
+        expected = np.array([0, 3, 7])[masks[0].argmax(dim=0).numpy()]
+        assert labels_of.dtype == np.uint8 and np.array_equal(labels_of, expected)
+        memory = memory_now if i % 2 == 0 else memory
+    assert set(np.unique(actual)) <= {0, 3, 7}
+    with pytest.raises(ValueError, match="memory_every=0: expected at least 1"):
+        StmSegmenter(net, memory_every=0)
+
+
+def test_the_segmenter_by_name_with_weights_or_random_ones(stm, tmp_path):
+    named = create_segmenter("stm-ca", StmOptions(network="sbt_test", template="crop"))
+    assert (named.name, named.weights) == ("stm-ca", "random") and not named.segmenter.net.training
+    assert named.segmenter.net.template == named.settings["template"] == "crop"
+    again = create_segmenter("stm-ca", StmOptions(network="sbt_test", weights="random"))
+    assert named.sha256 == again.sha256
+    file = tmp_path / "stm.pth"
+    net = build(stm)
+    with torch.no_grad():
+        net.KV_Q_r4.bias += 1
+    torch.save(nn.DataParallel(net).state_dict(), file)  # as STM's own code saves it
+    loaded = create_segmenter("stm-ca", StmOptions(network="sbt_test", weights=str(file)))
+    assert torch.equal(loaded.segmenter.net.KV_Q_r4.bias.cpu(), net.KV_Q_r4.bias)
+    assert loaded.weights == str(file) and loaded.sha256 != named.sha256
+    with pytest.raises(RuntimeError, match="Missing key"):
+        create_segmenter("stm-ca", StmOptions(network="supersbt_test", weights=str(file)))

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from correlation_aware.evaluation.benchmarks import Benchmark, open_benchmark
 from correlation_aware.evaluation.bootstrap import Interval, compare, intervals
 from correlation_aware.evaluation.one_pass import average
 from correlation_aware.evaluation.report import METRICS, Pair, make_report
-from correlation_aware.evaluation.report_page import _sentence
+from correlation_aware.evaluation.report_page import _sentence, write_page
 from correlation_aware.evaluation.results import ResultFolder, describe_run
 from correlation_aware.evaluation.submission import find_faults, pack
 from correlation_aware.tracking.tracker import TrackResult
@@ -129,7 +130,7 @@ def test_scores_are_kept_and_are_not_submitted(drawn_benchmark, folders, tmp_pat
 class Checks(HTMLParser):
     """Elements that are closed in order, what they refer to, and controls without a name."""
 
-    VOID = ("meta", "image", "rect", "path", "polyline", "circle")
+    VOID = ("meta", "image", "rect", "path", "polyline", "circle", "wbr")
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,6 +194,20 @@ def test_the_command_line_writes_a_page_and_tables(folders, tmp_path):
     assert float(ao["low"]) < float(ao["value"]) < float(ao["high"]) and ao["sequences"] == "7"
     latex = files["tex"].read_text()
     assert r"<b>\&\_bad & " in latex and latex.count(r"\textbf{") >= len(METRICS)
+
+
+def test_a_page_with_many_trackers(folders, tmp_path):
+    many = [f"long_name_{i}={folders[0]}" for i in range(8)]
+    write_page(make_report(many, worst=0), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text("utf-8")
+    table = page.partition('id="overall"')[2].partition("</section>")[0]
+    lines = re.findall(r'stroke="(.*?)".*?stroke-dasharray="(.*?)"', table)
+    assert len(lines) == len(set(lines)) == 8  # as in the plots, where colors repeat with other dashes
+    assert "long_<wbr>name_<wbr>3" in table and ">long_name_3<" not in table
+    assert page.count("<details>") == 1 + 28 + 8 and "Every pair by sequence" in page
+    write_page(make_report(many[:2], worst=0), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert page.count("<details>") == 1 + 2 and "Every pair by sequence" not in page
 
 
 def test_two_sequences_have_no_interval(drawn_benchmark, folders, tmp_path):

@@ -45,8 +45,8 @@ def local_env_settings():
 """
 PRELUDE = """
 import json, runpy, sys
-import peer_shims
-peer_shims.dimp()
+from peers import shims
+shims.dimp()
 import numpy as np
 import torch
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.peers
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES = 6
 
-SHIM = "import peer_shims\npeer_shims.siamfcpp()\n"
+SHIM = "from peers import shims\nshims.siamfcpp()\n"
 ADAPTER = "import correlation_aware.adapters.siamfcpp\n"
 COMMAND = """
 import runpy, sys, torch

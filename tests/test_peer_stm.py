@@ -21,11 +21,11 @@ FRAMES = 5
 
 SETUP = """
 import sys
-import peer_shims
+from peers import shims
 import torch
 torch.set_num_threads(1)
 torch.manual_seed(0)
-peer_shims.stm()
+shims.stm()
 import model
 """
 OURS = """
@@ -122,6 +122,31 @@ def test_its_own_command_segments(run, ours):
         masks = [np.array(Image.open(path)) for path in sorted((run.masks / video).glob("*.png"))]
         assert len(masks) == FRAMES and max(m.max() for m in masks) <= objects
         assert set(np.unique(masks[0])) == set(range(objects + 1))
+
+
+OURS_TOO = """
+import os
+import numpy as np
+from PIL import Image
+from correlation_aware.evaluation.segmenters import StmSegmenter
+net = STM_CA()
+net.load_state_dict({k.removeprefix("module."): v for k, v in torch.load("STM_weights.pth").items()})
+segmenter = StmSegmenter(net.eval())
+for video in ("blackswan", "second"):
+    frames = sorted(os.scandir(f"data/JPEGImages/480p/{video}"), key=lambda e: e.name)
+    first = Image.open(f"data/Annotations/480p/{video}/00000.png")
+    segmenter.init(np.array(Image.open(frames[0].path)), np.array(first))
+    for entry in frames[1:]:
+        actual = segmenter.update(np.array(Image.open(entry.path)))
+        expected = np.array(Image.open(f"test/STM_DAVIS_17val/{video}/{entry.name[:-4]}.png"))
+        print("SAME", (actual == expected).mean(), len(np.unique(expected)))
+"""
+
+
+def test_our_segmenter_gives_the_masks_of_its_command(run):
+    printed = run(SETUP + OURS.format(maker="STM_CA") + COMMAND.format(script=run.script) + OURS_TOO)
+    rows = [line.split() for line in printed.splitlines() if line.startswith("SAME")]
+    assert len(rows) == 2 * (FRAMES - 1) and all(float(row[1]) > 0.9999 for row in rows), rows
 
 
 def test_a_loss_falls_over_ten_steps(run):

@@ -56,7 +56,7 @@ def run(checkout: Path, job: str, *arguments: object) -> list[dict[str, float]]:
 @torch.inference_mode()
 def compare(name: str, template_size: int, search_size: int, templates: int) -> list[dict[str, float]]:
     """The largest differences for every seed, of weights and of two pairs of images."""
-    import peer_supersbt
+    from peers import supersbt
 
     import correlation_aware as ca
 
@@ -72,7 +72,7 @@ def compare(name: str, template_size: int, search_size: int, templates: int) -> 
         generator = torch.Generator().manual_seed(seed)
         for key, tensor in model.state_dict().items():
             spread(key, tensor, generator)
-        theirs = peer_supersbt.authors(model)
+        theirs = supersbt.authors(model)
         images = [
             torch.randn(2, 3, template_size, template_size, generator=generator) for _ in range(templates)
         ]
@@ -94,11 +94,11 @@ def compare(name: str, template_size: int, search_size: int, templates: int) -> 
 @torch.inference_mode()
 def start(file: str) -> list[dict[str, float]]:
     """Differences after a start from a file of a masked autoencoder for 224 px, with random weights."""
-    import peer_supersbt
+    from peers import supersbt
 
     import correlation_aware as ca
 
-    theirs = peer_supersbt.build(128, 256, depth=20).backbone
+    theirs = supersbt.build(128, 256, depth=20).backbone
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for key, tensor in theirs.state_dict().items():

@@ -59,16 +59,16 @@ def largest(first: Tensor, second: Tensor) -> float:
 @torch.inference_mode()
 def compare_pair(seed: int, sizes: tuple[int, int], name: str, **arguments: Any) -> dict[str, Any]:
     import golden_vit
-    import peer_vit
+    from peers import vit
 
     import correlation_aware as ca
 
     template_size, search_size = sizes
     model: Any = ca.create_model(name, template_size=template_size, search_size=search_size, **arguments)
-    shapes = {n: list(t.shape) for n, t in peer_vit.to_upstream(model.state_dict()).items()}
+    shapes = {n: list(t.shape) for n, t in vit.to_upstream(model.state_dict()).items()}
     tensors = golden_vit.state_dict(shapes, salt=str(seed))
     model.load_state_dict(ca.weights.convert_state_dict(tensors, "ostrack"))
-    upstream = peer_vit.ostrack(model.eval())
+    upstream = vit.ostrack(model.eval())
     pair = golden_vit.images((seed, seed + 100), template_size, search_size)
     scores, boxes = upstream(*pair)
     output = model(*pair)
@@ -114,12 +114,12 @@ def compare_corners() -> float:
 @torch.inference_mode()
 def compare_tables() -> float:
     """The authors' `finetune_track` and our conversion of the same network of timm."""
-    import peer_vit
+    from peers import vit
 
     import correlation_aware as ca
 
     ours: Any = ca.create_model("onestream_vit_test", template_size=192, search_size=256)
-    network = peer_vit.build(ours.config, ours.sizes, head=False)
+    network = vit.build(ours.config, ours.sizes, head=False)
     image_net = {n: t for n, t in network.state_dict().items() if n[:10] != "pos_embed_"}
     ours.load_state_dict(ours.fit_checkpoint(ca.weights.convert_state_dict(image_net, "vit")))
     z, x = (t.flatten(2).mT for t in (ours.template_pos_embed, ours.search_pos_embed))

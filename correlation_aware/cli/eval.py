@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from correlation_aware._deprecation import current_fields
 from correlation_aware._extras import require
-from correlation_aware.cli import eval_report
+from correlation_aware.cli import eval_davis, eval_report
 from correlation_aware.cli._common import (
     Decode,
     DepthRange,
@@ -148,6 +148,7 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
 
 
 app.command()(eval_report.report)
+app.command()(eval_davis.davis)
 for _key, _facts in COMMANDS.items():
     _add_command(_key, *_facts)
 

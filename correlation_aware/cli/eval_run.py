@@ -20,11 +20,21 @@ if TYPE_CHECKING:
     from correlation_aware.evaluation.results import ResultFolder
     from correlation_aware.evaluation.trackers import NamedTracker
 
-__all__ = ["Evaluation", "TrackerOptions", "print_scores", "run_benchmark"]
+__all__ = ["EXIT_FAILED", "Evaluation", "TrackerOptions", "check_name", "print_scores", "run_benchmark"]
 
 EXIT_FAILED = 3
 HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
 PRECISIONS = ("P", "Pnorm")  # of the benchmarks that have them
+
+
+def check_name(name: str | None) -> None:
+    """Checks the value of --name.
+
+    Raises:
+        ValueError: Not the name of a folder.
+    """
+    if name is not None and (not name or name[0] == "." or set(name) & set('/\\:*?"<>|')):
+        raise ValueError(f"--name {name!r} has to be the name of a folder, such as my_tracker")
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,7 @@ class TrackerOptions:
         from correlation_aware.evaluation.trackers import NamedTracker, create_baseline
 
         name = self.name
-        if name is not None and (not name or name[0] == "." or set(name) & set('/\\:*?"<>|')):
-            raise ValueError(f"--name {name!r} has to be the name of a folder, such as my_tracker")
+        check_name(name)
         if self.tracker is None:
             tracker = load_tracker(self.model, self.weights, self.device, self.runtime, self.decode)
             about = NamedTracker.of_model(tracker)

@@ -87,6 +87,11 @@ class Benchmark:
     root: Path
 
     @property
+    def title(self) -> str:
+        """Name of the benchmark."""
+        return self.protocol.title
+
+    @property
     def has_truth(self) -> bool:
         """Whether the annotations are public."""
         return self.subset not in self.protocol.hidden

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
@@ -29,6 +30,7 @@ MEANINGS = {
     "heights of the target apart",
 }
 TEXTS = ("against", "machine", "reading", "value")  # headings of columns of text
+FEW_PAIRS = 6  # more pairs are listed by sequence in a part of their own that is closed at first
 TEXT_CLASS = ' class="text"'
 PLOTS = {
     "success": ("Success", "overlap threshold", "fraction of frames above", "auc"),
@@ -174,7 +176,7 @@ def _pairs(report: Report) -> str:
         rows.append(
             [
                 _text(pair.better),
-                _cell(escape(pair.worse), pair.worse, "text"),
+                _cell(_breakable(pair.worse), pair.worse, "text name"),
                 _interval(c.difference, signed=True),
                 _cell(f"{c.wins} / {c.ties} / {c.losses}", c.wins - c.losses),
                 _cell(f"{100 * c.reversed:.1f} %", c.reversed),
@@ -195,11 +197,14 @@ def _pairs(report: Report) -> str:
             a, b = (getattr(scores[tracker][name], report.main) for tracker in (pair.better, pair.worse))
             lines.append([_text(name), _number(a), _number(b), _cell(f"{a - b:+.3f}", a - b)])
         lines.sort(key=lambda line: line[-1])
-        names = ["sequence", escape(pair.better), escape(pair.worse), "difference"]
+        names = ["sequence", _breakable(pair.better), _breakable(pair.worse), "difference"]
         table = _table(f"{metric} by sequence", names, lines, descending=range(1, 4))
         title = f"{escape(pair.better)} against {escape(pair.worse)}, by sequence"
         details.append(f"<details><summary>{title}</summary>{table}</details>")
-    return _table(caption, heads, rows, descending=(2, 3)) + "".join(details)
+    by_sequence = "".join(details)
+    if len(details) > FEW_PAIRS:
+        by_sequence = f"<details><summary>Every pair by sequence</summary>{by_sequence}</details>"
+    return _table(caption, heads, rows, descending=(2, 3)) + by_sequence
 
 
 def _sequences(report: Report) -> str:
@@ -210,7 +215,7 @@ def _sequences(report: Report) -> str:
         cells = [_number(value, value == max(values)) for value in values]
         rows.append([_text(name), _cell(str(frames), frames), *cells])
     caption = f"{METRICS[report.main]} by sequence. Bold: highest."
-    names = [escape(tracker.name) for tracker in report.trackers]
+    names = [_breakable(tracker.name) for tracker in report.trackers]
     return _table(caption, ["sequence", "frames", *names], rows, descending=range(1, 2 + len(names)))
 
 
@@ -227,7 +232,7 @@ def _attributes(report: Report) -> str:
         f"{METRICS[report.main]} on the sequences with an attribute, and its 95 % interval. Attributes "
         f"{escape(report.attribute_source)}."
     )
-    names = [escape(tracker.name) for tracker in report.trackers]
+    names = [_breakable(tracker.name) for tracker in report.trackers]
     return _table(caption, ["attribute", "sequences", *names], rows, descending=range(1, 2 + len(names)))
 
 
@@ -380,16 +385,18 @@ def _cell(text: str, value: Any, kind: str = "") -> tuple[Any, str]:
 
 def _text(text: str) -> tuple[str, str]:
     """The first cell of a row."""
-    return text, f'<th scope="row">{escape(text)}</th>'
+    return text, f'<th scope="row">{_breakable(text)}</th>'
+
+
+def _breakable(name: str) -> str:
+    """An escaped name that may be broken after `_`, `-`, `.` and `/`."""
+    return re.sub("([_./-])(?=.)", r"\1<wbr>", escape(name))
 
 
 def _name(index: int, name: str) -> tuple[str, str]:
-    """The first cell of a row of a tracker, with its color."""
-    color, _ = style(index)
-    return name, (
-        f'<th scope="row" data-value="{escape(name)}"><span class="key" style="color: {color}"></span> '
-        f"{escape(name)}</th>"
-    )
+    """The first cell of a row of a tracker, with its line in the plots."""
+    sample = f'<span class="sample">{line_sample(index)}</span>'
+    return name, f'<th scope="row" data-value="{escape(name)}">{sample} {_breakable(name)}</th>'
 
 
 def _number(value: float, is_best: bool = False) -> tuple[float, str]:

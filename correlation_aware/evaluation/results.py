@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -34,9 +34,22 @@ from correlation_aware.data.videos.sequences import Video
 from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure, evaluate, score_boxes
 from correlation_aware.evaluation.one_pass import Array, OnePassTracker, SequenceResult
 
-__all__ = ["ResultFolder", "describe_run", "hash_files", "read_boxes_and_times"]
+__all__ = ["ResultFolder", "describe_run", "hash_files", "read_boxes_and_times", "start_run"]
 
 POLL = 0.2  # seconds between two looks at the sequences of other processes
+
+
+class Dataset(Protocol):
+    """What the manifest of a run says about its dataset."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def subset(self) -> str: ...
+
+    @property
+    def root(self) -> Path: ...
 
 
 class ResultFolder:
@@ -84,38 +97,8 @@ class ResultFolder:
             ValueError: Results of another run, or without a manifest.
         """
         check_output_folder(self.path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(self.path.with_name(f".{self.path.name}.lock"), wait=True):
-            if self.manifest.is_file():
-                self._compare(read_json(self.manifest), run)
-            elif self.path.is_dir() and any(self.path.iterdir()):
-                raise ValueError(
-                    f"{self.path} has results of an unknown run: there is no manifest {self.manifest.name}. "
-                    "Choose another --output or --name, or move them away."
-                )
-            else:
-                self.path.mkdir(exist_ok=True)
-                write_text(json.dumps(run, indent=2) + "\n", self.manifest)
+        start_run(self.path, self.manifest, run)
         return [name for name in self.benchmark.names if self.files(name)[0].is_file()]
-
-    def _compare(self, before: Any, run: Mapping[str, Any]) -> None:
-        former, now = (
-            {
-                f"{part} {key}": value
-                for part in ("run", "versions")
-                for key, value in content.get(part, {}).items()
-            }
-            if isinstance(content, Mapping)
-            else {}
-            for content in (before, run)
-        )
-        changed = [key for key in {**former, **now} if former.get(key) != now.get(key)]
-        if changed:
-            details = "; ".join(f"{key}: {former.get(key)} there, {now.get(key)} now" for key in changed)
-            raise ValueError(
-                f"{self.path} has results of another run ({details}). Choose another --output or --name, or "
-                f"remove the folder and {self.manifest}."
-            )
 
     def evaluate(
         self,
@@ -224,8 +207,54 @@ def read_boxes_and_times(boxes: Path, times: Path | None = None) -> tuple[Array,
     return table, _load(times)[:, 0] if times is not None and times.is_file() else np.empty(0)
 
 
+def start_run(path: Path, manifest: Path, run: Mapping[str, Any]) -> None:
+    """Makes the folder of a run with its manifest, or compares the manifest with the one that is there.
+
+    Args:
+        path: Folder of the results of one tracker.
+        manifest: File of the manifest, beside it.
+        run: Manifest of `describe_run`.
+
+    Raises:
+        ValueError: Results of another run, or without a manifest.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(path.with_name(f".{path.name}.lock"), wait=True):
+        if manifest.is_file():
+            _compare(path, manifest, run)
+        elif path.is_dir() and any(path.iterdir()):
+            raise ValueError(
+                f"{path} has results of an unknown run: there is no manifest {manifest.name}. "
+                "Choose another --output or --name, or move them away."
+            )
+        else:
+            path.mkdir(exist_ok=True)
+            write_text(json.dumps(run, indent=2) + "\n", manifest)
+
+
+def _compare(path: Path, manifest: Path, run: Mapping[str, Any]) -> None:
+    before = read_json(manifest)
+    former, now = (
+        {
+            f"{part} {key}": value
+            for part in ("run", "versions")
+            for key, value in content.get(part, {}).items()
+        }
+        if isinstance(content, Mapping)
+        else {}
+        for content in (before, run)
+    )
+    changed = [key for key in {**former, **now} if former.get(key) != now.get(key)]
+    if changed:
+        details = "; ".join(f"{key}: {former.get(key)} there, {now.get(key)} now" for key in changed)
+        raise ValueError(
+            f"{path} has results of another run ({details}). Choose another --output or --name, or "
+            f"remove the folder and {manifest}."
+        )
+
+
 def describe_run(
-    benchmark: Benchmark,
+    benchmark: Dataset,
     tracker: str,
     weights: str,
     settings: Mapping[str, Any],
@@ -245,7 +274,7 @@ def describe_run(
     machine = asdict(describe(torch.device(device)))
     versions = {**machine.pop("versions"), "numpy": np.__version__, "opencv": cv2.__version__}
     run = {
-        "benchmark": benchmark.protocol.title,
+        "benchmark": benchmark.title,
         "subset": benchmark.subset,
         "tracker": tracker,
         "weights_sha256": weights,

@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import peer_shims
 import torch
 from numpy.typing import NDArray
+from peers import shims
 from torch import nn
 
 __all__ = ["TRACKERS", "Contender", "Tracker", "prepare"]
@@ -147,7 +147,7 @@ def dimp(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
 
 def stark(checkout: Path, folder: Path) -> tuple[Contender, Contender]:
     """STARK-S50: 128 and 320 px, its `STARK_S`; counted as thop does, without `nn.MultiheadAttention`."""
-    peer_shims.without_stark_weights()
+    shims.without_stark_weights()
     lines = {"    TYPE: resnet50": "    TYPE: SBT"}
     stock, ours = _lib_trackers(checkout, folder, "stark", "stark_s", "baseline", {}, lines)
     for contender in (stock, ours):
@@ -258,11 +258,9 @@ def _to_tensor(frame: Frame) -> torch.Tensor:
 
 
 TRACKERS = {
-    "SiamFC++": Tracker(
-        "video_analyst", "megvii-research/video_analyst@7b89c20", peer_shims.siamfcpp, siamfcpp
-    ),
-    "DiMP-50": Tracker("pytracking", "visionml/pytracking@7eb9e74", peer_shims.dimp, dimp),
-    "STARK-S50": Tracker("Stark", "researchmm/Stark@162e1d3", peer_shims.stark, stark),
-    "STM": Tracker("STM", "seoungwugoh/STM@905f114", peer_shims.stm, stm),
-    "OSTrack ViT-B": Tracker("OSTrack", "botaoye/OSTrack@33b5e12", peer_shims.stark, ostrack),
+    "SiamFC++": Tracker("video_analyst", "megvii-research/video_analyst@7b89c20", shims.siamfcpp, siamfcpp),
+    "DiMP-50": Tracker("pytracking", "visionml/pytracking@7eb9e74", shims.dimp, dimp),
+    "STARK-S50": Tracker("Stark", "researchmm/Stark@162e1d3", shims.stark, stark),
+    "STM": Tracker("STM", "seoungwugoh/STM@905f114", shims.stm, stm),
+    "OSTrack ViT-B": Tracker("OSTrack", "botaoye/OSTrack@33b5e12", shims.stark, ostrack),
 }

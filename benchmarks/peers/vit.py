@@ -1,8 +1,8 @@
 """OSTrack's own networks with our weights, to be timed beside ours and to be compared with.
 
 `PYTHONPATH=benchmarks:OSTRACK correlation-aware bench model onestream_vit_base_256_track --contender
-peer_vit:ostrack`, where OSTRACK is a checkout of github.com/botaoye/OSTrack. Its code is imported and run,
-eagerly, as it is; `peer_shims.py` makes it importable.
+peers.vit:ostrack`, where OSTRACK is a checkout of github.com/botaoye/OSTrack. Its code is imported and run,
+eagerly, as it is; `shims.py` makes it importable.
 """
 
 import importlib
@@ -11,8 +11,8 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
-import peer_shims
 import torch
+from peers import shims
 from torch import Tensor, nn
 
 __all__ = ["Upstream", "build", "ostrack", "to_upstream"]
@@ -55,7 +55,7 @@ def build(config: Any, sizes: Any, head: bool = True) -> Any:
         sizes: `Sizes`.
         head: Add their center head.
     """
-    peer_shims.stark()
+    shims.stark()
     arguments: dict[str, Any] = {
         "patch_size": 16,
         "embed_dim": config.dim,

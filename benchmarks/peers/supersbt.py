@@ -1,7 +1,7 @@
 """The authors' own SuperSBT, with our weights, as a contender of `correlation-aware bench model`.
 
     PYTHONPATH=benchmarks:SuperSBT correlation-aware bench model supersbt_light_track \\
-        --contender peer_supersbt:authors
+        --contender peers.supersbt:authors
 
 where SuperSBT is a checkout of https://github.com/phiphiphi31/SuperSBT.
 """
@@ -10,8 +10,8 @@ import importlib
 from types import SimpleNamespace
 from typing import Any
 
-import peer_shims
 import torch
+from peers import shims
 from torch import Tensor, nn
 
 from correlation_aware.models.supersbt import checkpoint_filter_fn
@@ -61,8 +61,8 @@ def authors(model: nn.Module) -> AuthorsSuperSBT:
 
 def build(template_size: int, search_size: int, depth: int) -> Any:
     """Their tracker for square images of these sizes, of 6, 10 or 20 joint blocks."""
-    peer_shims.stark()
-    peer_shims.stub_missing("scipy.signal", "scipy.stats")
+    shims.stark()
+    shims.stub_missing("scipy.signal", "scipy.stats")
     name = {6: "light", 10: "small", 20: "base"}[depth]
     config = SimpleNamespace(
         DATA=SimpleNamespace(
