@@ -16,6 +16,7 @@ EXTRAS = {
     "onnxscript": "export",
     "openvino": "openvino",
     "peft": "lora",
+    "ray": "ray",
     "sklearn": "explain",
     "trax": "vot",
     "vot": "vot",

@@ -1,4 +1,4 @@
-"""The command line: `correlation-aware track | demo | explain | study | models | export | ...`.
+"""The command line: `correlation-aware track | batch | demo | explain | study | models | export | ...`.
 
 Each command is the file of its name. Options that several commands share, such as --model, --weights,
 --device and --runtime, are in `_common.py`. Only this package writes to the terminal.
@@ -9,6 +9,7 @@ import sys
 import typer
 
 from correlation_aware.cli import (
+    batch,
     bench,
     demo,
     eval,
@@ -28,6 +29,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("track", cls=Command)(track.track)
+app.command("batch", cls=Command)(batch.batch)
 app.command("demo")(demo.demo)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)
