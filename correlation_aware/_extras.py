@@ -20,6 +20,8 @@ EXTRAS = {
     "sklearn": "explain",
     "trax": "vot",
     "vot": "vot",
+    "starlette": "app",
+    "uvicorn": "app",
     "webdataset": "train",
     "yaml": "train",
 }
