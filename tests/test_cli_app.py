@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ def clip(tmp_path: Path) -> Path:
     return writer.path
 
 
+def wait(condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds; what does not happen in two minutes is an error."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
 class Served:
     """A server with a small network, on a free port."""
 
@@ -57,8 +65,7 @@ class Served:
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
+        wait(lambda: self.server.started)
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -121,8 +128,7 @@ def test_a_video_is_tracked_and_its_files_are_removed(served: Served, clip: Path
     keys = [served.ask("POST", "/videos?name=a.mp4", clip.read_bytes())[1]["key"] for _ in range(6)]
     known = [served.ask("GET", f"/videos/{key}/status")[0] for key in keys]
     assert known == [400, 400, 200, 200, 200, 200]  # the oldest ones are removed
-    while len(list(served.app.folder.iterdir())) > 4:
-        time.sleep(0.01)
+    wait(lambda: len(list(served.app.folder.iterdir())) == 4)
 
 
 def test_what_is_refused(served: Served, clip: Path) -> None:
@@ -206,17 +212,14 @@ def test_the_page_in_chromium(served: Served, clip: Path, tmp_path: Path, width:
         assert f"Done: {FRAMES} of {FRAMES} frames" in page.run("$('message').textContent")
         for button, name in (("csv", "my_clip_boxes.csv"), ("mp4", "my_clip_tracked.mp4")):
             page.run(f"$('{button}').click()")
-            while not (page.downloads / name).is_file():
-                page.run("1")
-                time.sleep(0.05)
+            wait((page.downloads / name).is_file)
         page.run("$('again').click()")
         page.run("$('start').value = 99, $('start').onchange()")
         page.wait("$('message').className === 'error'")
         assert "start=99 is after the end" in page.run("$('message').textContent")
         assert not page.messages
         page.run("close()")
-        while list(served.app.folder.iterdir()):
-            time.sleep(0.01)
+        wait(lambda: not list(served.app.folder.iterdir()))
     lines = (tmp_path / "downloads" / "my_clip_boxes.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * FRAMES
     with open_frames(tmp_path / "downloads" / "my_clip_tracked.mp4") as frames:
