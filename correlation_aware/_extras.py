@@ -18,10 +18,10 @@ EXTRAS = {
     "peft": "lora",
     "ray": "ray",
     "sklearn": "explain",
-    "trax": "vot",
-    "vot": "vot",
     "starlette": "app",
+    "trax": "vot",
     "uvicorn": "app",
+    "vot": "vot",
     "webdataset": "train",
     "yaml": "train",
 }
