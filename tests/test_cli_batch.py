@@ -162,6 +162,15 @@ def test_finished_videos_are_not_tracked_again_and_runs_are_not_mixed(
     assert contents("out/boxes") == before
 
 
+def test_random_weights_are_those_of_the_run_before(run: Run) -> None:
+    Path("jobs.csv").write_text(f"{HEADER}\na.mp4,0,20,30,16,14\n")
+    words = ["batch", "jobs.csv", "out", "--model", "sbt_test_track", "--device", "cpu"]
+    for _ in range(2):
+        torch.rand(1)
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0 and "The weights of sbt_test_track are random" in result.output
+
+
 def test_ctrl_c_leaves_finished_videos_and_no_part_of_another(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

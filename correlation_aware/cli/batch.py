@@ -190,11 +190,14 @@ class Worker:
     """
 
     def __init__(self, batch: Batch, place: Place, divide_threads: bool) -> None:
+        import torch
+
         from correlation_aware.evaluation.trackers import NamedTracker
 
         self.batch = batch
         self.jobs = {job.name: job for job in batch.jobs}
         device = use_share(place, batch.device, divide_threads)
+        torch.manual_seed(0)  # the same random weights in all processes and runs
         self.tracker = load_tracker(batch.model, batch.weights, device, batch.runtime, batch.decode)
         batch.start(NamedTracker.of_model(self.tracker), place.count)
         if done := len(batch.finished()):
