@@ -56,7 +56,10 @@ def test_wheel_from_sdist_imports_everything_elsewhere(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     package = ROOT / "correlation_aware"
     data = [*package.glob("checkpoints/*.safetensors"), *package.glob("training/configs/*.yaml")]
-    data += [package / name for name in ("weights_manifest.json", "py.typed", "evaluation/report.html")]
+    data += [
+        package / name
+        for name in ("weights_manifest.json", "py.typed", "evaluation/report.html", "cli/web_app.html")
+    ]
     assert len(data) > 4 and {str(path.relative_to(ROOT)) for path in data} <= set(names)
     assert {n.split("/")[0] for n in names} == {
         "correlation_aware",

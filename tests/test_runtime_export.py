@@ -136,6 +136,8 @@ def test_metadata_lie_in_the_files(needs, tmp_path, tracker_model):
     expected = {**metadata(tracker_model), "graph": "template"}
     assert {key: actual[key] for key in expected} == expected
     assert json.loads(actual["input_size"]) == [3, 128, 128] and actual["model"] == "sbt_test_track"
+    assert actual["box_vote"] == "0.0" and metadata(ca.create_model("siam_test_track"))["box_vote"] == "8.0"
+    assert "box_vote" not in metadata(ca.create_model("sbt_test"))
     (program,) = export(tracker_model, tmp_path, "torch", ["template"])
     extra = {"metadata.json": ""}
     torch.export.load(program.path, extra_files=extra)

@@ -1,8 +1,11 @@
 """Sessions give the numbers of the model they were made from, on every runtime."""
 
 import importlib
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import correlation_aware as ca
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.runtime import session as session_module
 from correlation_aware.runtime.session import InferenceSession
+from correlation_aware.tracking import crop
 
 RUNTIMES = ("eager", "onnx", "openvino")
 
@@ -103,6 +107,34 @@ def test_a_tracker_follows_alike_on_every_runtime(needs, runtime, tracker_model,
     for frame, _ in frames[1:]:
         ours, reference = (np.array(tracker.update(frame).box) for tracker in reversed(trackers))
         assert np.abs(ours - reference).max() < 0.5  # pixels
+
+
+@pytest.mark.parametrize(("vote", "window"), [(0.0, 0.49), (8.0, 0.0)])
+def test_the_client_of_numpy_and_onnxruntime_gives_the_boxes_of_the_tracker(
+    needs, tracker_model, cached, monkeypatch, vote, window
+):
+    """`examples/onnx_client.py`, with targets of several shapes, one of which is at the edge of the frame."""
+    needs("onnx")
+    path = Path(__file__).resolve().parent.parent / "examples" / "onnx_client.py"
+    imports = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+    assert imports == ["json", "numpy", "onnxruntime"]
+    config = ca.TrackerConfig(box_vote=vote, window_weight=window)
+    tracker = ca.create_tracker(tracker_model, device="cpu", runtime="onnx", config=config)
+    (search,) = cached.glob("*-onnx/*.search.onnx")
+    client = runpy.run_path(str(path))["OnnxTracker"](str(search).removesuffix(".search.onnx"))
+    assert client.vote == 0  # of the metadata; this head has none
+    client.vote = vote
+    own = {} if window == ca.TrackerConfig().window_weight else {"window": window}
+    clip = list(draw_clip(5, (120, 160)))
+    for box in (clip[0][1], (100, 10, 50.5, 20), (0, 60, 12, 40), (10, 10, 140, 100), (0, 108, 15, 12)):
+        for largest_copy, pixels in ((0, 1e-3), (4096, 1.0)):  # OpenCV's resizing rounds in another way
+            monkeypatch.setattr(crop, "LARGEST_COPY", largest_copy)
+            tracker.init(clip[0][0], box)
+            client.init(clip[0][0], box)
+            for frame, _ in clip[1:]:
+                expected, (actual, score, lost) = tracker.update(frame), client.update(frame, **own)
+                assert np.abs(np.subtract(actual, expected.box)).max() < pixels
+                assert abs(score - expected.score) < 0.01 and lost == expected.lost
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

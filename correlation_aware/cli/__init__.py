@@ -1,7 +1,7 @@
-"""The command line: `correlation-aware track | demo | explain | study | models | export | ...`.
+"""The command line: `correlation-aware track | batch | app | demo | explain | study | models | export | ...`.
 
-Each command is the file of its name. Options that several commands share, such as --model, --weights,
---device and --runtime, are in `_common.py`. Only this package writes to the terminal.
+Each command is the file of its name, and `app` is web_app.py. Options that several commands share, such as
+--model, --weights, --device and --runtime, are in `_common.py`. Only this package writes to the terminal.
 """
 
 import sys
@@ -9,6 +9,7 @@ import sys
 import typer
 
 from correlation_aware.cli import (
+    batch,
     bench,
     demo,
     eval,
@@ -19,6 +20,7 @@ from correlation_aware.cli import (
     track,
     train,
     vot,
+    web_app,
     weights,
 )
 from correlation_aware.cli._common import Command
@@ -28,6 +30,8 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("track", cls=Command)(track.track)
+app.command("batch", cls=Command)(batch.batch)
+app.command("app")(web_app.app)
 app.command("demo")(demo.demo)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)

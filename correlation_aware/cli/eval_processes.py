@@ -1,7 +1,8 @@
-"""Several processes of one evaluation: those of a launcher such as torchrun, and those of --processes."""
+"""Processes of one evaluation or batch: those of --processes, and those of a launcher such as torchrun."""
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def use_share(place: Place, device: str | None, divide_threads: bool) -> str | N
 def started(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[None]:
     """Runs processes 1 to `count` - 1 beside the block, and waits for them at its end.
 
-    A process that ends early is reported; if the block raises, all are ended.
+    A process that ends early is reported; if the block raises, such as by Ctrl-C, all are ended.
 
     Args:
         count: Number of processes, with this one.
@@ -71,15 +72,16 @@ def started(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) -
         arguments: Other arguments; they have to be picklable.
 
     Raises:
-        ValueError: On Windows, where processes cannot claim sequences.
+        ValueError: On Windows, where processes cannot claim their work.
     """
     if count > 1 and sys.platform == "win32":
-        raise ValueError("--processes has no effect on Windows, where sequences cannot be claimed")
+        raise ValueError("--processes has no effect on Windows, where work cannot be claimed")
     context = multiprocessing.get_context(START_METHOD)
     places = [Place(rank, count, rank) for rank in range(1, count)]
     others = [context.Process(target=work, args=(place, *arguments), daemon=True) for place in places]  # type: ignore[attr-defined]
-    for process in others:
-        process.start()
+    with _ignored_interrupts():
+        for process in others:
+            process.start()
     try:
         yield
         for process in others:
@@ -91,3 +93,13 @@ def started(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) -
     if codes:
         text = f"{len(codes)} of {count} processes ended early, exit code {', '.join(codes)}"
         console.print(f"[yellow]{text}; the others did their work.[/]")
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, which the terminal sends to all: the first one ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

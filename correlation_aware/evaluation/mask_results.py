@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from correlation_aware._files import check_output_folder
 from correlation_aware._images import read_image
 from correlation_aware.evaluation.benchmarks import SequenceFailure
 from correlation_aware.evaluation.davis import (
@@ -25,7 +24,8 @@ from correlation_aware.evaluation.davis import (
     read_labels,
     score_masks,
 )
-from correlation_aware.evaluation.results import start_run
+from correlation_aware.evaluation.results import OTHER_FOLDER
+from correlation_aware.evaluation.shared_run import start_run
 
 __all__ = ["MaskFolder", "Segmenter", "evaluate", "read_results"]
 
@@ -68,8 +68,7 @@ class MaskFolder:
             ValueError: Results of another run.
         """
         masks = cls(Path(folder) / Davis.title / name)
-        check_output_folder(masks.path)
-        start_run(masks.path, masks.path.with_name(f"{name}.json"), run)
+        start_run(masks.path, masks.path.with_name(f"{name}.json"), run, OTHER_FOLDER)
         return masks
 
     def is_finished(self, name: str) -> bool:

@@ -7,36 +7,21 @@ are written if the tracker has some. The manifest is `FOLDER/OTB/TRACKER.json`.
 
 import glob
 import hashlib
-import json
-import os
-import socket
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
-import torch
 
-from correlation_aware._files import (
-    atomic_path,
-    check_output_folder,
-    file_lock,
-    read_json,
-    sha256_file,
-    write_text,
-)
-from correlation_aware.bench.machine import describe
+from correlation_aware._files import atomic_path, sha256_file
 from correlation_aware.data.videos.sequences import Video
 from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure, evaluate, score_boxes
 from correlation_aware.evaluation.one_pass import Array, OnePassTracker, SequenceResult
+from correlation_aware.evaluation.shared_run import claim, make_manifest, start_run, work_through
 
-__all__ = ["ResultFolder", "describe_run", "hash_files", "read_boxes_and_times", "start_run"]
+__all__ = ["ResultFolder", "describe_run", "hash_files", "read_boxes_and_times"]
 
-POLL = 0.2  # seconds between two looks at the sequences of other processes
+OTHER_FOLDER = "Choose another --output or --name"  # advice where two runs would be mixed
 
 
 class Dataset(Protocol):
@@ -96,8 +81,7 @@ class ResultFolder:
         Raises:
             ValueError: Results of another run, or without a manifest.
         """
-        check_output_folder(self.path)
-        start_run(self.path, self.manifest, run)
+        start_run(self.path, self.manifest, run, OTHER_FOLDER)
         return [name for name in self.benchmark.names if self.files(name)[0].is_file()]
 
     def evaluate(
@@ -118,27 +102,20 @@ class ResultFolder:
         Yields:
             The result of each sequence, or why it has none, in the order in which they are finished.
         """
-        pending = self.benchmark.select(sequences)
-        while pending:
-            claimed = []
-            for name in pending:
-                outcome = self._result(name, tracker, depth_range)
-                if outcome is None:
-                    claimed.append(name)
-                else:
-                    yield outcome
-            if claimed == pending:
-                time.sleep(POLL)
-            pending = claimed if wait else []
+        names = self.benchmark.select(sequences)
+        outcomes: Iterator[SequenceResult | SequenceFailure] = work_through(
+            names, lambda name: self._result(name, tracker, depth_range), wait
+        )
+        yield from outcomes
 
     def _result(
         self, name: str, tracker: OnePassTracker, depth_range: tuple[float, float] | None
     ) -> SequenceResult | SequenceFailure | None:
         """The result of a sequence, tracked if it is not finished; None if another process tracks it."""
-        boxes, claim = self.files(name)[0], self.path / f".{name}.claim"
+        boxes = self.files(name)[0]
         if not boxes.is_file():
             self.path.mkdir(parents=True, exist_ok=True)
-            with file_lock(claim, text=f"{socket.gethostname()} {os.getpid()}\n") as is_free:
+            with claim(self.path, name) as is_free:
                 if not is_free:
                     return None
                 if not boxes.is_file():  # it may have been finished just before
@@ -146,7 +123,9 @@ class ResultFolder:
                     if isinstance(outcome, SequenceResult):
                         self.write(outcome)
                     return outcome
-        claim.unlink(missing_ok=True)  # of a process that was killed when it had finished
+        (self.path / f".{name}.claim").unlink(
+            missing_ok=True
+        )  # of a process that was killed when it had finished
         return self.read(name)
 
     def write(self, result: SequenceResult) -> Path:
@@ -207,52 +186,6 @@ def read_boxes_and_times(boxes: Path, times: Path | None = None) -> tuple[Array,
     return table, _load(times)[:, 0] if times is not None and times.is_file() else np.empty(0)
 
 
-def start_run(path: Path, manifest: Path, run: Mapping[str, Any]) -> None:
-    """Makes the folder of a run with its manifest, or compares the manifest with the one that is there.
-
-    Args:
-        path: Folder of the results of one tracker.
-        manifest: File of the manifest, beside it.
-        run: Manifest of `describe_run`.
-
-    Raises:
-        ValueError: Results of another run, or without a manifest.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path.with_name(f".{path.name}.lock"), wait=True):
-        if manifest.is_file():
-            _compare(path, manifest, run)
-        elif path.is_dir() and any(path.iterdir()):
-            raise ValueError(
-                f"{path} has results of an unknown run: there is no manifest {manifest.name}. "
-                "Choose another --output or --name, or move them away."
-            )
-        else:
-            path.mkdir(exist_ok=True)
-            write_text(json.dumps(run, indent=2) + "\n", manifest)
-
-
-def _compare(path: Path, manifest: Path, run: Mapping[str, Any]) -> None:
-    before = read_json(manifest)
-    former, now = (
-        {
-            f"{part} {key}": value
-            for part in ("run", "versions")
-            for key, value in content.get(part, {}).items()
-        }
-        if isinstance(content, Mapping)
-        else {}
-        for content in (before, run)
-    )
-    changed = [key for key in {**former, **now} if former.get(key) != now.get(key)]
-    if changed:
-        details = "; ".join(f"{key}: {former.get(key)} there, {now.get(key)} now" for key in changed)
-        raise ValueError(
-            f"{path} has results of another run ({details}). Choose another --output or --name, or "
-            f"remove the folder and {manifest}."
-        )
-
-
 def describe_run(
     benchmark: Dataset,
     tracker: str,
@@ -271,20 +204,14 @@ def describe_run(
         device: Device of the tracker.
         processes: Number of processes that share the work.
     """
-    machine = asdict(describe(torch.device(device)))
-    versions = {**machine.pop("versions"), "numpy": np.__version__, "opencv": cv2.__version__}
     run = {
         "benchmark": benchmark.title,
         "subset": benchmark.subset,
         "tracker": tracker,
         "weights_sha256": weights,
         **settings,
-        "device": device.partition(":")[0],
     }
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    machine |= {"processes": processes, "started": started, "root": str(benchmark.root.absolute())}
-    manifest = {"run": run, "versions": versions, "machine": machine}
-    return dict(json.loads(json.dumps(manifest)))  # as it is read again
+    return make_manifest(run, device, processes=processes, root=str(benchmark.root.absolute()))
 
 
 def hash_files(paths: Iterable[str | Path]) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from correlation_aware._extras import require
 from correlation_aware._files import check_output_folder
 from correlation_aware._version import __version__
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.ops import set_backend
 from correlation_aware.runtime.graphs import Graph, description, split_graphs
 from correlation_aware.weights.files import hash_state_dict
@@ -137,15 +138,21 @@ def gives_outputs_of(model: nn.Module, files: Mapping[str, Path]) -> bool:
 
 
 def metadata(model: nn.Module) -> dict[str, str]:
-    """Metadata of exported files: names, sizes in pixels, mean and std of RGB in 0..1, weights hash."""
+    """Metadata of exported files: names, sizes in pixels, mean and std of RGB in 0..1, weights hash.
+
+    Of a tracker also `box_vote`, see `TrackerConfig`. Lists and numbers are JSON.
+    """
     config = description(model)
     keys = ("template_size", "input_size", "template_factor", "search_factor", "mean", "std", "license")
+    about = {key: config[key] for key in keys if key in config}
+    if isinstance(model, TrackModel):
+        about["box_vote"] = getattr(model.head, "box_vote", 0.0)
     return {
         "model": str(config["architecture"]),
         "tag": str(config.get("tag") or ""),
         "weights_sha256": hash_state_dict(model.state_dict()),
         "library": f"correlation_aware {__version__}",
-        **{key: json.dumps(config[key]) for key in keys if key in config},
+        **{key: json.dumps(value) for key, value in about.items()},
     }
 
 
