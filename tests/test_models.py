@@ -27,7 +27,7 @@ def small(name, **overrides):
     test_pvtv2.py, and the shapes of `test_timm_creates_the_same_model`).
     """
     torch.manual_seed(0)
-    smaller = {} if name.endswith("_cls") else {"template_size": 32, "search_size": 64}
+    smaller = {} if name.endswith("_cls") else dict(zip(("template_size", "search_size"), sides(name)))
     if name.startswith("sbt_") and "_test" not in name:
         smaller["dims"] = (16, 32, 80, 128) if name.endswith("_cls") else (16, 32, 80)
     if name.startswith("supersbt"):
@@ -42,8 +42,12 @@ def small(name, **overrides):
     return model
 
 
+def sides(name):
+    return (64, 128) if "two_scales" in name else (32, 64)
+
+
 def inputs(name, batch=1):
-    pair = images((batch, 3, 32, 32), (batch, 3, 64, 64))
+    pair = images(*((batch, 3, side, side) for side in sides(name)))
     return pair[1:] if name.endswith("_cls") else pair
 
 
@@ -63,7 +67,7 @@ def test_the_zoo_has_the_published_names():
     vits += ["onestream_vit_test", "onestream_vit_test_ce"]
     names += [f"{vit}{kind}" for vit in vits for kind in ("", "_track")]
     siamese = [f"siam_{b}_{neck}" for b in ("resnet50", "sbt_base") for neck in ("dw", "ca", "dcf")]
-    siamese += ["siam_lite0_ca", "siam_test"]
+    siamese += ["siam_lite0_ca", "siam_lite0_ca_two_scales", "siam_test"]
     names += [f"{network}{kind}" for network in siamese for kind in ("", "_track")]
     assert sorted(NAMES) == sorted([*names, "siam_lite0_ca_half_track"])
 
@@ -118,17 +122,17 @@ def test_a_cached_template_gives_the_same_numbers(name):
     template, search = inputs(name)
     state = net.encode_template(template)
     assert torch.equal(net(state, search), net(template, search))
-    z, x = net.forward_features(
-        template, search
-    )  # the last block runs on both streams here, on the search alone there
+    z, x = net.forward_features(template, search)
+    # the last block runs on both streams here, on the search alone there
     torch.testing.assert_close(x, net(template, search), rtol=0, atol=2e-6)  # LayerNorm's, so up to about 4
     stride = net.feature_info.reduction()[-1]
     coarse = name in ("sbt_small_stark", "sbt_small_stm", "sbt_base_dimp") or name.startswith(
         ("supersbt", "onestream_vit")
     )
     assert stride == (16 if coarse else 8)
-    assert z.shape[1:] == (net.num_features, net.templates * 32 // stride, 32 // stride)
-    assert x.shape[1:] == (net.num_features, 64 // stride, 64 // stride)
+    height, side = (length // stride for length in sides(name))
+    assert z.shape[1:] == (net.num_features, net.templates * height, height)
+    assert x.shape[1:] == (net.num_features, side, side)
 
 
 @pytest.mark.parametrize("name", ["sbt_test", "sbt_test_track", "sbt_small_stm"])

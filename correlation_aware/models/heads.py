@@ -3,9 +3,9 @@
 `MixerHead` is SBT's, as the authors released it, `PaperMixerHead` as the paper writes it. `CellHead` is
 ours: an anchor-free head that predicts, from the features of each location alone, the distances to the four
 sides of the box, so it works at any size. `TowerHead` puts two depth-wise separable convolutions before the
-same prediction. `CenterHead` is that of OSTrack and SuperSBT: a score map, the size of the box, and the
-offset of its center from the location. `CornerHead` is that of STARK: heat maps of two corners, whose
-expectations are the one box of the image.
+same prediction; `TwoScaleHead` is the same for images of two sizes. `CenterHead` is that of OSTrack and
+SuperSBT: a score map, the size of the box, and the offset of its center from the location. `CornerHead` is
+that of STARK: heat maps of two corners, whose expectations are the one box of the image.
 
 Paper: `Correlation-Aware Deep Tracking` (Xie et al., CVPR 2022), Eq. 7 - https://arxiv.org/abs/2203.01666
 Checked against the outputs of the authors' released code
@@ -32,7 +32,16 @@ from torch.utils import _pytree as pytree
 
 from correlation_aware.models.registry import register_head
 
-__all__ = ["CellHead", "CenterHead", "CornerHead", "MixerHead", "PaperMixerHead", "TowerHead", "TrackOutput"]
+__all__ = [
+    "CellHead",
+    "CenterHead",
+    "CornerHead",
+    "MixerHead",
+    "PaperMixerHead",
+    "TowerHead",
+    "TrackOutput",
+    "TwoScaleHead",
+]
 
 SCORE_MARGIN = 1e-4  # scores and sizes of CenterHead are kept this far from 0 and 1
 
@@ -217,13 +226,8 @@ class TowerHead(nn.Module):
 
     def __init__(self, dim: int, feature_size: tuple[int, int] | None = None, layers: int = 2) -> None:
         super().__init__()
-        self.cls, self.box = (
-            nn.Sequential(*(SeparableLayer(dim) for _ in range(layers)), nn.Conv2d(dim, outputs, 1))
-            for outputs in (2, 4)
-        )
-        for branch in (self.cls, self.box):
-            nn.init.normal_(cast(Tensor, branch[-1].weight), std=0.01)
-        nn.init.zeros_(cast(Tensor, self.cls[-1].bias))
+        self.cls, self.box = _tower(dim, layers, 2), _tower(dim, layers, 4)
+        _start_small(self.cls, self.box)
         nn.init.constant_(cast(Tensor, self.box[-1].bias), math.log(1 / 7))  # as in CellHead
 
     def calibrate(self, scale: float, shift: float) -> None:
@@ -232,9 +236,46 @@ class TowerHead(nn.Module):
 
     def forward(self, features: Tensor) -> TrackOutput:
         """(B, C, H, W) -> predictions per location, for any H and W."""
-        # channels-last: depth-wise and 1x1 convolutions are faster in it
-        x = features.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        x = _channels_last(features)
         return _distance_output(self.cls(x).contiguous(), self.box(x))
+
+
+@register_head("tower_two_scales")
+class TwoScaleHead(nn.Module):
+    """`TowerHead` for features of `TwoScaleNet`: both sizes score locations, the full size has the boxes.
+
+    Args:
+        dim: Channels of the search features, those of both sizes together.
+        feature_size: Of no effect: the head works at any even size.
+        layers: Layers of each tower.
+
+    Attributes:
+        box_vote: See `TowerHead`.
+    """
+
+    box_vote = TowerHead.box_vote
+
+    def __init__(self, dim: int, feature_size: tuple[int, int] | None = None, layers: int = 2) -> None:
+        super().__init__()
+        self.full = TowerHead(dim // 2, feature_size, layers)
+        self.half_cls = _tower(dim // 2, layers, 2)
+        _start_small(self.half_cls)
+
+    def calibrate(self, scale: float, shift: float) -> None:
+        """See `CellHead.calibrate`."""
+        self.full.calibrate(scale, shift)
+        _calibrate(cast(nn.Conv2d, self.half_cls[-1]), scale, shift)
+
+    def forward(self, features: Tensor) -> TrackOutput:
+        """(B, C, H, W) -> predictions per location, for even H and W.
+
+        Logits are the mean of the two sizes', those of the half size interpolated.
+        """
+        full, half = features.chunk(2, dim=1)
+        logits, _, boxes = self.full(full)
+        coarse = self.half_cls(_channels_last(half[:, :, ::2, ::2])).contiguous()
+        logits = (logits + F.interpolate(coarse, logits.shape[2:], mode="bilinear")) / 2
+        return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 
 
 @register_head("center")
@@ -357,6 +398,23 @@ def _check_size(features: Tensor, expected: tuple[int, int]) -> tuple[int, int]:
             "Resize the search image, or give create_model another search_size."
         )
     return size
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    """The same features in an order of memory in which depth-wise and 1x1 convolutions are faster."""
+    return features.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _tower(dim: int, layers: int, outputs: int) -> nn.Sequential:
+    """Depth-wise separable convolutions, then a 1x1 convolution."""
+    return nn.Sequential(*(SeparableLayer(dim) for _ in range(layers)), nn.Conv2d(dim, outputs, 1))
+
+
+def _start_small(*towers: nn.Sequential) -> None:
+    """Makes the outputs of towers small at first."""
+    for tower in towers:
+        nn.init.normal_(cast(Tensor, tower[-1].weight), std=0.01)
+        nn.init.zeros_(cast(Tensor, tower[-1].bias))
 
 
 @torch.no_grad()
