@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from acme_family import MaskedNet
 
 import correlation_aware as ca
 from correlation_aware.models.heads import TrackOutput
@@ -234,21 +233,6 @@ def test_every_family_searches(name):
     set_scores(tracker, 0.9)
     results = [tracker.update(noise(90, 120)) for _ in range(2)]
     assert [r.lost for r in results] == [True, False]
-
-
-def test_an_exported_graph_searches_as_pytorch_does(tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    monkeypatch.setenv("CORRELATION_AWARE_CACHE", str(tmp_path))
-    network = ca.TrackModel.build(MaskedNet(), "cell")  # whose export is quick
-    config = ca.TrackerConfig(redetect=True, lost_threshold=0.6, redetect_threshold=0.6)
-    here, there = (
-        ca.create_tracker(network, device="cpu", runtime=r, config=config) for r in ("eager", "onnx")
-    )
-    for tracker in (here, there):
-        tracker.init(noise(90, 120), [(30, 30, 24, 20), (60, 50, 20, 20)])
-    for seed in range(3):
-        for a, b in zip(here.update(noise(90, 120, seed)), there.update(noise(90, 120, seed))):
-            assert a.lost == b.lost and a.box == pytest.approx(b.box, abs=1e-2)
 
 
 def test_a_target_without_a_finite_prediction_is_lost_and_found_again():

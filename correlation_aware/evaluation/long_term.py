@@ -141,7 +141,7 @@ def long_term_scores(results: Sequence[LongTermResult]) -> LongTermScores:
     if not results:
         raise ValueError("There are no results to score: track one clip or more.")
     scores = np.concatenate([result.scores for result in results])
-    thresholds = np.unique(np.quantile(scores, np.linspace(0, 1, THRESHOLDS)))
+    thresholds = np.unique(np.quantile(scores, np.linspace(0, 1, THRESHOLDS), method="nearest"))
     curves = np.array([_precision_recall(result, thresholds) for result in results])  # clips, thresholds, 2
     precision, recall = curves.mean(axis=0).T
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
