@@ -180,16 +180,16 @@ def test_long_term_scores_by_hand():
     assert scores.recall == pytest.approx((0.8 + 0.6 + 0.7) / 5)  # of frames 1, 2, 3, 7, 8
     p, r = scores.precision, scores.recall
     assert scores.f1 == pytest.approx(2 * p * r / (p + r))
-    assert result.returns == [7] and result.found_again == 1 and not result.ends_elsewhere
-    assert scores.found_again == 1 and scores.ends_elsewhere == 0 and scores.returns == 1
+    assert result.returns == [7] and result.redetected == 1 and not result.ends_elsewhere
+    assert scores.redetected == 1 and scores.ends_elsewhere == 0 and scores.returns == 1
     assert scores.milliseconds == pytest.approx(20)
     other = long_term_result([1, 0.8, 0, 0], [1, 0.9, 0.9, 0.9], absent=(2,))
-    assert other.ends_elsewhere and other.found_again == 0
+    assert other.ends_elsewhere and other.redetected == 0
     both = long_term_scores([result, other])
-    assert both.ends_elsewhere == 0.5 and both.found_again == 0.5 and both.clips == 2
+    assert both.ends_elsewhere == 0.5 and both.redetected == 0.5 and both.clips == 2
     assert both.precision == pytest.approx(((0.8 + 0.6 + 0.7) / 4 + 0.8 / 3) / 2)  # averages over clips
     assert not long_term_result([1, 0.8, 0, 0], [1] * 4, (2,), lost=(3,)).ends_elsewhere
-    assert long_term_result([1, 0, 0.9], [1] * 3, (1,), lost=(2,)).found_again == 0  # it says that it is lost
+    assert long_term_result([1, 0, 0.9], [1] * 3, (1,), lost=(2,)).redetected == 0  # it says that it is lost
     with pytest.raises(ValueError, match="no results to score"):
         long_term_scores([])
 

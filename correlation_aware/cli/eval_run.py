@@ -330,7 +330,7 @@ def print_long_term(rows: dict[str, "LongTermScores"]) -> None:
         table.add_column(title, justify="left" if title == "settings" else "right", no_wrap=True)
     unit = next(iter(rows.values())).milliseconds
     for name, s in rows.items():
-        shares = (f"{value:.3f}" for value in (s.f1, s.precision, s.recall, s.found_again, s.ends_elsewhere))
+        shares = (f"{value:.3f}" for value in (s.f1, s.precision, s.recall, s.redetected, s.ends_elsewhere))
         costs = (f"{value / unit:.2f}" for value in (s.milliseconds, s.milliseconds_lost))
         table.add_row(escape(name), str(s.clips), str(s.returns), *shares, f"{s.milliseconds:.1f}", *costs)
     Console(width=None if console.is_terminal else 120, highlight=False).print(table)

@@ -53,7 +53,7 @@ class LongTermResult:
         return [int(b) for a, b in pairwise(known) if self.absent[a] and self.present[b]]
 
     @property
-    def found_again(self) -> int:
+    def redetected(self) -> int:
         """Number of returns with a box on the target, not lost, in one of the next `RETURN_FRAMES` frames."""
         hit = self.present & ~self.lost & (self.overlaps > HIT)
         return sum(bool(hit[i : i + RETURN_FRAMES].any()) for i in self.returns)
@@ -75,7 +75,7 @@ class LongTermScores:
             out of sight.
         recall: Mean overlap of the frames with the target in sight, 0 where the score is below the threshold.
         threshold: Threshold of `f1`.
-        found_again: Share of returns after which the target was found within `RETURN_FRAMES` frames.
+        redetected: Share of returns after which the target was found within `RETURN_FRAMES` frames.
         ends_elsewhere: Share of clips that end on something else than the target, without being lost.
         returns: Number of returns.
         clips: Number of clips.
@@ -87,7 +87,7 @@ class LongTermScores:
     precision: float
     recall: float
     threshold: float
-    found_again: float
+    redetected: float
     ends_elsewhere: float
     returns: int
     clips: int
@@ -154,7 +154,7 @@ def long_term_scores(results: Sequence[LongTermResult]) -> LongTermScores:
         precision=float(precision[best]),
         recall=float(recall[best]),
         threshold=float(thresholds[best]),
-        found_again=sum(result.found_again for result in results) / max(1, returns),
+        redetected=sum(result.redetected for result in results) / max(1, returns),
         ends_elsewhere=float(np.mean([result.ends_elsewhere for result in results])),
         returns=returns,
         clips=len(results),

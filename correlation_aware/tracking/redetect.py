@@ -145,7 +145,7 @@ class Memory:
 
 
 Look = Callable[[NDArray[np.uint8], Sequence[Array]], list[Appearance]]
-Found = tuple[float, Array]  # score, and box xywh in pixels
+ScoredBox = tuple[float, Array]  # score, and box xywh in pixels
 
 
 class Redetection:
@@ -191,7 +191,7 @@ class Redetection:
         boxes: Array,
         lost: NDArray[np.bool_],
         scores: NDArray[np.float32],
-        candidates: Mapping[int, Sequence[Found]],
+        candidates: Mapping[int, Sequence[ScoredBox]],
         due: bool,
         look: Look,
     ) -> None:
@@ -210,8 +210,8 @@ class Redetection:
         tracked = {i: boxes[i] for i, m in enumerate(self.memories) if not m.lost and not lost[i]}
         doubtful = self._doubtful(frame, before, tracked, scores, due, look)
         for i, memory in enumerate(self.memories):
-            if memory.lost:
-                scores[i] = max((score for score, _ in candidates.get(i, ())), default=0.0)
+            if memory.lost:  # since an earlier frame
+                scores[i] = max((score for score, _ in candidates[i]), default=0.0)
             elif lost[i] or i in doubtful:
                 memory.lose()
             lost[i] = memory.lost
@@ -221,12 +221,12 @@ class Redetection:
             boxes[i], scores[i], lost[i] = box, score, False
 
     def _retake(
-        self, frame: NDArray[np.uint8], candidates: Mapping[int, Sequence[Found]], look: Look
-    ) -> dict[int, Found]:
+        self, frame: NDArray[np.uint8], candidates: Mapping[int, Sequence[ScoredBox]], look: Look
+    ) -> dict[int, ScoredBox]:
         """Decides which lost targets are taken again.
 
         A candidate has to look like the target, and in two frames in a row to have a score of at least
-        `threshold` at the same place, the second time in a crop around it.
+        `threshold` at the same place; in the second frame there is a crop around it.
 
         Args:
             frame: uint8 RGB (H, W, 3).
@@ -236,24 +236,20 @@ class Redetection:
         Returns:
             Score and box of those that are taken again.
         """
-        likely = [(i, f) for i, found in candidates.items() for f in found if f[0] >= self.threshold]
+        likely = [(i, c) for i, of_target in candidates.items() for c in of_target if c[0] >= self.threshold]
         seen = look(frame, [box for _, (_, box) in likely]) if likely else []
-        accepted: dict[int, list[tuple[float, Found]]] = {i: [] for i in candidates}
-        for (i, found), appearance in zip(likely, seen):
+        accepted: dict[int, list[tuple[float, ScoredBox]]] = {i: [] for i in candidates}
+        for (i, candidate), appearance in zip(likely, seen):
             if self.memories[i].accepts(appearance, LARGEST_CHANGE):
-                accepted[i].append((self.memories[i].change(appearance), found))
-        taken: dict[int, Found] = {}
+                accepted[i].append((self.memories[i].change(appearance), candidate))
+        taken: dict[int, ScoredBox] = {}
         for i, choices in accepted.items():
             memory = self.memories[i]
-            choices.sort(key=lambda choice: choice[0])
-            same = [
-                f
-                for _, f in choices
-                if memory.pending is not None and _iou(f[1], memory.pending) >= SAME_PLACE
-            ]
-            memory.pending = choices[0][1][1] if choices else None
-            if same:
-                taken[i], memory.lost, memory.pending = same[0], False, None
+            ranked = [candidate for _, candidate in sorted(choices, key=lambda choice: choice[0])]
+            pending, memory.pending = memory.pending, ranked[0][1] if ranked else None
+            again = [c for c in ranked if pending is not None and _iou(c[1], pending) >= SAME_PLACE]
+            if again:
+                taken[i], memory.lost, memory.pending = again[0], False, None
         return taken
 
     def _doubtful(
@@ -284,7 +280,7 @@ class Redetection:
         self,
         frame: NDArray[np.uint8],
         targets: Mapping[int, Array],
-        others: Mapping[int, Sequence[Found]],
+        others: Mapping[int, Sequence[ScoredBox]],
         look: Look,
     ) -> None:
         """Remembers the best other box in the search region of targets that certainly are tracked.

@@ -135,9 +135,11 @@ class TrackResult:
     Attributes:
         box: x, y, w, h in pixels of the frame.
         score: Confidence of the network in 0..1, without window and penalty; 0 where the network's prediction
-            is NaN or infinite.
-        lost: Whether the score is below the threshold, so that the box is not reliable. Where the prediction
-            is NaN or infinite the target is lost, and the box is the previous one.
+            is NaN or infinite. With `redetect` that of the best candidate while the target is lost, but at
+            most `lost_threshold`.
+        lost: Whether the score is below the threshold, so that the box is not reliable; with `redetect` also
+            whether the search for the target goes on. Where the prediction is NaN or infinite the target is
+            lost, and the box is the previous one.
         target: Number of the target, see `Tracker.targets`.
     """
 
@@ -400,7 +402,7 @@ class Tracker:
         scores = np.where(valid, scores, 0)
         lost = ~valid | (scores < self.config.lost_threshold)
         if self._redetection:
-            candidates = self._found(crops, owners, score_map, box_map, previous, (height, width))
+            candidates = self._lost_candidates(crops, owners, score_map, box_map, previous, (height, width))
             due = (self.timings.frames + 1) % LOOK_INTERVAL == 0
             self._redetection.judge(frame, boxes, self._boxes, lost, scores, candidates, due, self._look)
             most = np.where(lost, self.config.lost_threshold, 1.0)
@@ -515,7 +517,7 @@ class Tracker:
         owners = [*range(len(boxes)), *(i for _, i in more)]
         return [*(group[0] for group in groups), *(crop for crop, _ in more)], owners
 
-    def _found(
+    def _lost_candidates(
         self,
         crops: Sequence[Crop],
         owners: Sequence[int],
@@ -526,17 +528,17 @@ class Tracker:
     ) -> dict[int, list[tuple[float, NDArray[np.float64]]]]:
         """The best score and box of every search crop of lost targets, by the number of the target."""
         assert self._redetection is not None
-        found: dict[int, list[tuple[float, NDArray[np.float64]]]] = {
+        candidates: dict[int, list[tuple[float, NDArray[np.float64]]]] = {
             i: [] for i, memory in enumerate(self._redetection.memories) if memory.lost
         }
-        rows = [row for row, owner in enumerate(owners) if owner in found]
+        rows = [row for row, owner in enumerate(owners) if owner in candidates]
         if rows:
             best, crop_boxes = self._select(scores[rows], boxes[rows], previous[rows], search=True)
             for row, score, box in zip(rows, best, crop_boxes):
                 if np.isfinite(score) and np.isfinite(box).all():
                     in_frame = self._clip(crops[row].to_frame(box), *size)
-                    found[owners[row]].append((float(score), in_frame))
-        return found
+                    candidates[owners[row]].append((float(score), in_frame))
+        return candidates
 
     def _remember_when_due(self, frame: NDArray[np.uint8], results: list[TrackResult]) -> None:
         """Remembers what else is in the search region of targets whose score is high."""
@@ -547,7 +549,8 @@ class Tracker:
         ]
         if certain:
             others = {
-                i: [(c.score, np.array(c.box)) for c in found] for i, found in enumerate(self.candidates(3))
+                i: [(c.score, np.array(c.box)) for c in of_target]
+                for i, of_target in enumerate(self.candidates(3))
             }
             self._redetection.remember(frame, {i: self._boxes[i] for i in certain}, others, self._look)
 
