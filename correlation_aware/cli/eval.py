@@ -135,7 +135,7 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
                 root,
                 BENCHMARKS[key].subsets[0] if subset is None else subset,
                 sequences.split(",") if sequences else None,
-                TrackerOptions(model, weights, device, runtime, decode, redetect, tracker, name),
+                TrackerOptions(model, weights, device, runtime, decode, tracker, name, redetect),
                 parse_depth_range(depth_range),
                 output,
             ),

@@ -55,9 +55,9 @@ class TrackerOptions:
     device: str | None
     runtime: str
     decode: str
-    redetect: bool | None
     tracker: str | None
     name: str | None
+    redetect: bool | None = None
 
     def of_a_model(self) -> list[str]:
         """Those that were used and that only a model has."""
