@@ -135,6 +135,43 @@ def test_a_score_between_the_two_thresholds_is_no_evidence():
     assert all(tracker.update(noise()).lost for _ in range(4))
 
 
+def test_what_has_replaced_the_target_in_its_place_is_noticed():
+    """The score stays high and the box does not jump: the look in each tenth frame tells."""
+    tracker = make_tracker()
+    tracker.init(draw((60, 60), None), START)
+    set_scores(tracker, 0.9)
+    replaced = draw(None, (60, 60))
+    results = [tracker.update(replaced) for _ in range(11)]
+    assert [r.lost for r in results] == [False] * 9 + [True] * 2
+    assert results[-1].box == results[-3].box
+    again = [tracker.update(draw((60, 60), None)) for _ in range(2)]
+    assert [r.lost for r in again] == [True, False]
+
+
+def test_the_second_best_box_is_remembered_as_a_distractor():
+    tracker = make_tracker()
+    frame = draw((60, 60), (110, 110))
+    tracker.init(frame, START)
+    set_scores(tracker, 0.9)
+
+    def add_second(head, inputs, output):
+        side = output.scores.shape[1]
+        row = round((110 + 12) / 144 * side)  # the search region is 144 px wide and begins at -12
+        output.scores[:, row, row] = 0.5
+        output.boxes[:, :2, row, row], output.boxes[:, 2:, row, row] = (110 + 12) / 144, 0.25
+        return output
+
+    tracker.model.head.register_forward_hook(add_second)
+    memory = tracker._redetection.memories[0]
+    for _ in range(9):
+        tracker.update(frame)
+    assert not memory.distractors
+    tracker.update(frame)
+    (distractor,) = memory.distractors
+    alike = color_histogram(frame, np.array([92.0, 92, 36, 36]))
+    assert distractor.color @ alike > 0.99 and memory.first.color @ alike < 0.3
+
+
 def count_crops(tracker, monkeypatch):
     """Numbers of search images of all calls of the tracker's session from now on."""
     counts, session = [], tracker.session
