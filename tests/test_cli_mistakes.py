@@ -55,6 +55,9 @@ MISTAKES = {
     "eval clips empty --plot no/x.png": "the folder of no/x.png does not exist",
     "eval clips empty --plot plot.txt": "plot.txt: the name of the file must end in .png",
     "eval clips nofolder --model sbt_test_track": "There is no folder or shard nofolder.",
+    "eval longterm empty --json no/x.json": "the folder of no/x.json does not exist",
+    "eval longterm nofolder --model sbt_test_track": "There is no folder or shard nofolder.",
+    "eval longterm empty --sweep redetect=1 --sweep redetect_crops=1": "redetect_crops=1 must be at least 2",
     "eval got10k . --json no/x.json": "the folder of no/x.json does not exist",
     "eval got10k . --output notes.txt": "notes.txt is a file; the output must be a folder",
     "eval got10k . --subset test --output out --json x.json": "--json has no effect with --subset test",
@@ -156,6 +159,7 @@ def test_help_names_every_runtime_and_no_former_option(run: Run) -> None:
     [
         ("models", "[FILTER]"),
         ("eval clips", "SOURCE..."),
+        ("eval longterm", "SOURCE..."),
         ("eval got10k", "ROOT"),
         ("weights verify", "NAME"),
         ("bench plot", "FILE..."),

@@ -14,7 +14,7 @@ import correlation_aware
 from correlation_aware.cli import demo, main
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.draw import COLORS
-from correlation_aware.tracking.tracker import Timings, TrackResult
+from correlation_aware.tracking.tracker import Timings, TrackerConfig, TrackResult
 from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
 Run = Callable[..., tuple[int, str, str]]
@@ -127,6 +127,24 @@ def test_a_folder_is_tracked_up_to_a_limit_without_files(run: Run, tmp_path: Pat
     assert code in (0, 3)
     assert "4 frames in" in out and "Wrote" not in out and "may be incomplete" not in out
     assert len(list(tmp_path.iterdir())) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [((), False), (("--no-redetect",), False), (("--redetect", "--decode", "paper"), True)],
+)
+def test_the_search_for_lost_targets_is_an_option(
+    run: Run, video: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: bool
+) -> None:
+    configs = []
+
+    def create(*_: object, config: TrackerConfig, **__: object) -> Scripted:
+        configs.append(config)
+        return Scripted(())
+
+    monkeypatch.setattr(correlation_aware, "create_tracker", create)
+    assert run("track", video, *BOX, *words)[0] == 0
+    assert configs[0].redetect == expected and configs[0].window_weight == (0 if "paper" in words else 0.49)
 
 
 def test_a_lost_and_a_recovered_target_are_reported_once_each(

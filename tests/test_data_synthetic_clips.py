@@ -79,5 +79,37 @@ def test_an_occluder_lowers_visibility(pool, bright_target):
     assert max(clip.visible.max() for clip in clips) == 1
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_a_target_is_out_of_sight_and_returns_elsewhere(pool, bright_target, number):
+    """Once it leaves the frame and once it is covered, where the bright target is then not in the frame."""
+    config = replace(BARE, natural=0.0, absences=2, length=90, target=(0.2, 0.22))
+    clip = synthetic_clip(pool, number, config=config)
+    hidden = clip.visible < 0.01
+    edges = np.flatnonzero(np.diff(hidden.astype(int)))
+    assert len(edges) == 4 and not hidden[0] and not hidden[-1]  # two absences
+    low, high = clip.boxes[:, :2], clip.boxes[:, :2] + clip.boxes[:, 2:]
+    outside = (low >= (128, 96)).any(axis=1) | (high <= 0).any(axis=1)
+    first, second = hidden.copy(), hidden.copy()
+    first[edges[1] + 1 :], second[: edges[1] + 1] = False, False
+    left, covered = (first, second) if outside[first].any() else (second, first)
+    assert outside[left].all() and not outside[covered].any() and min(left.sum(), covered.sum()) > 9
+    for frame in clip.frames[hidden]:
+        assert (frame.mean(axis=2) > 105).sum() == 0
+    whole = clip.visible > 0.99
+    off = np.abs([bright_box(f) - b for f, b in zip(clip.frames[whole], clip.boxes[whole])])
+    assert off.mean() < 1.0 and off.max() < 3.5
+    center = clip.boxes[:, :2] + clip.boxes[:, 2:] / 2
+    moved = [np.linalg.norm(center[end + 1] - center[start]) for start, end in edges.reshape(2, 2)]
+    assert max(moved) > 20
+
+
+def test_absences_need_a_target_that_can_leave_and_time_for_it():
+    with pytest.raises(ValueError, match=r"absences=2 with natural=0\.4"):
+        ClipConfig(absences=2, length=150)
+    for settings in ({"absences": 2, "length": 59}, {"absences": -1}):
+        with pytest.raises(ValueError, match="12 frames or more before, in and after"):
+            ClipConfig(natural=0, **settings)
+
+
 def test_a_seed_gives_the_clips_that_it_gave_before():
     golden_pairs.check("clips", golden_pairs.clips())

@@ -287,9 +287,9 @@ def test_eval_got10k(root, tmp_path):
     assert (default["window_weight"], default["damp_size"]) == (0.49, True)
     assert (paper["window_weight"], paper["damp_size"]) == (0, False)
     result = CliRunner().invoke(
-        app(), ["eval", "got10k", str(root), "--tracker", "still", "--decode", "paper"]
+        app(), ["eval", "got10k", str(root), "--tracker", "still", "--decode", "paper", "--redetect"]
     )
-    assert "--decode: no effect with --tracker" in str(result.exception)
+    assert "--decode, --redetect: no effect with --tracker" in str(result.exception)
     result = CliRunner().invoke(app(), [*words, "--subset", "vol"])
     assert "has no subset 'vol'; it has val, train, test" in str(result.exception)
 

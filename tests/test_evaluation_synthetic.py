@@ -1,6 +1,7 @@
 """Evaluation on synthetic clips, calibration of scores, and their commands."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,12 +14,14 @@ import correlation_aware as ca
 from correlation_aware.cli import eval as cli_eval
 from correlation_aware.cli import train as cli_train
 from correlation_aware.data.stills.synthetic_clips import Clip
+from correlation_aware.evaluation import long_term
 from correlation_aware.evaluation.calibration import (
     fit_calibration,
     plot_reliability,
     reliability,
     scored_frames,
 )
+from correlation_aware.evaluation.long_term import LongTermResult, long_term_scores, track_clip
 from correlation_aware.evaluation.one_pass import overlap
 from correlation_aware.evaluation.synthetic import ClipValidation, evaluate_clip
 from correlation_aware.tracking.tracker import TrackerConfig, TrackResult
@@ -157,6 +160,76 @@ def test_eval_clips_and_a_sweep(run, photos, tmp_path):
         assert isinstance(result.exception, ValueError) and message in str(result.exception)
     result = run(*words, "--sweep", "window_weight=0,1", "--plot", tmp_path / "plot.png")
     assert "--plot shows one combination" in str(result.exception)
+
+
+def long_term_result(overlaps, scores, absent=(), unclear=(), lost=()):
+    count = len(overlaps)
+    absent, unclear, lost = (np.isin(np.arange(count), chosen) for chosen in (absent, unclear, lost))
+    arrays = np.array(overlaps, float), np.array(scores, float), ~absent & ~unclear, absent
+    return LongTermResult(*arrays, np.full(count, 0.02), lost)
+
+
+def test_long_term_scores_by_hand():
+    """Frames: start, three in sight, two absent, one in part, two in sight again."""
+    result = long_term_result(
+        [1, 0.8, 0.6, 0.2, 0, 0, 0.9, 0, 0.7], [1, 0.9, 0.9, 0.3, 0.2, 0.9, 0.9, 0.2, 0.9], (4, 5), (6,), (7,)
+    )
+    scores = long_term_scores([result])
+    assert scores.threshold == pytest.approx(0.9)
+    assert scores.precision == pytest.approx((0.8 + 0.6 + 0 + 0.7) / 4)  # frames 1, 2, 5, 8
+    assert scores.recall == pytest.approx((0.8 + 0.6 + 0.7) / 5)  # of frames 1, 2, 3, 7, 8
+    p, r = scores.precision, scores.recall
+    assert scores.f1 == pytest.approx(2 * p * r / (p + r))
+    assert result.returns == [7] and result.redetected == 1 and not result.ends_elsewhere
+    assert scores.redetected == 1 and scores.ends_elsewhere == 0 and scores.returns == 1
+    assert scores.milliseconds == pytest.approx(20)
+    other = long_term_result([1, 0.8, 0, 0], [1, 0.9, 0.9, 0.9], absent=(2,))
+    assert other.ends_elsewhere and other.redetected == 0
+    both = long_term_scores([result, other])
+    assert both.ends_elsewhere == 0.5 and both.redetected == 0.5 and both.clips == 2
+    assert both.precision == pytest.approx(((0.8 + 0.6 + 0.7) / 4 + 0.8 / 3) / 2)  # averages over clips
+    assert not long_term_result([1, 0.8, 0, 0], [1] * 4, (2,), lost=(3,)).ends_elsewhere
+    assert long_term_result([1, 0, 0.9], [1] * 3, (1,), lost=(2,)).redetected == 0  # it says that it is lost
+    with pytest.raises(ValueError, match="no results to score"):
+        long_term_scores([])
+
+
+def test_a_tracker_that_knows_when_it_is_lost_has_the_higher_precision():
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    clip = Clip(frames, np.tile(np.float32([0, 0, 4, 4]), (4, 1)), np.float32([1, 1, 0, 0.1]))
+    right, unsure = TrackResult((0, 0, 4, 4), 0.9, False), TrackResult((0, 0, 4, 4), 0.2, True)
+    knows, trusts = (track_clip(Scripted(right, last, right), clip) for last in (unsure, right))
+    assert knows.lost.tolist() == [False, False, True, False] and knows.overlaps[2] == 0
+    assert knows.present.tolist() == [True, True, False, False]
+    assert knows.absent.tolist() == [False, False, True, False]
+    assert long_term_scores([knows]).f1 == 1 and long_term_scores([trusts]).precision == 0.5
+    with pytest.raises(ValueError, match="no scores"):
+        track_clip(Scripted(*[(0, 0, 4, 4)] * 3), clip)
+
+
+def test_eval_longterm(run, photos, tmp_path, monkeypatch):
+    short = replace(long_term.LONG_TERM_CLIPS, length=36, size=(96, 128), absences=1)
+    monkeypatch.setattr(long_term, "LONG_TERM_CLIPS", short)
+    words = [
+        "eval",
+        "longterm",
+        photos,
+        "--model",
+        "sbt_test_track",
+        "--weights",
+        "random",
+        "--device",
+        "cpu",
+    ]
+    result = run(*words, "--count", "1", "--json", tmp_path / "all.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "all.json").read_text())
+    assert list(report["settings"]) == ["redetect=0", "redetect=1"] and report["clips"] == 1
+    for scores in report["settings"].values():
+        assert 0 <= scores["f1"] <= 1 and scores["returns"] == 1 and scores["milliseconds"] > 0
+    assert "elsewhere" in result.output and "redetect=1" in result.output
+    result = run(*words, "--sweep", "redetect_crop=2")
+    assert "Near: redetect_crops" in str(result.exception)
 
 
 def test_a_sweep_takes_old_names_and_settings_without_a_default():

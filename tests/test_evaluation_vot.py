@@ -126,10 +126,10 @@ def test_a_workspace_starts_the_tracker_as_it_was_named(tmp_path, monkeypatch):
     assert "Already in" in invoke("workspace", "here", "--tracker", "still")
     assert (folder / "trackers.ini").read_text() == before
     words = ("--model", "sbt_test_track", "--weights", "random", "--device", "cpu", "--runtime", "eager")
-    options = ("--decode", "paper", "--masks", "--name", "small")
+    options = ("--decode", "paper", "--redetect", "--masks", "--name", "small")
     assert "Kept" in invoke("workspace", "here", *words, *options)
     command = shlex.split(entry(folder, "small")["command"])
-    assert command[7:] == [*words, "--decode", "paper", "--refiner", "grabcut", "--masks"]
+    assert command[7:] == [*words, "--decode", "paper", "--refiner", "grabcut", "--masks", "--redetect"]
     assert vot.tracker_names(folder) == ["still", "small"]
     assert "has another tracker small" in invoke("workspace", "here", *words, "--name", "small", code=1)
 

@@ -157,6 +157,28 @@ def test_a_second_init_forgets_the_first_target(needs, runtime, first, second, t
         assert after == fresh.update(frame) and after != before
 
 
+@pytest.mark.parametrize("runtime", ["eager", "onnx", "openvino"])
+def test_search_images_of_chosen_templates(needs, runtime, tracker_model, cached):
+    """Several images of one template, and none of another: the numbers are those of each pair alone."""
+    needs(runtime)
+    rng = torch.Generator().manual_seed(0)
+    sizes, session = tracker_model.sizes, InferenceSession(tracker_model, runtime=runtime)
+    templates = torch.randn(3, 3, sizes.template_size, sizes.template_size, generator=rng)
+    images = torch.randn(4, 3, sizes.search_size, sizes.search_size, generator=rng)
+    session.set_template(templates)
+    state = session.encode(templates[:1])  # the templates that are set stay
+    numbers = [2, 0, 2, 2]
+    scores, boxes = session(images, numbers)
+    torch.testing.assert_close(session(images[:3])[0][2], session(images[2:3], [2])[0][0])
+    for i, number in enumerate(numbers):
+        session.set_template(templates[number : number + 1])
+        alone = session(images[i : i + 1])
+        torch.testing.assert_close(alone[0][0], scores[i], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(alone[1][0], boxes[i], atol=1e-4, rtol=1e-3)
+    session.set_template(templates[:1])
+    torch.testing.assert_close(session.encode(templates[:1])[0], state[0])
+
+
 def test_a_session_computes_as_its_model():
     model = ca.create_model("sbt_test", dtype=torch.bfloat16)
     session = InferenceSession(model)

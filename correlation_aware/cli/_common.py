@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -28,6 +29,7 @@ __all__ = [
     "DepthRange",
     "Device",
     "Model",
+    "Redetect",
     "Runtime",
     "Weights",
     "console",
@@ -63,6 +65,14 @@ Decode = Annotated[
     typer.Option(
         help="Choice of the box: default, paper (highest score, its box, nothing else), or released (the "
         "authors' code: with a window)."
+    ),
+]
+
+Redetect = Annotated[
+    bool | None,
+    typer.Option(
+        "--redetect/--no-redetect",
+        help="Search the whole frame for a lost target; by default as TrackerConfig.redetect, off.",
     ),
 ]
 
@@ -106,6 +116,7 @@ def load_tracker(
     device: str | None = None,
     runtime: str = "auto",
     decode: str = "default",
+    redetect: bool | None = None,
 ) -> "Tracker":
     """Creates a tracker and prints its model and weights; a yellow line warns of random weights.
 
@@ -115,9 +126,14 @@ def load_tracker(
         device: PyTorch device; None for a GPU if there is one.
         runtime: Runtime of `InferenceSession`.
         decode: Choice of the box, see `create_tracker`.
+        redetect: Whether to search for a lost target, see `TrackerConfig`; None for the default.
     """
     from correlation_aware import create_tracker
+    from correlation_aware.tracking.tracker import decode_config
 
+    config = decode_config(decode)
+    if redetect is not None:
+        config = replace(config, redetect=redetect)
     _spare_busy_cores()
     with warnings.catch_warnings():  # replaced by the yellow line below
         warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
@@ -126,7 +142,7 @@ def load_tracker(
             pretrained=False if weights == "random" else weights,
             device=device,
             runtime=runtime,  # type: ignore[arg-type]
-            decode=decode,
+            config=config,
         )
     if tracker.weights_name == "random":
         advice = "'correlation-aware weights list' names trained ones"

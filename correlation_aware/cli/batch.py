@@ -1,6 +1,7 @@
 """`correlation-aware batch`: track targets in many videos, with several processes or on a Ray cluster.
 
-Its options --model, --weights, --device, --runtime, --decode and --depth-range are those of `_common.py`.
+Its options --model, --weights, --device, --runtime, --decode, --redetect and --depth-range are those of
+`_common.py`.
 """
 
 import multiprocessing
@@ -17,6 +18,7 @@ from correlation_aware.cli._common import (
     DepthRange,
     Device,
     Model,
+    Redetect,
     Runtime,
     Weights,
     console,
@@ -67,6 +69,7 @@ def batch(
     device: Device = None,
     runtime: Runtime = "auto",
     decode: Decode = "default",
+    redetect: Redetect = None,
     depth_range: DepthRange = None,
 ) -> None:
     """Track targets in many videos.
@@ -98,6 +101,7 @@ def batch(
         format,
         video,
         parse_depth_range(depth_range),
+        redetect,
     )
     several = [job.name for job in work.jobs if len(job.targets) > 1]
     if format == "got10k" and several:
@@ -136,6 +140,7 @@ class Batch:
         format: Format of the boxes.
         video: Whether videos are written too.
         depth_range: Values of 16-bit or float images that become 0 and 255.
+        redetect: Whether to search for lost targets; None for the default.
     """
 
     jobs: "tuple[Job, ...]"
@@ -148,6 +153,7 @@ class Batch:
     format: str
     video: bool
     depth_range: tuple[float, float] | None
+    redetect: bool | None = None
 
     @property
     def names(self) -> list[str]:
@@ -198,7 +204,9 @@ class Worker:
         self.jobs = {job.name: job for job in batch.jobs}
         device = use_share(place, batch.device, divide_threads)
         torch.manual_seed(0)  # the same random weights in all processes and runs
-        self.tracker = load_tracker(batch.model, batch.weights, device, batch.runtime, batch.decode)
+        self.tracker = load_tracker(
+            batch.model, batch.weights, device, batch.runtime, batch.decode, batch.redetect
+        )
         batch.start(NamedTracker.of_model(self.tracker), place.count)
         if done := len(batch.finished()):
             console.print(f"{done} of {len(self.jobs)} videos are finished in {escape(str(batch.output))}")

@@ -1,6 +1,6 @@
 """`correlation-aware eval`: evaluate a tracker on annotated sequences and synthetic clips.
 
-Its options --model, --weights, --device and --runtime are those of `_common.py`.
+Its options --model, --weights, --device, --runtime, --decode and --redetect are those of `_common.py`.
 """
 
 import difflib
@@ -22,6 +22,7 @@ from correlation_aware.cli._common import (
     DepthRange,
     Device,
     Model,
+    Redetect,
     Runtime,
     Weights,
     console,
@@ -29,9 +30,16 @@ from correlation_aware.cli._common import (
     parse_depth_range,
     track_progress,
 )
-from correlation_aware.cli.eval_run import Evaluation, TrackerOptions, print_scores, run_benchmark
+from correlation_aware.cli.eval_run import (
+    Evaluation,
+    TrackerOptions,
+    print_long_term,
+    print_scores,
+    run_benchmark,
+)
 
 if TYPE_CHECKING:
+    from correlation_aware.evaluation.long_term import LongTermResult
     from correlation_aware.evaluation.one_pass import SequenceResult
     from correlation_aware.tracking.tracker import TrackerConfig
 
@@ -108,6 +116,7 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
         device: Device = None,
         runtime: Runtime = "auto",
         decode: Decode = "default",
+        redetect: Redetect = None,
         tracker: TrackerText = None,
         name: Name = None,
         subset: Annotated[str | None, typer.Option(help=f"{subsets}; the first one by default.")] = None,
@@ -126,7 +135,7 @@ def _add_command(key: str, title: str, layout: str, subsets: str) -> None:
                 root,
                 BENCHMARKS[key].subsets[0] if subset is None else subset,
                 sequences.split(",") if sequences else None,
-                TrackerOptions(model, weights, device, runtime, decode, tracker, name),
+                TrackerOptions(model, weights, device, runtime, decode, tracker, name, redetect),
                 parse_depth_range(depth_range),
                 output,
             ),
@@ -250,6 +259,65 @@ def clips(
         console.print(f"Wrote {escape(str(plot))}")
     if as_json is not None:
         settings = {n: {**asdict(s), "calibration_error": calibrations[n].error} for n, s in rows.items()}
+        about = {"tracker": tracker.name, "weights": tracker.weights_name, "clips": count, "seed": seed}
+        write_text(json.dumps({**about, "settings": settings}, indent=2) + "\n", as_json)
+        console.print(f"Wrote {escape(str(as_json))}")
+
+
+@app.command()
+def longterm(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Folders or tar shards of photographs.")
+    ],
+    model: Model = None,
+    weights: Weights = None,
+    device: Device = None,
+    runtime: Runtime = "auto",
+    decode: Decode = "default",
+    count: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the clips.")] = 0,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V,V,...",
+            help="Values of a field of TrackerConfig; redetect=0,1 by default. Repeat for a grid.",
+        ),
+    ] = None,
+    as_json: Json = None,
+) -> None:
+    """Evaluate on synthetic clips in which the target goes out of sight.
+
+    In 150 frames it leaves the frame and is covered by an object, and returns
+    elsewhere; a recolored copy of it and another object stay. F is VOT's
+    F-score for long-term tracking at its best threshold of the score, P and R
+    are precision and recall there. "again" is the share of returns after
+    which the target is found within 25 frames, "elsewhere" the share of
+    clips that end on something else. "cost" is the time per frame over that
+    of the first row; "if lost" is that of frames with a lost target.
+    """
+    from correlation_aware._files import check_output_file, write_text
+    from correlation_aware.evaluation.long_term import LONG_TERM_CLIPS, long_term_scores, track_clip
+    from correlation_aware.evaluation.synthetic import make_clips
+    from correlation_aware.runtime.session import InferenceSession
+    from correlation_aware.tracking.tracker import Tracker, decode_config
+
+    configs = _grid(sweep or ["redetect=0,1"], decode_config(decode))
+    if as_json is not None:
+        check_output_file(as_json)
+    tracker = load_tracker(model, weights, device, runtime)
+    trackers = {
+        name: Tracker(InferenceSession(tracker.model, runtime=tracker.session.runtime), config)
+        for name, config in configs.items()
+    }
+    results: dict[str, list[LongTermResult]] = {name: [] for name in trackers}
+    clips = make_clips(dict.fromkeys(sources, 1.0), count, seed, LONG_TERM_CLIPS)
+    for clip in track_progress(clips, count, "clips"):
+        for name, configured in trackers.items():
+            results[name].append(track_clip(configured, clip))
+    rows = {name: long_term_scores(of_config) for name, of_config in results.items()}
+    print_long_term(rows)
+    if as_json is not None:
+        settings = {name: asdict(scores) for name, scores in rows.items()}
         about = {"tracker": tracker.name, "weights": tracker.weights_name, "clips": count, "seed": seed}
         write_text(json.dumps({**about, "settings": settings}, indent=2) + "\n", as_json)
         console.print(f"Wrote {escape(str(as_json))}")

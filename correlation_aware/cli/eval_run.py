@@ -16,11 +16,20 @@ from correlation_aware.cli.eval_processes import Place, launcher_place, started,
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.benchmarks import Benchmark
+    from correlation_aware.evaluation.long_term import LongTermScores
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
     from correlation_aware.evaluation.results import ResultFolder
     from correlation_aware.evaluation.trackers import NamedTracker
 
-__all__ = ["EXIT_FAILED", "Evaluation", "TrackerOptions", "check_name", "print_scores", "run_benchmark"]
+__all__ = [
+    "EXIT_FAILED",
+    "Evaluation",
+    "TrackerOptions",
+    "check_name",
+    "print_long_term",
+    "print_scores",
+    "run_benchmark",
+]
 
 EXIT_FAILED = 3
 HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
@@ -48,12 +57,14 @@ class TrackerOptions:
     decode: str
     tracker: str | None
     name: str | None
+    redetect: bool | None = None
 
     def of_a_model(self) -> list[str]:
         """Those that were used and that only a model has."""
         values = {"--model": self.model, "--weights": self.weights, "--device": self.device}
         used = [option for option, value in values.items() if value is not None]
-        return used + ["--runtime"] * (self.runtime != "auto") + ["--decode"] * (self.decode != "default")
+        used += ["--runtime"] * (self.runtime != "auto") + ["--decode"] * (self.decode != "default")
+        return used + ["--redetect"] * (self.redetect is not None)
 
     def load(self) -> "NamedTracker":
         """The tracker, under the name for its results.
@@ -66,7 +77,9 @@ class TrackerOptions:
         name = self.name
         check_name(name)
         if self.tracker is None:
-            tracker = load_tracker(self.model, self.weights, self.device, self.runtime, self.decode)
+            tracker = load_tracker(
+                self.model, self.weights, self.device, self.runtime, self.decode, self.redetect
+            )
             about = NamedTracker.of_model(tracker)
         else:
             if unused := self.of_a_model():
@@ -294,6 +307,32 @@ def print_scores(
     for name, scores in totals.items():
         further = (column.get(name, "") for column in more.values())
         table.add_row(name, *_format_scores(scores), *further, style="bold")
+    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
+
+
+def print_long_term(rows: dict[str, "LongTermScores"]) -> None:
+    """Prints the scores of a long-term evaluation, a row per setting; the first one is the unit of cost."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    titles = (
+        "settings",
+        "clips",
+        "returns",
+        "F",
+        "P",
+        "R",
+        "again",
+        "elsewhere",
+        "ms/frame",
+        "cost",
+        "if lost",
+    )
+    for title in titles:
+        table.add_column(title, justify="left" if title == "settings" else "right", no_wrap=True)
+    unit = next(iter(rows.values())).milliseconds
+    for name, s in rows.items():
+        shares = (f"{value:.3f}" for value in (s.f1, s.precision, s.recall, s.redetected, s.ends_elsewhere))
+        costs = (f"{value / unit:.2f}" for value in (s.milliseconds, s.milliseconds_lost))
+        table.add_row(escape(name), str(s.clips), str(s.returns), *shares, f"{s.milliseconds:.1f}", *costs)
     Console(width=None if console.is_terminal else 120, highlight=False).print(table)
 
 

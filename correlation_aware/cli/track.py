@@ -1,6 +1,6 @@
 """`correlation-aware track`: track targets in a video, a folder of frames or a camera stream.
 
-Its options --model, --weights, --device, --runtime and --decode are those of `_common.py`.
+Its options --model, --weights, --device, --runtime, --decode and --redetect are those of `_common.py`.
 """
 
 import time
@@ -18,6 +18,7 @@ from correlation_aware.cli._common import (
     DepthRange,
     Device,
     Model,
+    Redetect,
     Runtime,
     Weights,
     console,
@@ -71,6 +72,7 @@ def track(
     device: Device = None,
     runtime: Runtime = "auto",
     decode: Decode = "default",
+    redetect: Redetect = None,
     start: Annotated[
         str, typer.Option(metavar="FRAME|TIME", help="First frame: its number from 0, or 12.5s, or 1:20.")
     ] = "0",
@@ -120,7 +122,7 @@ def track(
         video = stack.enter_context(VideoWriter(output, frames.fps / every)) if output else None
         table = stack.enter_context(ResultWriter(boxes, format)) if boxes else None
         window = stack.enter_context(_Window(source)) if show or select else None
-        tracker = load_tracker(model, weights, device, runtime, decode)
+        tracker = load_tracker(model, weights, device, runtime, decode, redetect)
         tracking = Tracking(frames, tracker, targets or None)
         began = time.perf_counter()
         try:

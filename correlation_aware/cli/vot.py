@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli._common import Decode, Device, Model, Runtime, Weights, console
+from correlation_aware.cli._common import Decode, Device, Model, Redetect, Runtime, Weights, console
 from correlation_aware.cli.eval import TrackerText
 from correlation_aware.cli.eval_run import TrackerOptions
 
@@ -50,6 +50,7 @@ def workspace(
     device: Device = None,
     runtime: Runtime = "auto",
     decode: Decode = "default",
+    redetect: Redetect = None,
     tracker: TrackerText = None,
     name: Annotated[
         str | None, typer.Option(help="Identifier of the tracker in the workspace; by default its name.")
@@ -83,7 +84,7 @@ def workspace(
 
     if name is not None:
         check_identifier(name)
-    options = TrackerOptions(model, weights, device, runtime, decode, tracker, None)
+    options = TrackerOptions(model, weights, device, runtime, decode, tracker, None, redetect)
     refiner = _refiner(masks, refiner)
     if refiner is not None:
         create_refiner(refiner)
@@ -103,6 +104,7 @@ def workspace(
     for option, value in words.items():
         command += [] if value is None else [option, value]
     command += ["--masks"] if masks else []
+    command += [] if redetect is None else ["--redetect" if redetect else "--no-redetect"]
     is_new = write_config(folder, stack, sequences, STACK_OF_MASKS if masks else STACK_OF_BOXES)
     is_added = add_tracker(folder, identifier, command)
     console.print(f"{'Wrote' if is_new else 'Kept'} {escape(str(folder / 'config.yaml'))}")
@@ -174,6 +176,7 @@ def serve(
     device: Device = None,
     runtime: Runtime = "auto",
     decode: Decode = "default",
+    redetect: Redetect = None,
     tracker: TrackerText = None,
     masks: Masks = False,
     refiner: RefinerText = None,
@@ -185,7 +188,7 @@ def serve(
     if folder is not None:
         os.chdir(folder)
     options, chosen = (
-        TrackerOptions(model, weights, device, runtime, decode, tracker, None),
+        TrackerOptions(model, weights, device, runtime, decode, tracker, None, redetect),
         _refiner(masks, refiner),
     )
     serve_trax(

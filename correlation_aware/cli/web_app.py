@@ -1,6 +1,6 @@
 """`correlation-aware app`: a local web page that tracks targets in a video.
 
-Its options --model, --weights, --device, --runtime and --decode are those of `_common.py`.
+Its options --model, --weights, --device, --runtime, --decode and --redetect are those of `_common.py`.
 """
 
 import socket
@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from correlation_aware._extras import require
-from correlation_aware.cli._common import Decode, Device, Model, Runtime, Weights, console, load_tracker
+from correlation_aware.cli._common import (
+    Decode,
+    Device,
+    Model,
+    Redetect,
+    Runtime,
+    Weights,
+    console,
+    load_tracker,
+)
 from correlation_aware.cli._signals import stopped_by_signals
 
 __all__ = ["app"]
@@ -24,6 +33,7 @@ def app(
     device: Device = None,
     runtime: Runtime = "auto",
     decode: Decode = "default",
+    redetect: Redetect = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 for any free one.")] = 8000,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Largest size of a video in MB.")] = 1000,
 ) -> None:
@@ -42,7 +52,7 @@ def app(
         raise OSError(
             f"port {port} cannot be used ({error.strerror}): choose another one with --port"
         ) from error
-    tracker = load_tracker(model, weights, device, runtime, decode)
+    tracker = load_tracker(model, weights, device, runtime, decode, redetect)
     # uvicorn sends SIGINT and SIGTERM again when it has ended
     with (
         suppress(KeyboardInterrupt),

@@ -133,10 +133,22 @@ class InferenceSession:
             ValueError: An image size that the runtime has no graph for.
             RuntimeError: Something moved the model to another device or dtype.
         """
+        self._state = self.encode(template)
+
+    def encode(self, template: Tensor) -> TemplateState:
+        """The state of templates; those that are set stay.
+
+        Args:
+            template: (B, 3, Hz, Wz) template images, normalized, on any device.
+
+        Raises:
+            ValueError: An image size that the runtime has no graph for.
+            RuntimeError: Something moved the model to another device or dtype.
+        """
         self._check_image(template, "template", self.model.sizes.template_size)
         self._check_model()
         refresh(self._network)
-        self._state = TemplateState(self._encode(template))
+        return TemplateState(self._encode(template))
 
     def add_template(self, template: Tensor) -> None:
         """Encodes further templates, after those that are set.
@@ -185,12 +197,13 @@ class InferenceSession:
                 tensor[indices] = values
             self._state = state
 
-    def __call__(self, search: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, search: Tensor, templates: Sequence[int] | None = None) -> tuple[Tensor, ...]:
         """Compares search images with the templates.
 
         Args:
             search: (B, 3, Hx, Wx) search images, normalized: one per template, one for all templates, or
                 several for a single template.
+            templates: Number of the template of each search image, if not one per template.
 
         Returns:
             The tensors named by `outputs`, on the session's device. Scores and boxes are float32; features
@@ -206,7 +219,8 @@ class InferenceSession:
             raise RuntimeError("The session has no template yet: call set_template(template) first.")
         self._check_image(search, "search", self.model.sizes.search_size)
         self._check_model()
-        state, batch = self._state, common_batch(self._state, search)
+        state = self._state if templates is None else self._state.index(templates)
+        batch = common_batch(state, search)
         if len(search) < batch:
             search = search.expand(batch, -1, -1, -1)
         return self._search(*(state if state.batch == batch else state.expand(batch)), search)

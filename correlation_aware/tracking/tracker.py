@@ -4,6 +4,7 @@ import copy
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtim
 from correlation_aware.tracking.boxes import distinct, vote
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
+from correlation_aware.tracking.redetect import LOOK_INTERVAL, Appearance, Redetection, appearances
 
 __all__ = [
     "DECODES",
@@ -72,6 +74,13 @@ class TrackerConfig:
             least `update_threshold` and that are not lost. The first template stays in any case.
         update_interval: Frames from one update to the next: 25 in the authors' code for TrackingNet.
         update_threshold: Smallest score in 0..1 for an update: 0.6 in the authors' code.
+        redetect: Whether to search the frame for a lost target. Its box stays where it was, and its score is
+            at most `lost_threshold`, until the target is found again: something that looks like it, and not
+            like other objects that were seen beside it, with a score of at least `redetect_threshold` in two
+            frames in a row. A box that jumps to something else than the target is lost, too.
+        redetect_threshold: Smallest score in 0..1 of a target that is found again.
+        redetect_crops: Largest number of search crops per frame and lost target, at least 2; they are in the
+            batch of the frame.
     """
 
     window_weight: float = 0.49
@@ -84,17 +93,30 @@ class TrackerConfig:
     template_update: TemplateUpdate = "none"
     update_interval: int = 25
     update_threshold: float = 0.6
+    redetect: bool = False
+    redetect_threshold: float = 0.6
+    redetect_crops: int = 4
 
     def __post_init__(self) -> None:
         check_values(type(self), vars(self))
         if self.update_interval < 1:
             raise ValueError(f"update_interval={self.update_interval} must be at least 1 frame.")
-        for name in ("window_weight", "lost_threshold", "update_threshold"):
+        if self.redetect_crops < 2:
+            raise ValueError(
+                f"redetect_crops={self.redetect_crops} must be at least 2: one around the last box, and one "
+                "that goes over the frame."
+            )
+        for name in ("window_weight", "lost_threshold", "update_threshold", "redetect_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in 0..1.")
         for name, least in (("scale_penalty", 0), ("box_vote", 0), ("margin", 1), ("min_size", 1)):
             if not least <= (getattr(self, name) or least) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number of at least {least}.")
+        if self.redetect and self.redetect_threshold < self.lost_threshold:
+            raise ValueError(
+                f"redetect_threshold={self.redetect_threshold} must be at least "
+                f"lost_threshold={self.lost_threshold}: a target that is found again would be lost at once."
+            )
 
 
 DECODES = {
@@ -113,9 +135,11 @@ class TrackResult:
     Attributes:
         box: x, y, w, h in pixels of the frame.
         score: Confidence of the network in 0..1, without window and penalty; 0 where the network's prediction
-            is NaN or infinite.
-        lost: Whether the score is below the threshold, so that the box is not reliable. Where the prediction
-            is NaN or infinite the target is lost, and the box is the previous one.
+            is NaN or infinite. With `redetect` that of the best candidate while the target is lost, but at
+            most `lost_threshold`.
+        lost: Whether the score is below the threshold, so that the box is not reliable; with `redetect` also
+            whether the search for the target goes on. Where the prediction is NaN or infinite the target is
+            lost, and the box is the previous one.
         target: Number of the target, see `Tracker.targets`.
     """
 
@@ -236,6 +260,7 @@ class Tracker:
         self._window = torch.empty(0, device=self.device)
         self._crops_on_device = self.device.type != "cpu"
         self._boxes = np.empty((0, 4))
+        self._redetection = self._new_redetection()
         self._targets: tuple[int, ...] = ()
         self._next_target = 0  # also the number of targets so far
         self._many = False
@@ -282,6 +307,9 @@ class Tracker:
         boxes = as_boxes(box, *frame.shape[:2])
         self.session.set_template(self._template_pixels(frame, boxes))
         self._boxes, self._many, self._warned = boxes, np.ndim(box) == 2, False
+        self._redetection = self._new_redetection()
+        if self._redetection:
+            self._redetection.add(frame, boxes, self._look)
         self._targets, self._next_target = tuple(range(len(boxes))), len(boxes)
         self.response = None
         self.timings = Timings()
@@ -303,6 +331,8 @@ class Tracker:
         frame = as_rgb(frame)
         boxes = as_boxes(box, *frame.shape[:2])
         self.session.add_template(self._template_pixels(frame, boxes))
+        if self._redetection:
+            self._redetection.add(frame, boxes, self._look)
         new = tuple(range(self._next_target, self._next_target + len(boxes)))
         self._boxes = np.concatenate([self._boxes, boxes])
         self._targets, self._next_target = (*self._targets, *new), self._next_target + len(boxes)
@@ -323,6 +353,8 @@ class Tracker:
             raise ValueError(f"There is no target {target!r}; the targets are: {numbers}.")
         kept = [i for i, number in enumerate(self._targets) if number != target]
         self.session.keep_templates(kept)
+        if self._redetection:
+            self._redetection.keep(kept)
         self._boxes, self._targets = self._boxes[kept], tuple(self._targets[i] for i in kept)
         self._many, self.response = True, None
 
@@ -351,15 +383,15 @@ class Tracker:
         start = time.perf_counter()
         timestamps = [self._timestamp()]
         boxes = [self._clip(b, height, width) for b in self._boxes]
-        crops = [Crop.around(b, self._sizes.search_factor) for b in boxes]
+        count, crops, owners = len(boxes), *self._search_crops(boxes, height, width)
         pixels = self.images(frame, crops, self._sizes.search_size)
         timestamps.append(self._timestamp())
-        score_map, box_map = self.session(pixels)
+        score_map, box_map = self.session(pixels, owners if len(crops) > count else None)
         timestamps.append(self._timestamp())
-        self.response = Response(crops, score_map, box_map)
-        sizes = np.stack([c.to_crop(b)[2:] for c, b in zip(crops, boxes)]).astype(np.float32)
+        self.response = Response(crops[:count], score_map[:count], box_map[:count])
+        sizes = np.stack([c.to_crop(boxes[i])[2:] for c, i in zip(crops, owners)]).astype(np.float32)
         previous = to_device(torch.from_numpy(sizes), self.device)
-        scores, crop_boxes = self._select(score_map, box_map, previous)
+        scores, crop_boxes = self._select(score_map[:count], box_map[:count], previous[:count])
         valid = np.isfinite(scores) & np.isfinite(crop_boxes).all(axis=1)
         self._boxes = np.stack(
             [
@@ -369,11 +401,18 @@ class Tracker:
         )
         scores = np.where(valid, scores, 0)
         lost = ~valid | (scores < self.config.lost_threshold)
+        if self._redetection:
+            candidates = self._lost_candidates(crops, owners, score_map, box_map, previous, (height, width))
+            due = (self.timings.frames + 1) % LOOK_INTERVAL == 0
+            self._redetection.judge(frame, boxes, self._boxes, lost, scores, candidates, due, self._look)
+            most = np.where(lost, self.config.lost_threshold, 1.0)
+            scores = np.minimum(scores.astype(np.float64), most)
         results = [
             TrackResult(_as_tuple(box), float(score), bool(is_lost), target)
             for box, score, is_lost, target in zip(self._boxes, scores, lost, self._targets)
         ]
         self.timings.frames += 1
+        self._remember_when_due(frame, results)
         self._update_when_due(frame, results)
         if not valid.all() and not self._warned:
             self._warned = True
@@ -458,13 +497,72 @@ class Tracker:
             chosen = [not result.lost and result.score >= threshold for result in results]
             self._update_templates(frame, self._boxes, chosen)
 
+    def _new_redetection(self) -> Redetection | None:
+        config = self.config
+        return Redetection(config.redetect_threshold, config.redetect_crops) if config.redetect else None
+
+    def _look(self, frame: NDArray[np.uint8], boxes: Sequence[NDArray[np.float64]]) -> list[Appearance]:
+        """Appearances of the content of boxes."""
+        return appearances(frame, boxes, self.session.encode(self._template_pixels(frame, boxes)))
+
+    def _search_crops(
+        self, boxes: Sequence[NDArray[np.float64]], height: int, width: int
+    ) -> tuple[list[Crop], list[int]]:
+        """The search crops of a frame, one of each target first, and the number of the target of each."""
+        factor = self._sizes.search_factor
+        if self._redetection is None:
+            return [Crop.around(box, factor) for box in boxes], list(range(len(boxes)))
+        groups = self._redetection.crops(boxes, factor, height, width)
+        more = [(crop, i) for i, group in enumerate(groups) for crop in group[1:]]
+        owners = [*range(len(boxes)), *(i for _, i in more)]
+        return [*(group[0] for group in groups), *(crop for crop, _ in more)], owners
+
+    def _lost_candidates(
+        self,
+        crops: Sequence[Crop],
+        owners: Sequence[int],
+        scores: Tensor,
+        boxes: Tensor,
+        previous: Tensor,
+        size: tuple[int, int],
+    ) -> dict[int, list[tuple[float, NDArray[np.float64]]]]:
+        """The best score and box of every search crop of lost targets, by the number of the target."""
+        assert self._redetection is not None
+        candidates: dict[int, list[tuple[float, NDArray[np.float64]]]] = {
+            i: [] for i, memory in enumerate(self._redetection.memories) if memory.lost
+        }
+        rows = [row for row, owner in enumerate(owners) if owner in candidates]
+        if rows:
+            best, crop_boxes = self._select(scores[rows], boxes[rows], previous[rows], search=True)
+            for row, score, box in zip(rows, best, crop_boxes):
+                if np.isfinite(score) and np.isfinite(box).all():
+                    in_frame = self._clip(crops[row].to_frame(box), *size)
+                    candidates[owners[row]].append((float(score), in_frame))
+        return candidates
+
+    def _remember_when_due(self, frame: NDArray[np.uint8], results: list[TrackResult]) -> None:
+        """Remembers what else is in the search region of targets whose score is high."""
+        if self._redetection is None or self.timings.frames % LOOK_INTERVAL:
+            return
+        certain = [
+            i for i, r in enumerate(results) if not r.lost and r.score >= self.config.redetect_threshold
+        ]
+        if certain:
+            others = {
+                i: [(c.score, np.array(c.box)) for c in of_target]
+                for i, of_target in enumerate(self.candidates(3))
+            }
+            self._redetection.remember(frame, {i: self._boxes[i] for i in certain}, others, self._look)
+
     def _update_templates(
         self, frame: NDArray[np.uint8], boxes: NDArray[np.float64], chosen: list[bool]
     ) -> None:
         """Gives the model templates cut around boxes, of the chosen targets."""
         self.session.update_template(self._template_pixels(frame, boxes), chosen)
 
-    def _template_pixels(self, frame: NDArray[np.uint8], boxes: NDArray[np.float64]) -> Tensor:
+    def _template_pixels(
+        self, frame: NDArray[np.uint8], boxes: NDArray[np.float64] | Sequence[NDArray[np.float64]]
+    ) -> Tensor:
         """Template images around boxes, as `images`."""
         crops = [Crop.around(box, self._sizes.template_factor) for box in boxes]
         return self.images(frame, crops, self._sizes.template_size)
@@ -490,7 +588,7 @@ class Tracker:
         return (pixels - self._mean) / self._std
 
     def _select(
-        self, scores: Tensor, boxes: Tensor, previous: Tensor
+        self, scores: Tensor, boxes: Tensor, previous: Tensor, search: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Selects the location with the best score after scale penalty and window, and its box by vote.
 
@@ -498,6 +596,7 @@ class Tracker:
             scores: (N, H, W) score maps of N crops.
             boxes: (N, 4, H, W) boxes of all locations, cxcywh in 0..1 of the crop.
             previous: (N, 2) width and height of the previous boxes in 0..1 of the crops.
+            search: Whether the target may be anywhere and of any size: without window, penalty and damping.
 
         Returns:
             Scores (N,) and boxes (N, 4) of the selected locations, boxes cxcywh in 0..1 of the crop.
@@ -509,15 +608,15 @@ class Tracker:
             )
             self._window = torch.outer(rows, columns)
         change = _size_aspect_change(boxes[:, 2:], previous[:, :, None, None])
-        factor = torch.exp(-self.config.scale_penalty * (change - 1))
-        weight = self.config.window_weight
+        factor = torch.exp(-(0 if search else self.config.scale_penalty) * (change - 1))
+        weight = 0 if search else self.config.window_weight
         ranking = scores * factor * (1 - weight) + self._window * weight
         best = ranking.flatten(1).argmax(dim=1, keepdim=True)  # N, 1
         score, factor = scores.flatten(1).gather(1, best), factor.flatten(1).gather(1, best)
         box = boxes.flatten(2).gather(2, best[:, None].expand(-1, 4, -1))[..., 0]
         if self._box_vote:
             box = vote(boxes, scores, box, self._box_vote)
-        if self.config.damp_size:
+        if self.config.damp_size and not search:
             box = torch.cat([box[:, :2], torch.lerp(previous, box[:, 2:], score * factor)], dim=1)
         selected = torch.cat([score, box], dim=1).cpu().numpy()  # one transfer
         return selected[:, 0], selected[:, 1:]

@@ -22,6 +22,9 @@ from correlation_aware.data.stills.sampling import REFLECT, sample
 
 __all__ = ["Clip", "ClipConfig", "synthetic_clip"]
 
+TRANSITION = 10.0  # frames in which a target leaves, or an object moves in front of it
+COVER = 1.5  # side of that object, a square, over the larger one of the target
+
 
 class Clip(NamedTuple):
     """T frames with one target.
@@ -52,6 +55,8 @@ class ClipConfig:
         speed: Speed of all motion; at 1 a path changes its direction about once in 40 frames.
         distractors: Number of moving distractors, below the target; the first, third, ... are look-alikes.
         occluder: Probability that an object passes in front of the target.
+        absences: Number of times that the target is out of sight and returns elsewhere: in turn it leaves the
+            frame and is covered by an object. Needs `natural` 0: a photograph keeps its own target.
         gray: Probability of a clip without color.
         noise: Probability of noise on every frame, and likewise of block artifacts of a codec.
     """
@@ -66,6 +71,27 @@ class ClipConfig:
     occluder: float = 0.5
     gray: float = 0.08
     noise: float = 0.3
+    absences: int = 0
+
+    def __post_init__(self) -> None:
+        if self.absences and self.natural:
+            raise ValueError(
+                f"absences={self.absences} with natural={self.natural}: the target of a natural clip is part "
+                "of its photograph and cannot leave it; use natural=0."
+            )
+        if self.absences < 0 or self.length < 12 * (2 * self.absences + 1) * bool(self.absences):
+            raise ValueError(
+                f"absences={self.absences} must be at least 0, with 12 frames or more before, in and after "
+                f"each: length={self.length} is too short or the number negative."
+            )
+
+
+class _Cover(NamedTuple):
+    """An object in front of the target: T regions, placements and edges."""
+
+    region: Region
+    placement: Tensor
+    edges: EdgeStyle
 
 
 @torch.no_grad()
@@ -92,6 +118,10 @@ def synthetic_clip(pool: ImagePool, number: int, seed: int = 0, config: ClipConf
     center = _smooth_path(rng, config, target.half_size * scale[:, None])
     if natural:
         center = _fill_frame(center, pool, target, scale, config.size)
+    covers: list[_Cover] = []
+    if config.absences:
+        away = KeyedRandom(seed, number, 2)  # its own numbers, so that the rest of the clip stays
+        center, covers = _absences(away, pool, config, center, target, scale)
     strength = 0.3 if natural else 1.0
     angle = _smooth_noise(rng, config, 0.25 * strength)
     aspect = _smooth_noise(rng, config, 0.2 * strength).exp()
@@ -121,8 +151,13 @@ def synthetic_clip(pool: ImagePool, number: int, seed: int = 0, config: ClipConf
         paste(pool, canvas, every, occluder, occluder_placement, occluder_edges)
         paste(pool, occluder_layer, every, occluder, occluder_placement, occluder_edges, colors=black)
     opacity = 1 - target_layer[:, 0] / 255
+    for region, cover_placement, cover_edges in covers:
+        paste(pool, canvas, every, region, cover_placement, cover_edges)
+        paste(pool, occluder_layer, every, region, cover_placement, cover_edges, colors=black)
     visible = (opacity * occluder_layer[:, 0] / 255).sum(dim=(1, 2))
     visible = visible / opacity.sum(dim=(1, 2)).clamp(min=1e-6)
+    if config.absences:
+        visible = visible * _inside(boxes, config.size).to(visible.device)
     images = _augment(rng, config, canvas).round().byte()
     xywh = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
     return Clip(rearrange(images, "t c h w -> t h w c").cpu().numpy(), xywh.numpy(), visible.cpu().numpy())
@@ -222,6 +257,54 @@ def _occluder(
     angle = _smooth_noise(rng, config, 0.2)
     placement = place(region.half_size, boxes[:, :2] + motion + offset, scale, angle)
     return region, placement, EdgeStyle.sample(rng, 1).repeat(config.length)
+
+
+def _absences(
+    rng: KeyedRandom, pool: ImagePool, config: ClipConfig, center: Tensor, target: Region, scale: Tensor
+) -> "tuple[Tensor, list[_Cover]]":
+    """Positions (T, 2) of a target that is out of sight `absences` times, and the objects that cover it.
+
+    Between two absences the target is on a path of its own; it changes over while it is out of sight.
+    """
+    frame = torch.tensor([float(config.size[1]), float(config.size[0])])
+    time, unit = torch.arange(config.length), config.length / (2 * config.absences + 1)
+    half_size = target.half_size * scale[:, None]
+    far = (frame + 3 * half_size.amax()).expand(config.length, 2)  # a distance that is outside the frame
+    covers: list[_Cover] = []
+    leaves_first = bool(rng.bernoulli(0.5, 1))
+    for i in range(config.absences):
+        start = unit * (2 * i + 1 + rng.uniform(-0.2, 0.2, 1))
+        end = start + unit * rng.uniform(0.6, 1.1, 1)
+        out = ((time - start) / TRANSITION + 1).minimum((end - time) / TRANSITION + 1).clamp(0, 1)
+        out = out.square() * (3 - 2 * out)  # 0 in sight, 1 out of sight
+        other = ((time - start) / (end - start)).clamp(0, 1)[:, None]
+        center = torch.lerp(center, _smooth_path(rng, config, half_size), other)
+        away, back = (_direction(rng) for _ in range(2))
+        if (i % 2 == 0) == leaves_first:
+            direction = torch.where(other < 0.5, away, back)
+            center = center + direction * far * out[:, None]
+            continue
+        cover = _repeat(pool.sample_regions(rng, pool.sample_images(rng, 1), 0.0), config.length)
+        square = cover.half_size[:, 1] / cover.half_size[:, 0]
+        size = COVER * half_size.amax() / cover.half_size.prod(dim=1).sqrt()
+        direction = torch.where(other < 0.5, away, back)
+        position = center + direction * far * (1 - out[:, None])
+        placement = place(cover.half_size, position, size, aspect=square)
+        covers.append(_Cover(cover, placement, EdgeStyle.sample(rng, 1).repeat(config.length)))
+    return center, covers
+
+
+def _direction(rng: KeyedRandom) -> Tensor:
+    """One of right, left, down, up as a unit vector (2,)."""
+    directions = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+    return directions[rng.integers(torch.tensor([4]))[0]]
+
+
+def _inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(T,) fraction of boxes (T, 4) cxcywh that is inside a frame of this height and width."""
+    frame = torch.tensor([float(size[1]), float(size[0])])
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    return ((high.minimum(frame) - low.clamp(min=0)).clamp(min=0) / boxes[:, 2:]).prod(dim=1)
 
 
 def _augment(rng: KeyedRandom, config: ClipConfig, canvas: Tensor) -> Tensor:
