@@ -18,6 +18,7 @@ import correlation_aware as ca
 CHECKPOINTS = {
     "stills": "sbt_light_cell_track.stills",
     "half": "sbt_light_half_track.stills",
+    "lite0_two_scales": "siam_lite0_ca_two_scales_track.video",
     "lite0": "siam_lite0_ca_track.video",
     "lite0_half": "siam_lite0_ca_half_track.video",
 }

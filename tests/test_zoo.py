@@ -415,7 +415,7 @@ def test_lists():
 def test_nothing_warns_on_the_way_to_the_default_tracker():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ca.create_tracker().weights_name == "siam_lite0_ca_track.video"
+        assert ca.create_tracker().weights_name == "siam_lite0_ca_two_scales_track.video"
 
 
 def test_features_of_a_classifier():

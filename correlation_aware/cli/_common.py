@@ -53,7 +53,8 @@ WEIGHTS_HELP = "Weights: tag of the model, model.tag, file, folder, hf-hub:organ
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Name of a `_track` model, folder or hf-hub:organisation/name; siam_lite0_ca_track by default."
+        help="Name of a `_track` model, folder or hf-hub:organisation/name; by default "
+        "siam_lite0_ca_two_scales_track."
     ),
 ]
 Weights = Annotated[str | None, typer.Option(help=f"{WEIGHTS_HELP}; by default the model's default weights.")]

@@ -284,7 +284,7 @@ def operations(
 def tracker(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Name of a `_track` model.")
-    ] = "siam_lite0_ca_track",
+    ] = "siam_lite0_ca_two_scales_track",
     targets: Annotated[
         str, typer.Option(metavar="N,...", help="Numbers of targets tracked at once.")
     ] = "1,2,4,8",

@@ -41,7 +41,8 @@ def explain(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,NAME", help="`_track` models, beside each other; siam_lite0_ca_track by default."
+            metavar="NAME,NAME",
+            help="`_track` models, beside each other; by default siam_lite0_ca_two_scales_track.",
         ),
     ] = None,
     weights: Annotated[

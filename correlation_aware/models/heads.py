@@ -260,11 +260,11 @@ class TwoScaleHead(nn.Module):
         self.full = TowerHead(dim // 2, feature_size, layers)
         self.half_cls = _tower(dim // 2, layers, 2)
         _start_small(self.half_cls)
+        self.weight, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))  # of the mean
 
     def calibrate(self, scale: float, shift: float) -> None:
-        """See `CellHead.calibrate`."""
-        self.full.calibrate(scale, shift)
-        _calibrate(cast(nn.Conv2d, self.half_cls[-1]), scale, shift)
+        """See `CellHead.calibrate`; the towers are not changed."""
+        _calibrate(self, scale, shift)
 
     def forward(self, features: Tensor) -> TrackOutput:
         """(B, C, H, W) -> predictions per location, for even H and W.
@@ -275,6 +275,7 @@ class TwoScaleHead(nn.Module):
         logits, _, boxes = self.full(full)
         coarse = self.half_cls(_channels_last(half[:, :, ::2, ::2])).contiguous()
         logits = (logits + F.interpolate(coarse, logits.shape[2:], mode="bilinear")) / 2
+        logits = logits * self.weight + self.bias[:, None, None]
         return TrackOutput(logits, torch.softmax(logits.float(), dim=1)[:, 0], boxes)
 
 
@@ -418,7 +419,7 @@ def _start_small(*towers: nn.Sequential) -> None:
 
 
 @torch.no_grad()
-def _calibrate(last: nn.Linear | nn.Conv2d, scale: float, shift: float) -> None:
+def _calibrate(last: nn.Linear | nn.Conv2d | TwoScaleHead, scale: float, shift: float) -> None:
     assert last.bias is not None
     last.weight.mul_(scale)
     last.bias.mul_(scale)

@@ -8,7 +8,7 @@ trained apart, as two trackers, or together.
 Registered: `siam_lite0_ca_two_scales`, of `siam_lite0_ca` and another one at half size; see `siamese.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from correlation_aware.models.attention_maps import AttentionMap
 from correlation_aware.models.contract import TemplateState, TwoInputModel, check_image, prefix_groups
-from correlation_aware.models.registry import register_model
+from correlation_aware.models.registry import register_checkpoint_format, register_model
 from correlation_aware.models.siamese import siam_lite0_ca
 from correlation_aware.models.tracker import TrackModel
 
@@ -129,6 +129,18 @@ class TwoScaleNet(TwoInputModel):
 
     def _joined(self, full: Tensor, half: Tensor) -> Tensor:
         return torch.cat([full, F.interpolate(half, scale_factor=2.0, mode="nearest")], dim=1)
+
+
+@register_checkpoint_format("two_scales_full", matches=lambda names: "head.full.cls.2.weight" in names)
+def full_size_of(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tracker for full-size images in a checkpoint of two scales, as one of its own."""
+    parts = {"backbone.full.": "backbone.", "head.full.": "head."}
+    return {
+        new + name.removeprefix(old): tensor
+        for name, tensor in state_dict.items()
+        for old, new in parts.items()
+        if name.startswith(old)
+    }
 
 
 def _halved(image: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ __all__ = [
     "decode_config",
 ]
 
-DEFAULT_MODEL = "siam_lite0_ca_track"  # of models/siamese.py, with the head `tower`
+DEFAULT_MODEL = "siam_lite0_ca_two_scales_track"  # of models/two_scales.py
 TemplateUpdate = Literal["none", "confident"]
 
 
@@ -708,7 +708,7 @@ def create_tracker(
 
     Args:
         model: Name of a `_track` model, `hf-hub:organisation/name`, a folder, or a model object;
-            `siam_lite0_ca_track` by default.
+            `siam_lite0_ca_two_scales_track` by default.
         pretrained: Weights, as in `create_model`. By default those of the manifest; if it has none, random
             weights with a warning.
         device: Device, such as `cpu` or `cuda`; by default a GPU if there is one.
