@@ -56,14 +56,16 @@ export DEVICE
 
 if [ "$DEVICE" = cuda ]; then
     nvidia-smi > "$OUT/nvidia-smi.txt" 2>&1 || true
-    default=siam_lite0_ca_track light=sbt_light_track base=sbt_base_track few=1 many=64 seconds=1 train="$light $base" models="$default $light $base"
+    default=siam_lite0_ca_track light=sbt_light_track base=sbt_base_track few=1 many=64 seconds=1
+    train="$light $base" models="$default $light $base"
     operations=reference,reference-compile,triton steps="eager-triton compile-triton"
     tests=$(ls tests/test_ops*.py tests/test_*cuda*.py 2> /dev/null)
     contenders='reference,eager,eager-triton,cudagraph*' tuned=reference-max-autotune
     runtimes=eager,cudagraph,cudagraph-triton
     python3 -c "import xdist" 2> /dev/null && tests="-n 4 $tests"  # the kernels of four tests at a time are compiled
 else
-    default=sbt_test_track light=sbt_test_track base=sbt_test_track few=1 many=2 seconds=0.05 train=$light models=$light
+    default=sbt_test_track light=sbt_test_track base=sbt_test_track few=1 many=2 seconds=0.05
+    train=$light models=$light
     operations=reference tests="tests/test_bench.py -k alternation" steps=eager
     contenders=reference,eager runtimes=eager tuned=reference
 fi

@@ -67,7 +67,7 @@ def test_the_full_size_is_a_checkpoint_of_its_own(tmp_path):
     assert unchanged.keys() == two.state_dict().keys()
 
 
-def test_layers_of_both_networks_are_in_the_same_groups(net):
+def test_layers_of_both_networks_are_in_the_same_groups():
     model = ca.create_model("siam_lite0_ca_two_scales", device="meta")
     groups, own = model.group_matcher(), model.full.group_matcher()
     assert groups.keys() == own.keys()

@@ -157,6 +157,6 @@ def siam_lite0_ca_two_scales(**kwargs: Any) -> TwoScaleNet:
 
 
 @register_model
-def siam_lite0_ca_two_scales_track(**kwargs: Any) -> TrackModel:
-    """`siam_lite0_ca_two_scales` with a tower head, the default tracker for CPUs."""
-    return TrackModel.build(siam_lite0_ca_two_scales(**kwargs), "tower_two_scales")
+def siam_lite0_ca_two_scales_track(head: str = "tower_two_scales", **kwargs: Any) -> TrackModel:
+    """`siam_lite0_ca_two_scales` with the tower head for two scales, the default tracker for CPUs."""
+    return TrackModel.build(siam_lite0_ca_two_scales(**kwargs), head)
