@@ -213,9 +213,9 @@ class AppServer:
             video.state = "stopped" if video.stop.is_set() else "done"
         except MISTAKES as error:
             video.error, video.state = str(error), "failed"
-        except Exception:
+        except Exception:  # a fault of this package: its thread ends here, and the page has to know
+            _logger.exception("tracking of %s failed", video.name)
             video.error, video.state = "an error of this program; its console has more", "failed"
-            _logger.exception("tracking failed")
         finally:
             self._busy.release()
 
