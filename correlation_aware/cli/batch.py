@@ -213,23 +213,19 @@ class Worker:
 
     def track(self, name: str) -> "JobResult | JobFailure | None":
         """Tracks a video if it is not finished; None if another process tracks it."""
-        from correlation_aware.evaluation.shared_run import claim
+        from correlation_aware.evaluation.shared_run import finish
         from correlation_aware.tracking.batch import JobFailure, JobResult, track_job
 
-        batch, boxes = self.batch, self.batch.boxes(name)
-        if not boxes.is_file():
-            with claim(boxes.parent, name) as is_free:
-                if not is_free:
-                    return None
-                if not boxes.is_file():  # it may have been finished just before
-                    video = batch.output / "videos" / f"{name}.mp4" if batch.video else None
-                    job = self.jobs[name]
-                    try:
-                        return track_job(job, self.tracker, boxes, batch.format, video, batch.depth_range)
-                    except Exception as error:  # the other videos go on
-                        return JobFailure.of(job, error)
-        (boxes.parent / f".{name}.claim").unlink(missing_ok=True)  # of a process killed when it had finished
-        return JobResult(name)
+        batch, boxes, job = self.batch, self.batch.boxes(name), self.jobs[name]
+        video = batch.output / "videos" / f"{name}.mp4" if batch.video else None
+
+        def work() -> JobResult | JobFailure:
+            try:
+                return track_job(job, self.tracker, boxes, batch.format, video, batch.depth_range)
+            except Exception as error:  # the other videos go on
+                return JobFailure.of(job, error)
+
+        return finish(boxes.parent, name, boxes, work, lambda: JobResult(name))
 
 
 def _outcomes(batch: Batch, processes: int, ray: str | None) -> "Iterator[JobResult | JobFailure]":

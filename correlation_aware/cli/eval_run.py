@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from correlation_aware._files import is_file_name
 from correlation_aware.cli._common import console, load_tracker, track_progress
 from correlation_aware.cli.eval_processes import Place, launcher_place, started, use_share
 
@@ -42,7 +43,7 @@ def check_name(name: str | None) -> None:
     Raises:
         ValueError: Not the name of a folder.
     """
-    if name is not None and (not name or name[0] == "." or set(name) & set('/\\:*?"<>|')):
+    if name is not None and not is_file_name(name):
         raise ValueError(f"--name {name!r} has to be the name of a folder, such as my_tracker")
 
 
