@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from correlation_aware._extras import require
-from correlation_aware.cli._common import console, track_progress
-from correlation_aware.cli.eval_run import EXIT_FAILED, check_name
+from correlation_aware.cli._common import console, figure_table, print_wide, track_progress
+from correlation_aware.cli.eval_run import EXIT_FAILED, Json, check_name
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.davis import MaskResult
@@ -65,9 +63,7 @@ def davis(
     metric: Annotated[
         str, typer.Option(help="own, or vos-benchmark: the package of this name, with the same figures.")
     ] = "own",
-    as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
-    ] = None,
+    as_json: Json = None,
 ) -> None:
     """Video object segmentation on DAVIS, or sequences in its layout.
 
@@ -196,9 +192,7 @@ def _mean(values: Iterable[Any]) -> float:
 
 def _print(measured: Sequence["MaskResult"]) -> dict[str, float]:
     """Prints a row per sequence and one for all; returns the figures of all."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("sequence", "objects", "frames", "J&F", "J", "F", "frames/s"):
-        table.add_column(title, justify="left" if title == "sequence" else "right", no_wrap=True)
+    table = figure_table(("sequence", "objects", "frames", "J&F", "J", "F", "frames/s"))
     for result in measured:
         figures = [f"{value:.1f}" for value in _means([result]).values()]
         seconds = result.seconds.sum()
@@ -211,7 +205,7 @@ def _print(measured: Sequence["MaskResult"]) -> dict[str, float]:
     )
     figures = [f"{value:.1f}" for value in totals.values()]
     table.add_row("all", str(objects), str(frames), *figures, "", style="bold")
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
+    print_wide(table)
     return totals
 
 

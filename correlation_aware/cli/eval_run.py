@@ -4,20 +4,17 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from correlation_aware._files import is_file_name
-from correlation_aware.cli._common import console, load_tracker, track_progress
+from correlation_aware.cli._common import console, figure_table, load_tracker, print_wide, track_progress
 from correlation_aware.cli.eval_processes import Place, launcher_place, started, use_share
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.benchmarks import Benchmark
-    from correlation_aware.evaluation.long_term import LongTermScores
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
     from correlation_aware.evaluation.results import ResultFolder
     from correlation_aware.evaluation.trackers import NamedTracker
@@ -25,11 +22,15 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_FAILED",
     "Evaluation",
+    "Json",
     "TrackerOptions",
     "check_name",
-    "print_long_term",
     "print_scores",
     "run_benchmark",
+]
+
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
 ]
 
 EXIT_FAILED = 3
@@ -294,47 +295,19 @@ def print_scores(
         subject: Title of the first column.
         more: Values of further columns by row, by their titles.
     """
-    table, more = Table(box=None, padding=(0, 2, 0, 0)), dict(more or {})
-    every = {**rows, **totals}
+    every, more = {**rows, **totals}, dict(more or {})
     if all(scores.precision is not None for scores in every.values()):
         values = {name: (s.precision, s.normalized_precision) for name, s in every.items()}
         for i, title in enumerate(PRECISIONS):
             more[title] = {name: f"{pair[i]:.3f}" for name, pair in values.items()}
-    for title in (subject, *HEADINGS, *more):
-        table.add_column(title, justify="left" if title == subject else "right", no_wrap=True)
+    table = figure_table((subject, *HEADINGS, *more))
     for name, scores in rows.items():
         table.add_row(escape(name), *_format_scores(scores), *(column[name] for column in more.values()))
     table.add_section()
     for name, scores in totals.items():
         further = (column.get(name, "") for column in more.values())
         table.add_row(name, *_format_scores(scores), *further, style="bold")
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
-
-
-def print_long_term(rows: dict[str, "LongTermScores"]) -> None:
-    """Prints the scores of a long-term evaluation, a row per setting; the first one is the unit of cost."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    titles = (
-        "settings",
-        "clips",
-        "returns",
-        "F",
-        "P",
-        "R",
-        "again",
-        "elsewhere",
-        "ms/frame",
-        "cost",
-        "if lost",
-    )
-    for title in titles:
-        table.add_column(title, justify="left" if title == "settings" else "right", no_wrap=True)
-    unit = next(iter(rows.values())).milliseconds
-    for name, s in rows.items():
-        shares = (f"{value:.3f}" for value in (s.f1, s.precision, s.recall, s.redetected, s.ends_elsewhere))
-        costs = (f"{value / unit:.2f}" for value in (s.milliseconds, s.milliseconds_lost))
-        table.add_row(escape(name), str(s.clips), str(s.returns), *shares, f"{s.milliseconds:.1f}", *costs)
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
+    print_wide(table)
 
 
 def _format_scores(s: "Scores") -> Sequence[str]:
