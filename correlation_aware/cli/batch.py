@@ -6,7 +6,7 @@ Its options --model, --weights, --device, --runtime, --decode, --redetect and --
 
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,12 +22,12 @@ from correlation_aware.cli._common import (
     Runtime,
     Weights,
     console,
-    load_tracker,
     parse_depth_range,
     track_progress,
 )
 from correlation_aware.cli._signals import stopped_by_signals
 from correlation_aware.cli.eval_processes import Place, started, use_share
+from correlation_aware.cli.eval_run import TrackerOptions
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.trackers import NamedTracker
@@ -93,15 +93,10 @@ def batch(
     work = Batch(
         tuple(read_jobs(jobs)),
         output,
-        model,
-        weights,
-        device,
-        runtime,
-        decode,
+        TrackerOptions(model, weights, device, runtime, decode, redetect=redetect),
         format,
         video,
         parse_depth_range(depth_range),
-        redetect,
     )
     several = [job.name for job in work.jobs if len(job.targets) > 1]
     if format == "got10k" and several:
@@ -132,28 +127,18 @@ class Batch:
     Attributes:
         jobs: Videos and their targets.
         output: Folder of the results.
-        model: Model, see `load_tracker`.
-        weights: Weights.
-        device: Device.
-        runtime: Runtime.
-        decode: Choice of the box.
+        options: Options of the tracker.
         format: Format of the boxes.
         video: Whether videos are written too.
         depth_range: Values of 16-bit or float images that become 0 and 255.
-        redetect: Whether to search for lost targets; None for the default.
     """
 
     jobs: "tuple[Job, ...]"
     output: Path
-    model: str | None
-    weights: str | None
-    device: str | None
-    runtime: str
-    decode: str
+    options: TrackerOptions
     format: str
     video: bool
     depth_range: tuple[float, float] | None
-    redetect: bool | None = None
 
     @property
     def names(self) -> list[str]:
@@ -202,11 +187,9 @@ class Worker:
 
         self.batch = batch
         self.jobs = {job.name: job for job in batch.jobs}
-        device = use_share(place, batch.device, divide_threads)
+        device = use_share(place, batch.options.device, divide_threads)
         torch.manual_seed(0)  # the same random weights in all processes and runs
-        self.tracker = load_tracker(
-            batch.model, batch.weights, device, batch.runtime, batch.decode, batch.redetect
-        )
+        self.tracker = replace(batch.options, device=device).load_model()
         batch.start(NamedTracker.of_model(self.tracker), place.count)
         if done := len(batch.finished()):
             console.print(f"{done} of {len(self.jobs)} videos are finished in {escape(str(batch.output))}")

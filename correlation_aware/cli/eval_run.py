@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
     from correlation_aware.evaluation.results import ResultFolder
     from correlation_aware.evaluation.trackers import NamedTracker
+    from correlation_aware.tracking.tracker import Tracker
 
 __all__ = [
     "EXIT_FAILED",
@@ -57,8 +58,8 @@ class TrackerOptions:
     device: str | None
     runtime: str
     decode: str
-    tracker: str | None
-    name: str | None
+    tracker: str | None = None
+    name: str | None = None
     redetect: bool | None = None
 
     def of_a_model(self) -> list[str]:
@@ -67,6 +68,10 @@ class TrackerOptions:
         used = [option for option, value in values.items() if value is not None]
         used += ["--runtime"] * (self.runtime != "auto") + ["--decode"] * (self.decode != "default")
         return used + ["--redetect"] * (self.redetect is not None)
+
+    def load_model(self) -> "Tracker":
+        """The tracker of the model."""
+        return load_tracker(self.model, self.weights, self.device, self.runtime, self.decode, self.redetect)
 
     def load(self) -> "NamedTracker":
         """The tracker, under the name for its results.
@@ -79,10 +84,7 @@ class TrackerOptions:
         name = self.name
         check_name(name)
         if self.tracker is None:
-            tracker = load_tracker(
-                self.model, self.weights, self.device, self.runtime, self.decode, self.redetect
-            )
-            about = NamedTracker.of_model(tracker)
+            about = NamedTracker.of_model(self.load_model())
         else:
             if unused := self.of_a_model():
                 raise ValueError(f"{', '.join(unused)}: no effect with --tracker, which replaces the model")
