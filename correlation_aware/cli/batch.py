@@ -25,7 +25,7 @@ from correlation_aware.cli._common import (
     parse_depth_range,
     track_progress,
 )
-from correlation_aware.cli._signals import stopped_by_signals
+from correlation_aware.cli._signals import interrupt, stopped_by_signals
 from correlation_aware.cli.eval_processes import Place, started, use_share
 from correlation_aware.cli.eval_run import TrackerOptions
 
@@ -105,7 +105,7 @@ def batch(
     failed: dict[str, str] = {}
     count = len(work.jobs)
     try:
-        with stopped_by_signals(_interrupt):
+        with stopped_by_signals(interrupt):
             for outcome in track_progress(_outcomes(work, processes, ray), count, "videos"):
                 if isinstance(outcome, JobFailure):
                     failed[outcome.name] = outcome.reason
@@ -259,7 +259,3 @@ def _printed(outcomes: "Iterable[JobResult | JobFailure]") -> "Iterator[JobResul
 
 def _numbers(ids: Sequence[int]) -> str:
     return ", ".join(f"#{number}" for number in ids)
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
