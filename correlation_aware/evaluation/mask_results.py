@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from correlation_aware._images import read_image
@@ -24,12 +23,11 @@ from correlation_aware.evaluation.davis import (
     read_labels,
     score_masks,
 )
+from correlation_aware.evaluation.one_pass import Frame
 from correlation_aware.evaluation.results import OTHER_FOLDER
 from correlation_aware.evaluation.shared_run import start_run
 
 __all__ = ["MaskFolder", "Segmenter", "evaluate", "read_results"]
-
-Frame = NDArray[np.uint8]
 
 
 class Segmenter(Protocol):
