@@ -27,7 +27,7 @@ from correlation_aware.cli._common import (
 )
 from correlation_aware.cli._signals import interrupt, stopped_by_signals
 from correlation_aware.cli.eval_processes import Place, started, use_share
-from correlation_aware.cli.eval_run import TrackerOptions
+from correlation_aware.cli.eval_run import TrackerOptions, exit_if_failed
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.trackers import NamedTracker
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Worker", "batch"]
 
-EXIT_FAILED, EXIT_INTERRUPTED = 3, 130
+EXIT_INTERRUPTED = 130
 SUFFIXES = {"csv": ".csv", "jsonl": ".jsonl", "coco": ".json", "mot": ".txt", "got10k": ".txt"}
 
 
@@ -115,9 +115,7 @@ def batch(
         console.print(f"[yellow]Stopped: {done} of {count} videos are finished; the same command goes on.[/]")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     console.print(f"Wrote {escape(str(output))}: {count - len(failed)} of {count} videos")
-    if failed:
-        console.print(f"[red]{len(failed)} of {count} videos failed: {escape(', '.join(failed))}[/]")
-        raise typer.Exit(EXIT_FAILED)
+    exit_if_failed(failed, count, "videos")
 
 
 @dataclass(frozen=True)

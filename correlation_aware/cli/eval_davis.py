@@ -10,10 +10,11 @@ import typer
 from rich.markup import escape
 
 from correlation_aware._extras import require
-from correlation_aware.cli._common import console, figure_table, print_wide, track_progress
-from correlation_aware.cli.eval_run import EXIT_FAILED, Json, check_name
+from correlation_aware.cli._common import console, figure_table, print_wide
+from correlation_aware.cli.eval_run import Json, check_measured, check_name, collect, exit_if_failed
 
 if TYPE_CHECKING:
+    from correlation_aware.evaluation.benchmarks import SequenceFailure
     from correlation_aware.evaluation.davis import MaskResult
     from correlation_aware.evaluation.segmenters import NamedSegmenter
 
@@ -76,7 +77,6 @@ def davis(
     Exit codes: 0, 3 if a sequence failed (the table has the others), 1 error.
     """
     from correlation_aware._files import check_output_file, file_lock
-    from correlation_aware.evaluation.benchmarks import SequenceFailure
     from correlation_aware.evaluation.davis import METRICS, Davis
     from correlation_aware.evaluation.mask_results import MaskFolder, evaluate, read_results
     from correlation_aware.evaluation.results import describe_run
@@ -109,27 +109,17 @@ def davis(
                 console.print(f"{done} of {len(names)} sequences are finished in {escape(str(folder.path))}")
         outcomes = evaluate(about.segmenter, dataset, names, metric, folder)
     lock: Any = nullcontext(True) if folder is None else file_lock(folder.path / ".run.lock")
-    measured: list[MaskResult] = []
-    failed: dict[str, str] = {}
     with lock as is_free:
         if not is_free:
             assert folder is not None
             raise ValueError(f"Another process writes to {folder.path}: wait, or choose another --name.")
-        for outcome in track_progress(outcomes, len(names), "sequences"):
-            if isinstance(outcome, SequenceFailure):
-                failed[outcome.name] = outcome.reason
-                console.print(f"[red]{escape(outcome.name)} failed:[/] {escape(outcome.reason)}")
-            else:
-                measured.append(outcome)
-                if outcome.late:
-                    late = ", ".join(map(str, outcome.late))
-                    console.print(
-                        f"[yellow]{escape(outcome.name)}: labels {late} are not in the first mask and not "
-                        "measured[/]"
-                    )
-    if not measured:
-        first, reason = next(iter(failed.items()))
-        raise ValueError(f"None of {len(names)} sequences could be evaluated; {first}: {reason}")
+        measured, failed = collect(outcomes, len(names))
+    check_measured(measured, failed)
+    for result in measured:
+        if result.late:
+            late = ", ".join(map(str, result.late))
+            text = f"{result.name}: labels {late} are not in the first mask and not measured"
+            console.print(f"[yellow]{escape(text)}[/]")
     totals = _print(measured)
     if folder is not None:
         console.print(f"Wrote {escape(str(folder.path))}")
@@ -140,9 +130,7 @@ def davis(
             measured, failed, totals, {"tracker": title, "weights": weights_name, "metric": metric}, as_json
         )
         console.print(f"Wrote {escape(str(as_json))}")
-    if failed:
-        console.print(f"[red]{len(failed)} of {len(names)} sequences failed: {escape(', '.join(failed))}[/]")
-        raise typer.Exit(EXIT_FAILED)
+    exit_if_failed(failed, len(names))
 
 
 def _check(

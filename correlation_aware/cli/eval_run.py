@@ -1,10 +1,10 @@
 """The commands of `correlation-aware eval` for benchmarks: track or read boxes, score, print and write."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.markup import escape
@@ -14,21 +14,25 @@ from correlation_aware.cli._common import console, figure_table, load_tracker, p
 from correlation_aware.cli.eval_processes import Place, launcher_place, started, use_share
 
 if TYPE_CHECKING:
-    from correlation_aware.evaluation.benchmarks import Benchmark
+    from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure
     from correlation_aware.evaluation.one_pass import Scores, SequenceResult
     from correlation_aware.evaluation.results import ResultFolder
     from correlation_aware.evaluation.trackers import NamedTracker
     from correlation_aware.tracking.tracker import Tracker
 
 __all__ = [
-    "EXIT_FAILED",
     "Evaluation",
     "Json",
     "TrackerOptions",
+    "check_measured",
     "check_name",
+    "collect",
+    "exit_if_failed",
     "print_scores",
     "run_benchmark",
 ]
+
+T = TypeVar("T")
 
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
@@ -160,7 +164,7 @@ def run_benchmark(
         typer.Exit: A sequence failed.
     """
     from correlation_aware._files import check_output_file, check_output_folder
-    from correlation_aware.evaluation.benchmarks import SequenceFailure, evaluate
+    from correlation_aware.evaluation.benchmarks import evaluate
     from correlation_aware.evaluation.results import ResultFolder
 
     output, place = evaluation.output, launcher_place()
@@ -188,27 +192,58 @@ def run_benchmark(
             processes = processes if len(names) > done else 1
         title = about.name, about.weights
         _warn_of_training_data(about, evaluation, names)
-    measured: list[SequenceResult] = []
-    failed: dict[str, str] = {}
     with started(processes, _work, (evaluation,)):
-        for result in track_progress(outcomes, len(names), "sequences"):
-            if isinstance(result, SequenceFailure):
-                failed[result.name] = result.reason
-                console.print(f"[red]{escape(result.name)} failed:[/] {escape(result.reason)}")
-            else:
-                measured.append(result)
+        measured, failed = collect(outcomes, len(names))
     if place.rank > 0:
         return  # the first process has the results of all
+    check_measured(measured, failed)
     measured.sort(key=lambda result: names.index(result.name))
-    if not measured:
-        name, reason = next(iter(failed.items()), ("", "no sequences"))
-        raise ValueError(f"None of {len(names)} sequences could be evaluated; {name}: {reason}")
     if benchmark.has_truth:
         _report(measured, failed, title, as_json)
     if output is not None:
         console.print(f"Wrote {escape(str(folder.path))}")
-    if failed:
-        console.print(f"[red]{len(failed)} of {len(names)} sequences failed: {escape(', '.join(failed))}[/]")
+    exit_if_failed(failed, len(names))
+
+
+def collect(outcomes: "Iterable[T | SequenceFailure]", count: int) -> tuple[list[T], dict[str, str]]:
+    """Evaluates, and prints a line for each sequence that fails.
+
+    Args:
+        outcomes: Result or failure of each sequence.
+        count: Number of sequences.
+
+    Returns:
+        The results, and the reasons of the failures by sequence.
+    """
+    from correlation_aware.evaluation.benchmarks import SequenceFailure
+
+    measured: list[T] = []
+    failed: dict[str, str] = {}
+    for outcome in track_progress(outcomes, count, "sequences"):
+        if isinstance(outcome, SequenceFailure):
+            failed[outcome.name] = outcome.reason
+            console.print(f"[red]{escape(outcome.name)} failed:[/] {escape(outcome.reason)}")
+        else:
+            measured.append(outcome)
+    return measured, failed
+
+
+def check_measured(measured: Sequence[object], failed: Mapping[str, str]) -> None:
+    """Checks that not all sequences have failed.
+
+    Raises:
+        ValueError: No results.
+    """
+    if not measured:
+        name, reason = next(iter(failed.items()), ("", "no sequences"))
+        raise ValueError(f"None of {len(failed)} sequences could be evaluated; {name}: {reason}")
+
+
+def exit_if_failed(failed: Iterable[str], count: int, unit: str = "sequences") -> None:
+    """Prints what failed, if something did, and ends the command with `EXIT_FAILED`."""
+    names = list(failed)
+    if names:
+        console.print(f"[red]{len(names)} of {count} {unit} failed: {escape(', '.join(names))}[/]")
         raise typer.Exit(EXIT_FAILED)
 
 

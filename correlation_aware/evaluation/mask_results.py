@@ -129,7 +129,7 @@ def evaluate(
             by_stem = {frame.stem: mask for frame, mask in zip(video.frames, masks)}
             yield score_masks(video, [by_stem[stem] for stem in video.measured], metric, seconds)
         except Exception as error:  # of the files, or of somebody's segmenter: the other sequences go on
-            yield SequenceFailure(name, f"{type(error).__name__}: {error}".rstrip(": "))
+            yield SequenceFailure.of(name, error)
 
 
 def read_results(
@@ -145,7 +145,7 @@ def read_results(
             video = davis[name]
             yield score_masks(video, folder.read(video), metric)
         except (OSError, ValueError) as error:
-            yield SequenceFailure(name, f"{type(error).__name__}: {error}")
+            yield SequenceFailure.of(name, error)
 
 
 def _segment(segmenter: Segmenter, video: MaskVideo) -> tuple[list[Labels], list[float]]:
