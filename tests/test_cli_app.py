@@ -5,6 +5,7 @@ import csv
 import http.client
 import io
 import json
+import logging
 import signal
 import socket
 import tempfile
@@ -214,6 +215,18 @@ def test_a_fault_ends_tracking_and_the_console_has_its_traceback(
     thread.join()
     assert served.ask("POST", f"/videos/{key}/track", {"boxes": [[40, 60, 30, 30]]})[0] == 202
     assert served.end_of(key)["state"] == "done"
+
+
+def test_a_fault_in_an_answer(
+    served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = served.ask("POST", "/videos?name=a.mp4", clip.read_bytes())[1]["key"]
+    monkeypatch.delattr(served.app, "_max_bytes")
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # to caplog
+    status, answer = served.ask("POST", "/videos?name=a.mp4", clip.read_bytes())
+    assert (status, answer) == (500, {"error": "an error of this program; its console has more"})
+    wait(lambda: "has no attribute '_max_bytes'" in caplog.text)  # the server prints it after the answer
+    assert served.ask("GET", f"/videos/{key}/status")[0] == 200
 
 
 @pytest.mark.parametrize("width", [1280, 390])
