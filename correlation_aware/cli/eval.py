@@ -21,7 +21,7 @@ from correlation_aware.cli._common import (
     console,
     parse_depth_range,
 )
-from correlation_aware.cli.eval_run import Evaluation, Json, TrackerOptions, run_benchmark
+from correlation_aware.cli.eval_run import Evaluation, Json, Sequences, TrackerOptions, run_benchmark
 
 __all__ = ["app"]
 
@@ -33,9 +33,6 @@ TrackerText = Annotated[
         "opencv:nano:BACKBONE,HEAD, opencv:vit:MODEL, nanotrack-v2:BACKBONE,HEAD, "
         "nanotrack-v3:BACKBONE,HEAD, or module:factory of a tracker with init and update.",
     ),
-]
-Sequences = Annotated[
-    str | None, typer.Option(metavar="NAME,NAME", help="Sequences to evaluate; all by default.")
 ]
 Output = Annotated[
     Path | None, typer.Option(help="Folder for boxes and times, in the toolkit's `results` layout.")

@@ -11,7 +11,14 @@ from rich.markup import escape
 
 from correlation_aware._extras import require
 from correlation_aware.cli._common import console, figure_table, print_wide
-from correlation_aware.cli.eval_run import Json, check_measured, check_name, collect, exit_if_failed
+from correlation_aware.cli.eval_run import (
+    Json,
+    Sequences,
+    check_measured,
+    check_name,
+    collect,
+    exit_if_failed,
+)
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.benchmarks import SequenceFailure
@@ -55,9 +62,7 @@ def davis(
         str, typer.Option(help="List of names in ImageSets, without .txt; DAVIS-2016 has 480p/val.")
     ] = "2017/val",
     resolution: Annotated[str, typer.Option(help="Folder in JPEGImages and Annotations.")] = "480p",
-    sequences: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Sequences to evaluate; all by default.")
-    ] = None,
+    sequences: Sequences = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for masks: DAVIS/NAME/SEQUENCE/00000.png.")
     ] = None,

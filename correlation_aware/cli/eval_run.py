@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Evaluation",
     "Json",
+    "Sequences",
     "TrackerOptions",
     "check_measured",
     "check_name",
@@ -34,6 +35,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+Sequences = Annotated[
+    str | None, typer.Option(metavar="NAME,NAME", help="Sequences to evaluate; all by default.")
+]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
 ]
