@@ -15,7 +15,7 @@ import correlation_aware as ca
 from correlation_aware.cli import app, eval_processes
 from correlation_aware.cli import batch as cli_batch
 from correlation_aware.cli._common import console
-from correlation_aware.cli.eval_run import TrackerOptions
+from correlation_aware.cli.eval_common import TrackerOptions
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking import batch as batch_module
 from correlation_aware.tracking.batch import Job, JobTarget, read_jobs

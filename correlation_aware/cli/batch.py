@@ -26,8 +26,8 @@ from correlation_aware.cli._common import (
     track_progress,
 )
 from correlation_aware.cli._signals import interrupt, stopped_by_signals
+from correlation_aware.cli.eval_common import TrackerOptions, exit_if_failed
 from correlation_aware.cli.eval_processes import Place, started, use_share
-from correlation_aware.cli.eval_run import TrackerOptions, exit_if_failed
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.trackers import NamedTracker

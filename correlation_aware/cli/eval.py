@@ -21,19 +21,11 @@ from correlation_aware.cli._common import (
     console,
     parse_depth_range,
 )
-from correlation_aware.cli.eval_run import Evaluation, Json, Sequences, TrackerOptions, run_benchmark
+from correlation_aware.cli.eval_common import Json, Sequences, TrackerOptions, TrackerText
+from correlation_aware.cli.eval_run import Evaluation, run_benchmark
 
 __all__ = ["app"]
 
-TrackerText = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TRACKER",
-        help="Another tracker instead of a model: still, opencv:csrt, opencv:kcf, opencv:mil, "
-        "opencv:nano:BACKBONE,HEAD, opencv:vit:MODEL, nanotrack-v2:BACKBONE,HEAD, "
-        "nanotrack-v3:BACKBONE,HEAD, or module:factory of a tracker with init and update.",
-    ),
-]
 Output = Annotated[
     Path | None, typer.Option(help="Folder for boxes and times, in the toolkit's `results` layout.")
 ]

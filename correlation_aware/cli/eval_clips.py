@@ -28,7 +28,7 @@ from correlation_aware.cli._common import (
     print_wide,
     track_progress,
 )
-from correlation_aware.cli.eval_run import Json, print_scores
+from correlation_aware.cli.eval_common import Json, print_scores
 
 if TYPE_CHECKING:
     from correlation_aware.evaluation.long_term import LongTermResult, LongTermScores

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from correlation_aware._extras import require
 from correlation_aware.cli._common import console, figure_table, print_wide
-from correlation_aware.cli.eval_run import (
+from correlation_aware.cli.eval_common import (
     Json,
     Sequences,
     check_measured,

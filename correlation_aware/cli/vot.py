@@ -15,8 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from correlation_aware.cli._common import Decode, Device, Model, Redetect, Runtime, Weights, console
-from correlation_aware.cli.eval import TrackerText
-from correlation_aware.cli.eval_run import TrackerOptions
+from correlation_aware.cli.eval_common import TrackerOptions, TrackerText
 
 __all__ = ["app"]
 
