@@ -2,6 +2,7 @@
 
 import errno
 import fnmatch
+import glob
 import hashlib
 import itertools
 import json
@@ -27,9 +28,11 @@ __all__ = [
     "file_lock",
     "frame_numbers",
     "git_hash_file",
+    "is_file_name",
     "list_frames",
     "natural_order",
     "read_json",
+    "remove_leftovers",
     "sha256_file",
     "walk_files",
     "walk_folders",
@@ -77,6 +80,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Removes the temporary files of `atomic_path` that killed processes have left for a file."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):
+        leftover.unlink()
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text is the name of a file or folder: not hidden, without separators and wildcards."""
+    return bool(text) and text[0] != "." and not set(text) & set('/\\:*?"<>|')
 
 
 def check_output_file(path: str | Path, suffixes: Sequence[str] = ()) -> None:

@@ -3,7 +3,9 @@
 import base64
 import csv
 import http.client
+import io
 import json
+import logging
 import signal
 import socket
 import tempfile
@@ -16,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 from chromium import Chromium
+from rich.console import Console
 from typer.testing import CliRunner
 
 import correlation_aware as ca
 from correlation_aware.cli import app
+from correlation_aware.cli._messages import print_messages
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.video import VideoWriter, open_frames
 
@@ -187,6 +191,42 @@ def test_tracking_can_be_stopped(served: Served, clip: Path, monkeypatch: pytest
     end = served.end_of(keys[0])
     assert end["state"] == "stopped" and end["frames"] == 2
     assert len(served.ask("GET", f"/videos/{keys[0]}/boxes.csv")[1].splitlines()) == 3
+
+
+def test_a_fault_ends_tracking_and_the_console_has_its_traceback(
+    served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(frame: Any) -> Any:
+        return [][len(frame)]
+
+    monkeypatch.setattr(served.app._tracker, "update", fails)
+    key = served.ask("POST", "/videos?name=a.mp4", clip.read_bytes())[1]["key"]
+    terminal = Console(file=io.StringIO(), width=1000)
+    with print_messages(terminal):
+        assert served.ask("POST", f"/videos/{key}/track", {"boxes": [[40, 60, 30, 30]]})[0] == 202
+        status = served.end_of(key)
+    assert (status["state"], status["error"]) == ("failed", "an error of this program; its console has more")
+    text = terminal.file.getvalue()
+    assert text.startswith("tracking of a failed\nTraceback") and "in fails" in text
+    assert text.endswith("IndexError: list index out of range\n")
+    monkeypatch.undo()
+    thread = served.app._videos[key].thread
+    assert thread is not None
+    thread.join()
+    assert served.ask("POST", f"/videos/{key}/track", {"boxes": [[40, 60, 30, 30]]})[0] == 202
+    assert served.end_of(key)["state"] == "done"
+
+
+def test_a_fault_in_an_answer(
+    served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = served.ask("POST", "/videos?name=a.mp4", clip.read_bytes())[1]["key"]
+    monkeypatch.delattr(served.app, "_max_bytes")
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # to caplog
+    status, answer = served.ask("POST", "/videos?name=a.mp4", clip.read_bytes())
+    assert (status, answer) == (500, {"error": "an error of this program; its console has more"})
+    wait(lambda: "has no attribute '_max_bytes'" in caplog.text)  # the server prints it after the answer
+    assert served.ask("GET", f"/videos/{key}/status")[0] == 200
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -15,6 +15,7 @@ import correlation_aware as ca
 from correlation_aware.cli import app, eval_processes
 from correlation_aware.cli import batch as cli_batch
 from correlation_aware.cli._common import console
+from correlation_aware.cli.eval_common import TrackerOptions
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking import batch as batch_module
 from correlation_aware.tracking.batch import Job, JobTarget, read_jobs
@@ -237,9 +238,8 @@ def test_kill_9_and_several_processes_give_the_results_of_one(run: Run) -> None:
 
 def test_what_a_second_process_does(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run("one")
-    batch = cli_batch.Batch(
-        tuple(read_jobs("jobs.csv")), Path("two"), "./net", None, "cpu", "auto", "default", "csv", False, None
-    )
+    options = TrackerOptions("./net", None, "cpu", "auto", "default")
+    batch = cli_batch.Batch(tuple(read_jobs("jobs.csv")), Path("two"), options, "csv", False, None)
     threads = torch.get_num_threads()
     try:
         cli_batch._work(eval_processes.Place(1, 2, 1), batch)

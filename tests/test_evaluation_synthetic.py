@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import correlation_aware as ca
 from correlation_aware.cli import eval as cli_eval
+from correlation_aware.cli import eval_clips
 from correlation_aware.cli import train as cli_train
 from correlation_aware.data.stills.synthetic_clips import Clip
 from correlation_aware.evaluation import long_term
@@ -234,9 +235,9 @@ def test_eval_longterm(run, photos, tmp_path, monkeypatch):
 
 def test_a_sweep_takes_old_names_and_settings_without_a_default():
     with pytest.warns(DeprecationWarning, match="window is now called window_weight"):
-        grid = cli_eval._grid(["window=0,0.5"], TrackerConfig())
+        grid = eval_clips._grid(["window=0,0.5"], TrackerConfig())
     assert list(grid) == ["window_weight=0", "window_weight=0.5"]
-    assert [c.box_vote for c in cli_eval._grid(["box_vote=0,8"], TrackerConfig()).values()] == [0.0, 8.0]
+    assert [c.box_vote for c in eval_clips._grid(["box_vote=0,8"], TrackerConfig()).values()] == [0.0, 8.0]
 
 
 def test_train_calibrate(run, photos, tmp_path, monkeypatch):

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 from correlation_aware.cli import vot as cli_vot
 from correlation_aware.evaluation import vot
+from correlation_aware.evaluation.masks import region_similarity
 from correlation_aware.evaluation.one_pass import overlap
 from correlation_aware.evaluation.refiners import (
     GrabCut,
     box_mask,
     create_refiner,
     mask_box,
-    mask_overlap,
     refine,
 )
 from correlation_aware.evaluation.trax import Targets, region_box, serve
@@ -240,9 +240,9 @@ def test_boxes_of_masks_and_masks_of_boxes():
 
 def test_masks_overlap_as_sets_of_pixels():
     a, b = box_mask((20, 30), (0, 0, 4, 4)), box_mask((20, 30), (2, 0, 4, 4))
-    assert mask_overlap(a, b) == 8 / 24
-    assert mask_overlap(a, ~a) == 0
-    assert mask_overlap(np.zeros((3, 3)), np.zeros((3, 3))) == 1
+    assert region_similarity(a, b) == 8 / 24
+    assert region_similarity(a, ~a) == 0
+    assert region_similarity(np.zeros((3, 3), bool), np.zeros((3, 3), bool)) == 1
 
 
 @pytest.mark.parametrize("size, radius", [((120, 160), 25), ((480, 640), 190)])
@@ -251,9 +251,9 @@ def test_grabcut_finds_a_disk(size, radius):
     box = mask_box(truth)
     mask = GrabCut().refine(frame, box)
     assert mask.shape == truth.shape and mask.dtype == bool
-    assert mask_overlap(mask, truth) > 0.95 > mask_overlap(box_mask(size, box), truth) + 0.1
+    assert region_similarity(mask, truth) > 0.95 > region_similarity(box_mask(size, box), truth) + 0.1
     loose = GrabCut().refine(frame, box + (-6, -4, 11, 9))
-    assert mask_overlap(loose, truth) > 0.9
+    assert region_similarity(loose, truth) > 0.9
 
 
 def test_grabcut_depends_on_frame_and_box_alone():
@@ -274,7 +274,7 @@ def test_a_mask_of_a_scaled_crop_stays_in_its_box():
         inside = box_mask((480, 640), box)
         frame[inside] = (230, 40, 30)
         mask = GrabCut().refine(frame, np.array(box))
-        assert mask_overlap(mask, inside) > 0.98 and not (mask & ~inside).any()
+        assert region_similarity(mask, inside) > 0.98 and not (mask & ~inside).any()
 
 
 def test_grabcut_returns_the_box_where_there_is_nothing_to_separate():
@@ -472,7 +472,7 @@ def test_overlaps_are_those_of_the_toolkit():
         if all(mask.sum(axis=0).max() > 1 and mask.sum(axis=1).max() > 1 for mask in masks):
             # the toolkit takes regions of one row or column for empty ones
             inside = raster.calculate_overlap(region.Rectangle(*a), region.Rectangle(*b), size[::-1])
-            assert mask_overlap(*masks) == pytest.approx(inside, abs=1e-6)
+            assert region_similarity(*masks) == pytest.approx(inside, abs=1e-6)
             noisy = [mask & (random.random(size) < 0.8) for mask in masks]
             if all(mask.any() for mask in noisy):
                 boxes = [mask_box(mask).astype(int) for mask in noisy]
@@ -480,7 +480,9 @@ def test_overlaps_are_those_of_the_toolkit():
                     region.Mask(mask[y : y + h, x : x + w].astype(np.uint8), (int(x), int(y)))
                     for mask, (x, y, w, h) in zip(noisy, boxes)
                 ]
-                assert mask_overlap(*noisy) == pytest.approx(raster.calculate_overlap(*toolkit), abs=1e-6)
+                assert region_similarity(*noisy) == pytest.approx(
+                    raster.calculate_overlap(*toolkit), abs=1e-6
+                )
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from typer.core import TyperCommand
 
 from correlation_aware.cli._messages import error_console
@@ -33,10 +34,12 @@ __all__ = [
     "Runtime",
     "Weights",
     "console",
+    "figure_table",
     "load_tracker",
     "parse_box",
     "parse_depth_range",
     "parse_numbers",
+    "print_wide",
     "progress_bar",
     "track_progress",
 ]
@@ -221,6 +224,19 @@ def parse_depth_range(text: str | None) -> tuple[float, float] | None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"--depth-range {text!r} is not LOW,HIGH: two numbers, such as 0,4095")
     return low, high
+
+
+def figure_table(titles: Iterable[str]) -> Table:
+    """An empty table with names in its first column and figures in the others, none of them folded."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def print_wide(table: Table) -> None:
+    """Prints a table: as wide as the terminal, and with 120 columns into a pipe or file."""
+    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
 
 
 def progress_bar(unit: str = "frames") -> Progress:

@@ -1,4 +1,4 @@
-"""Warnings and log records of the library on the terminal: one line each, warnings in yellow."""
+"""Warnings and log records of the library on the terminal, in yellow from warnings on."""
 
 import logging
 import warnings
@@ -23,7 +23,7 @@ class _ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        _print(self.console, record.getMessage(), record.levelno >= logging.WARNING)
+        _print(self.console, self.format(record), record.levelno >= logging.WARNING)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["stopped_by_signals"]
+__all__ = ["interrupt", "stopped_by_signals"]
 
 
 @contextmanager
@@ -29,3 +29,8 @@ def stopped_by_signals(request_stop: Callable[[], object]) -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def interrupt() -> None:
+    """Raises KeyboardInterrupt: as `request_stop` it makes SIGTERM the same as Ctrl-C."""
+    raise KeyboardInterrupt

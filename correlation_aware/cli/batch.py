@@ -6,7 +6,7 @@ Its options --model, --weights, --device, --runtime, --decode, --redetect and --
 
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,11 +22,11 @@ from correlation_aware.cli._common import (
     Runtime,
     Weights,
     console,
-    load_tracker,
     parse_depth_range,
     track_progress,
 )
-from correlation_aware.cli._signals import stopped_by_signals
+from correlation_aware.cli._signals import interrupt, stopped_by_signals
+from correlation_aware.cli.eval_common import TrackerOptions, exit_if_failed
 from correlation_aware.cli.eval_processes import Place, started, use_share
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Worker", "batch"]
 
-EXIT_FAILED, EXIT_INTERRUPTED = 3, 130
+EXIT_INTERRUPTED = 130
 SUFFIXES = {"csv": ".csv", "jsonl": ".jsonl", "coco": ".json", "mot": ".txt", "got10k": ".txt"}
 
 
@@ -93,15 +93,10 @@ def batch(
     work = Batch(
         tuple(read_jobs(jobs)),
         output,
-        model,
-        weights,
-        device,
-        runtime,
-        decode,
+        TrackerOptions(model, weights, device, runtime, decode, redetect=redetect),
         format,
         video,
         parse_depth_range(depth_range),
-        redetect,
     )
     several = [job.name for job in work.jobs if len(job.targets) > 1]
     if format == "got10k" and several:
@@ -110,7 +105,7 @@ def batch(
     failed: dict[str, str] = {}
     count = len(work.jobs)
     try:
-        with stopped_by_signals(_interrupt):
+        with stopped_by_signals(interrupt):
             for outcome in track_progress(_outcomes(work, processes, ray), count, "videos"):
                 if isinstance(outcome, JobFailure):
                     failed[outcome.name] = outcome.reason
@@ -120,9 +115,7 @@ def batch(
         console.print(f"[yellow]Stopped: {done} of {count} videos are finished; the same command goes on.[/]")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     console.print(f"Wrote {escape(str(output))}: {count - len(failed)} of {count} videos")
-    if failed:
-        console.print(f"[red]{len(failed)} of {count} videos failed: {escape(', '.join(failed))}[/]")
-        raise typer.Exit(EXIT_FAILED)
+    exit_if_failed(failed, count, "videos")
 
 
 @dataclass(frozen=True)
@@ -132,28 +125,18 @@ class Batch:
     Attributes:
         jobs: Videos and their targets.
         output: Folder of the results.
-        model: Model, see `load_tracker`.
-        weights: Weights.
-        device: Device.
-        runtime: Runtime.
-        decode: Choice of the box.
+        options: Options of the tracker.
         format: Format of the boxes.
         video: Whether videos are written too.
         depth_range: Values of 16-bit or float images that become 0 and 255.
-        redetect: Whether to search for lost targets; None for the default.
     """
 
     jobs: "tuple[Job, ...]"
     output: Path
-    model: str | None
-    weights: str | None
-    device: str | None
-    runtime: str
-    decode: str
+    options: TrackerOptions
     format: str
     video: bool
     depth_range: tuple[float, float] | None
-    redetect: bool | None = None
 
     @property
     def names(self) -> list[str]:
@@ -202,34 +185,28 @@ class Worker:
 
         self.batch = batch
         self.jobs = {job.name: job for job in batch.jobs}
-        device = use_share(place, batch.device, divide_threads)
+        device = use_share(place, batch.options.device, divide_threads)
         torch.manual_seed(0)  # the same random weights in all processes and runs
-        self.tracker = load_tracker(
-            batch.model, batch.weights, device, batch.runtime, batch.decode, batch.redetect
-        )
+        self.tracker = replace(batch.options, device=device).load_model()
         batch.start(NamedTracker.of_model(self.tracker), place.count)
         if done := len(batch.finished()):
             console.print(f"{done} of {len(self.jobs)} videos are finished in {escape(str(batch.output))}")
 
     def track(self, name: str) -> "JobResult | JobFailure | None":
         """Tracks a video if it is not finished; None if another process tracks it."""
-        from correlation_aware.evaluation.shared_run import claim
+        from correlation_aware.evaluation.shared_run import finish
         from correlation_aware.tracking.batch import JobFailure, JobResult, track_job
 
-        batch, boxes = self.batch, self.batch.boxes(name)
-        if not boxes.is_file():
-            with claim(boxes.parent, name) as is_free:
-                if not is_free:
-                    return None
-                if not boxes.is_file():  # it may have been finished just before
-                    video = batch.output / "videos" / f"{name}.mp4" if batch.video else None
-                    job = self.jobs[name]
-                    try:
-                        return track_job(job, self.tracker, boxes, batch.format, video, batch.depth_range)
-                    except Exception as error:  # the other videos go on
-                        return JobFailure.of(job, error)
-        (boxes.parent / f".{name}.claim").unlink(missing_ok=True)  # of a process killed when it had finished
-        return JobResult(name)
+        batch, boxes, job = self.batch, self.batch.boxes(name), self.jobs[name]
+        video = batch.output / "videos" / f"{name}.mp4" if batch.video else None
+
+        def work() -> JobResult | JobFailure:
+            try:
+                return track_job(job, self.tracker, boxes, batch.format, video, batch.depth_range)
+            except Exception as error:  # the other videos go on
+                return JobFailure.of(job, error)
+
+        return finish(boxes.parent, name, boxes, work, lambda: JobResult(name))
 
 
 def _outcomes(batch: Batch, processes: int, ray: str | None) -> "Iterator[JobResult | JobFailure]":
@@ -280,7 +257,3 @@ def _printed(outcomes: "Iterable[JobResult | JobFailure]") -> "Iterator[JobResul
 
 def _numbers(ids: Sequence[int]) -> str:
     return ", ".join(f"#{number}" for number in ids)
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt

@@ -40,7 +40,8 @@ def outcomes_of_cluster(batch: Batch, processes: int, address: str) -> "Iterator
 
     first = Worker(batch, Place(0, processes), divide_threads=False)  # says what differs before Ray starts
     device = first.tracker.device.type
-    batch = replace(batch, device=device, output=batch.output.absolute())
+    options = replace(batch.options, device=device)
+    batch = replace(batch, options=options, output=batch.output.absolute())
     jobs = {job.name: job for job in batch.jobs}
     ray.init(address, log_to_driver=False, **({"num_cpus": processes} if address == "local" else {}))
     try:

@@ -7,11 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli._common import console
+from correlation_aware.cli._common import console, print_wide
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +127,7 @@ def print_table(
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(f"\n[bold]{escape(title)}[/]")
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
+    print_wide(table)
     for contender in skipped:
         console.print(
             f"[yellow]skipped {escape(contender.name)} {dtype_name(contender.dtype)}:[/] "

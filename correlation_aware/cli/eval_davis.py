@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from correlation_aware._extras import require
-from correlation_aware.cli._common import console, track_progress
-from correlation_aware.cli.eval_run import EXIT_FAILED, check_name
+from correlation_aware.cli._common import console, figure_table, print_wide
+from correlation_aware.cli.eval_common import (
+    Json,
+    Sequences,
+    check_measured,
+    check_name,
+    collect,
+    exit_if_failed,
+)
 
 if TYPE_CHECKING:
+    from correlation_aware.evaluation.benchmarks import SequenceFailure
     from correlation_aware.evaluation.davis import MaskResult
     from correlation_aware.evaluation.segmenters import NamedSegmenter
 
@@ -56,18 +62,14 @@ def davis(
         str, typer.Option(help="List of names in ImageSets, without .txt; DAVIS-2016 has 480p/val.")
     ] = "2017/val",
     resolution: Annotated[str, typer.Option(help="Folder in JPEGImages and Annotations.")] = "480p",
-    sequences: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Sequences to evaluate; all by default.")
-    ] = None,
+    sequences: Sequences = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for masks: DAVIS/NAME/SEQUENCE/00000.png.")
     ] = None,
     metric: Annotated[
         str, typer.Option(help="own, or vos-benchmark: the package of this name, with the same figures.")
     ] = "own",
-    as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="JSON file to write all results to.")
-    ] = None,
+    as_json: Json = None,
 ) -> None:
     """Video object segmentation on DAVIS, or sequences in its layout.
 
@@ -80,7 +82,6 @@ def davis(
     Exit codes: 0, 3 if a sequence failed (the table has the others), 1 error.
     """
     from correlation_aware._files import check_output_file, file_lock
-    from correlation_aware.evaluation.benchmarks import SequenceFailure
     from correlation_aware.evaluation.davis import METRICS, Davis
     from correlation_aware.evaluation.mask_results import MaskFolder, evaluate, read_results
     from correlation_aware.evaluation.results import describe_run
@@ -113,27 +114,17 @@ def davis(
                 console.print(f"{done} of {len(names)} sequences are finished in {escape(str(folder.path))}")
         outcomes = evaluate(about.segmenter, dataset, names, metric, folder)
     lock: Any = nullcontext(True) if folder is None else file_lock(folder.path / ".run.lock")
-    measured: list[MaskResult] = []
-    failed: dict[str, str] = {}
     with lock as is_free:
         if not is_free:
             assert folder is not None
             raise ValueError(f"Another process writes to {folder.path}: wait, or choose another --name.")
-        for outcome in track_progress(outcomes, len(names), "sequences"):
-            if isinstance(outcome, SequenceFailure):
-                failed[outcome.name] = outcome.reason
-                console.print(f"[red]{escape(outcome.name)} failed:[/] {escape(outcome.reason)}")
-            else:
-                measured.append(outcome)
-                if outcome.late:
-                    late = ", ".join(map(str, outcome.late))
-                    console.print(
-                        f"[yellow]{escape(outcome.name)}: labels {late} are not in the first mask and not "
-                        "measured[/]"
-                    )
-    if not measured:
-        first, reason = next(iter(failed.items()))
-        raise ValueError(f"None of {len(names)} sequences could be evaluated; {first}: {reason}")
+        measured, failed = collect(outcomes, len(names))
+    check_measured(measured, failed)
+    for result in measured:
+        if result.late:
+            late = ", ".join(map(str, result.late))
+            text = f"{result.name}: labels {late} are not in the first mask and not measured"
+            console.print(f"[yellow]{escape(text)}[/]")
     totals = _print(measured)
     if folder is not None:
         console.print(f"Wrote {escape(str(folder.path))}")
@@ -144,9 +135,7 @@ def davis(
             measured, failed, totals, {"tracker": title, "weights": weights_name, "metric": metric}, as_json
         )
         console.print(f"Wrote {escape(str(as_json))}")
-    if failed:
-        console.print(f"[red]{len(failed)} of {len(names)} sequences failed: {escape(', '.join(failed))}[/]")
-        raise typer.Exit(EXIT_FAILED)
+    exit_if_failed(failed, len(names))
 
 
 def _check(
@@ -196,9 +185,7 @@ def _mean(values: Iterable[Any]) -> float:
 
 def _print(measured: Sequence["MaskResult"]) -> dict[str, float]:
     """Prints a row per sequence and one for all; returns the figures of all."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("sequence", "objects", "frames", "J&F", "J", "F", "frames/s"):
-        table.add_column(title, justify="left" if title == "sequence" else "right", no_wrap=True)
+    table = figure_table(("sequence", "objects", "frames", "J&F", "J", "F", "frames/s"))
     for result in measured:
         figures = [f"{value:.1f}" for value in _means([result]).values()]
         seconds = result.seconds.sum()
@@ -211,7 +198,7 @@ def _print(measured: Sequence["MaskResult"]) -> dict[str, float]:
     )
     figures = [f"{value:.1f}" for value in totals.values()]
     table.add_row("all", str(objects), str(frames), *figures, "", style="bold")
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
+    print_wide(table)
     return totals
 
 

@@ -6,87 +6,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from correlation_aware.cli._common import console, load_tracker, track_progress
+from correlation_aware.cli._common import console
+from correlation_aware.cli.eval_common import (
+    TrackerOptions,
+    check_measured,
+    collect,
+    exit_if_failed,
+    print_scores,
+)
 from correlation_aware.cli.eval_processes import Place, launcher_place, started, use_share
 
 if TYPE_CHECKING:
-    from correlation_aware.evaluation.benchmarks import Benchmark
-    from correlation_aware.evaluation.long_term import LongTermScores
-    from correlation_aware.evaluation.one_pass import Scores, SequenceResult
+    from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure
+    from correlation_aware.evaluation.one_pass import SequenceResult
     from correlation_aware.evaluation.results import ResultFolder
     from correlation_aware.evaluation.trackers import NamedTracker
 
-__all__ = [
-    "EXIT_FAILED",
-    "Evaluation",
-    "TrackerOptions",
-    "check_name",
-    "print_long_term",
-    "print_scores",
-    "run_benchmark",
-]
-
-EXIT_FAILED = 3
-HEADINGS = ("frames", "AO", "SR0.50", "SR0.75", "AUC", "frames/s")
-PRECISIONS = ("P", "Pnorm")  # of the benchmarks that have them
-
-
-def check_name(name: str | None) -> None:
-    """Checks the value of --name.
-
-    Raises:
-        ValueError: Not the name of a folder.
-    """
-    if name is not None and (not name or name[0] == "." or set(name) & set('/\\:*?"<>|')):
-        raise ValueError(f"--name {name!r} has to be the name of a folder, such as my_tracker")
-
-
-@dataclass(frozen=True)
-class TrackerOptions:
-    """The options that choose a tracker, and the name for its results."""
-
-    model: str | None
-    weights: str | None
-    device: str | None
-    runtime: str
-    decode: str
-    tracker: str | None
-    name: str | None
-    redetect: bool | None = None
-
-    def of_a_model(self) -> list[str]:
-        """Those that were used and that only a model has."""
-        values = {"--model": self.model, "--weights": self.weights, "--device": self.device}
-        used = [option for option, value in values.items() if value is not None]
-        used += ["--runtime"] * (self.runtime != "auto") + ["--decode"] * (self.decode != "default")
-        return used + ["--redetect"] * (self.redetect is not None)
-
-    def load(self) -> "NamedTracker":
-        """The tracker, under the name for its results.
-
-        Raises:
-            ValueError: A name that is not that of a folder, or options of a model with `--tracker`.
-        """
-        from correlation_aware.evaluation.trackers import NamedTracker, create_baseline
-
-        name = self.name
-        check_name(name)
-        if self.tracker is None:
-            tracker = load_tracker(
-                self.model, self.weights, self.device, self.runtime, self.decode, self.redetect
-            )
-            about = NamedTracker.of_model(tracker)
-        else:
-            if unused := self.of_a_model():
-                raise ValueError(f"{', '.join(unused)}: no effect with --tracker, which replaces the model")
-            about = create_baseline(self.tracker)
-            console.print(f"{escape(about.name)} {escape(about.weights)}".strip())
-        return replace(about, name=name or about.name)
+__all__ = ["Evaluation", "run_benchmark"]
 
 
 @dataclass(frozen=True)
@@ -156,7 +94,7 @@ def run_benchmark(
         typer.Exit: A sequence failed.
     """
     from correlation_aware._files import check_output_file, check_output_folder
-    from correlation_aware.evaluation.benchmarks import SequenceFailure, evaluate
+    from correlation_aware.evaluation.benchmarks import evaluate
     from correlation_aware.evaluation.results import ResultFolder
 
     output, place = evaluation.output, launcher_place()
@@ -184,28 +122,17 @@ def run_benchmark(
             processes = processes if len(names) > done else 1
         title = about.name, about.weights
         _warn_of_training_data(about, evaluation, names)
-    measured: list[SequenceResult] = []
-    failed: dict[str, str] = {}
     with started(processes, _work, (evaluation,)):
-        for result in track_progress(outcomes, len(names), "sequences"):
-            if isinstance(result, SequenceFailure):
-                failed[result.name] = result.reason
-                console.print(f"[red]{escape(result.name)} failed:[/] {escape(result.reason)}")
-            else:
-                measured.append(result)
+        measured, failed = collect(outcomes, len(names))
     if place.rank > 0:
         return  # the first process has the results of all
+    check_measured(measured, failed)
     measured.sort(key=lambda result: names.index(result.name))
-    if not measured:
-        name, reason = next(iter(failed.items()), ("", "no sequences"))
-        raise ValueError(f"None of {len(names)} sequences could be evaluated; {name}: {reason}")
     if benchmark.has_truth:
         _report(measured, failed, title, as_json)
     if output is not None:
         console.print(f"Wrote {escape(str(folder.path))}")
-    if failed:
-        console.print(f"[red]{len(failed)} of {len(names)} sequences failed: {escape(', '.join(failed))}[/]")
-        raise typer.Exit(EXIT_FAILED)
+    exit_if_failed(failed, len(names))
 
 
 def _check(
@@ -277,65 +204,3 @@ def _report(
         }
         write_text(json.dumps(report, indent=2) + "\n", as_json)
         console.print(f"Wrote {escape(str(as_json))}")
-
-
-def print_scores(
-    rows: dict[str, "Scores"],
-    totals: dict[str, "Scores"],
-    subject: str = "sequence",
-    more: dict[str, dict[str, str]] | None = None,
-) -> None:
-    """Prints a table with a row per item.
-
-    Args:
-        rows: Scores by item.
-        totals: Scores of the last rows.
-        subject: Title of the first column.
-        more: Values of further columns by row, by their titles.
-    """
-    table, more = Table(box=None, padding=(0, 2, 0, 0)), dict(more or {})
-    every = {**rows, **totals}
-    if all(scores.precision is not None for scores in every.values()):
-        values = {name: (s.precision, s.normalized_precision) for name, s in every.items()}
-        for i, title in enumerate(PRECISIONS):
-            more[title] = {name: f"{pair[i]:.3f}" for name, pair in values.items()}
-    for title in (subject, *HEADINGS, *more):
-        table.add_column(title, justify="left" if title == subject else "right", no_wrap=True)
-    for name, scores in rows.items():
-        table.add_row(escape(name), *_format_scores(scores), *(column[name] for column in more.values()))
-    table.add_section()
-    for name, scores in totals.items():
-        further = (column.get(name, "") for column in more.values())
-        table.add_row(name, *_format_scores(scores), *further, style="bold")
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
-
-
-def print_long_term(rows: dict[str, "LongTermScores"]) -> None:
-    """Prints the scores of a long-term evaluation, a row per setting; the first one is the unit of cost."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    titles = (
-        "settings",
-        "clips",
-        "returns",
-        "F",
-        "P",
-        "R",
-        "again",
-        "elsewhere",
-        "ms/frame",
-        "cost",
-        "if lost",
-    )
-    for title in titles:
-        table.add_column(title, justify="left" if title == "settings" else "right", no_wrap=True)
-    unit = next(iter(rows.values())).milliseconds
-    for name, s in rows.items():
-        shares = (f"{value:.3f}" for value in (s.f1, s.precision, s.recall, s.redetected, s.ends_elsewhere))
-        costs = (f"{value / unit:.2f}" for value in (s.milliseconds, s.milliseconds_lost))
-        table.add_row(escape(name), str(s.clips), str(s.returns), *shares, f"{s.milliseconds:.1f}", *costs)
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
-
-
-def _format_scores(s: "Scores") -> Sequence[str]:
-    values = (f"{value:.3f}" for value in (s.ao, s.sr50, s.sr75, s.auc))
-    return (str(s.frames), *values, f"{s.fps:.1f}" if s.fps else "-")

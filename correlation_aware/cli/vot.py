@@ -1,6 +1,6 @@
 """`correlation-aware vot`: a tracker in the VOT toolkit, with boxes or masks.
 
-Its options --model, --weights, --device and --runtime are those of `_common.py`.
+Its options --model, --weights, --device, --runtime, --decode and --redetect are those of `_common.py`.
 """
 
 import os
@@ -15,8 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from correlation_aware.cli._common import Decode, Device, Model, Redetect, Runtime, Weights, console
-from correlation_aware.cli.eval import TrackerText
-from correlation_aware.cli.eval_run import TrackerOptions
+from correlation_aware.cli.eval_common import TrackerOptions, TrackerText
 
 __all__ = ["app"]
 
@@ -84,7 +83,7 @@ def workspace(
 
     if name is not None:
         check_identifier(name)
-    options = TrackerOptions(model, weights, device, runtime, decode, tracker, None, redetect)
+    options = TrackerOptions(model, weights, device, runtime, decode, tracker, redetect=redetect)
     refiner = _refiner(masks, refiner)
     if refiner is not None:
         create_refiner(refiner)
@@ -187,10 +186,8 @@ def serve(
 
     if folder is not None:
         os.chdir(folder)
-    options, chosen = (
-        TrackerOptions(model, weights, device, runtime, decode, tracker, None, redetect),
-        _refiner(masks, refiner),
-    )
+    options = TrackerOptions(model, weights, device, runtime, decode, tracker, redetect=redetect)
+    chosen = _refiner(masks, refiner)
     serve_trax(
         lambda: options.load().tracker,
         tracker or model or "correlation_aware",

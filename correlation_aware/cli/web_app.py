@@ -20,7 +20,7 @@ from correlation_aware.cli._common import (
     console,
     load_tracker,
 )
-from correlation_aware.cli._signals import stopped_by_signals
+from correlation_aware.cli._signals import interrupt, stopped_by_signals
 
 __all__ = ["app"]
 
@@ -56,14 +56,10 @@ def app(
     # uvicorn sends SIGINT and SIGTERM again when it has ended
     with (
         suppress(KeyboardInterrupt),
-        stopped_by_signals(_interrupt),
+        stopped_by_signals(interrupt),
         listening,
         AppServer(tracker, max_megabytes) as server,
     ):
         console.print(f"http://{HOST}:{listening.getsockname()[1]}  (Ctrl-C ends it)", style="bold")
         options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 1}
         uvicorn.Server(uvicorn.Config(server.asgi, **options)).run(sockets=[listening])
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt

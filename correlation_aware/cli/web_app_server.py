@@ -42,6 +42,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 MISTAKES = (ValueError, RuntimeError, OSError, MemoryError, cv2.error)
+FAULT = "an error of this program; its console has more"
 
 _logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class AppServer:
             middlewares.Middleware(trusted.TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]),
             middlewares.Middleware(base.BaseHTTPMiddleware, dispatch=self._guard),
         ]
-        handlers: dict[Any, Any] = dict.fromkeys(MISTAKES, self._mistake)
+        handlers: dict[Any, Any] = {**dict.fromkeys(MISTAKES, self._mistake), Exception: self._fault}
         self.asgi = applications.Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
     def __enter__(self) -> "AppServer":
@@ -213,9 +214,9 @@ class AppServer:
             video.state = "stopped" if video.stop.is_set() else "done"
         except MISTAKES as error:
             video.error, video.state = str(error), "failed"
-        except Exception:
-            video.error, video.state = "an error of this program; its console has more", "failed"
-            _logger.exception("tracking failed")
+        except Exception:  # a fault of this package: its thread ends here, and the page has to know
+            _logger.exception("tracking of %s failed", video.name)
+            video.error, video.state = FAULT, "failed"
         finally:
             self._busy.release()
 
@@ -249,6 +250,10 @@ class AppServer:
         return self._responses.JSONResponse(
             {"error": str(error)}, 413 if isinstance(error, _TooLarge) else 400
         )
+
+    async def _fault(self, request: "Request", error: Exception) -> "Response":
+        """The page's answer; the server prints the traceback."""
+        return self._responses.JSONResponse({"error": FAULT}, 500, HEADERS)
 
     async def _body(self, request: "Request", limit: int, what: str) -> Any:
         """Blocks of the body of a request.

@@ -52,14 +52,14 @@ def list_entries(
     for column in ("weights", "source", "kind", "pixels", "license"):
         table.add_column(column, overflow="fold", no_wrap=column in ("weights", "pixels"))
     for name, entry in manifest.items():
-        content = "model" if entry.role == "model" else "part"
-        table.add_row(name, _origin(entry), content, _pixels(entry), entry.license)
+        kind = "model" if entry.role == "model" else "part"
+        table.add_row(name, _origin(entry), kind, _pixels(entry), entry.license)
     console = Console()
     if not console.is_terminal:  # in a pipe or a file no line is folded
         console.width = Console(width=1000).measure(table).maximum
     console.print(table)
     typer.echo("\nsource   repository on the Hugging Face Hub, a URL, or this package (bundled)")
-    typer.echo("content  all tensors of the model, or a part of them as a starting point for training")
+    typer.echo("kind     model: all its tensors; part: some of them, as a starting point for training")
     typer.echo("pixels   side of the template and the search image, or of the one image, in training")
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "evaluate",
     "open_benchmark",
     "score_boxes",
+    "select_names",
 ]
 
 
@@ -102,12 +103,7 @@ class Benchmark:
         Raises:
             ValueError: An unknown name.
         """
-        unknown = set(names or ()) - set(self.names)
-        if unknown:
-            raise ValueError(
-                f"Unknown sequence {', '.join(sorted(unknown))}; known: {', '.join(self.names)}."
-            )
-        return list(self.names if names is None else names)
+        return select_names(names, self.names)
 
     def __getitem__(self, name: str) -> Video:
         """The frames and the annotation of a sequence.
@@ -139,6 +135,27 @@ class SequenceFailure:
 
     name: str
     reason: str
+
+    @classmethod
+    def of(cls, name: str, error: BaseException) -> "SequenceFailure":
+        """The failure of a sequence by an error."""
+        return cls(name, f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def select_names(names: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """The names of sequences to evaluate.
+
+    Args:
+        names: Names that were chosen; None for all.
+        known: All names.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise ValueError(f"Unknown sequence {', '.join(unknown)}; known: {', '.join(known)}.")
+    return list(known if names is None else names)
 
 
 def open_benchmark(name: str, root: str | Path, subset: str | None = None) -> Benchmark:
@@ -196,7 +213,7 @@ def evaluate(
             rounded = boxes.round(3), seconds.round(8), scores.round(6)
             yield score_boxes(benchmark, name, video, *rounded)
         except Exception as error:  # of the files, or of somebody's tracker: the other sequences go on
-            yield SequenceFailure(name, f"{type(error).__name__}: {error}".rstrip(": "))
+            yield SequenceFailure.of(name, error)
 
 
 def score_boxes(

@@ -18,6 +18,7 @@ from correlation_aware._extras import require
 from correlation_aware._files import list_frames
 from correlation_aware._images import image_size
 from correlation_aware.data.videos.sequences import read_names
+from correlation_aware.evaluation.benchmarks import select_names
 from correlation_aware.evaluation.masks import boundary_accuracy, region_similarity
 
 __all__ = [
@@ -130,10 +131,7 @@ class Davis:
         Raises:
             ValueError: An unknown name.
         """
-        unknown = sorted(set(names or ()) - set(self.names))
-        if unknown:
-            raise ValueError(f"Unknown sequence {', '.join(unknown)}; known: {', '.join(self.names)}.")
-        return list(self.names if names is None else names)
+        return select_names(names, self.names)
 
     def __getitem__(self, name: str) -> MaskVideo:
         """The frames and the annotation of a sequence.

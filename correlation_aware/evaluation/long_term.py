@@ -12,18 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from correlation_aware.data.stills.synthetic_clips import Clip, ClipConfig
-from correlation_aware.evaluation.one_pass import OnePassTracker, overlap, run_sequence
+from correlation_aware.evaluation.one_pass import Array, Frame, OnePassTracker, overlap, run_sequence
 from correlation_aware.evaluation.synthetic import VISIBLE
 
 __all__ = ["LONG_TERM_CLIPS", "LongTermResult", "LongTermScores", "long_term_scores", "track_clip"]
 
 LONG_TERM_CLIPS = ClipConfig(length=150, natural=0, absences=2)
 RETURN_FRAMES = 25  # frames after a return in which the target has to be found again
+ABSENT = 0.01  # visible fraction of the target below which it is out of sight
 HIT = 0.5  # IoU of a box on the target
 ELSEWHERE = 0.1  # IoU below which a box is on something else
 THRESHOLDS = 100  # of the score, at quantiles of all scores
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,10 @@ class _Recorder:
     def __init__(self, tracker: OnePassTracker) -> None:
         self.tracker, self.lost = tracker, [False]
 
-    def init(self, frame: NDArray[np.uint8], box: Array) -> None:
+    def init(self, frame: Frame, box: Array) -> None:
         self.tracker.init(frame, box)
 
-    def update(self, frame: NDArray[np.uint8]) -> object:
+    def update(self, frame: Frame) -> object:
         result = self.tracker.update(frame)
         self.lost.append(bool(getattr(result, "lost", False)))
         return result
@@ -124,7 +123,7 @@ def track_clip(tracker: OnePassTracker, clip: Clip) -> LongTermResult:
     boxes, scores, seconds = run_sequence(recorder, clip.frames, clip.boxes[0].astype(float))
     if not np.isfinite(scores).all():
         raise ValueError("The tracker has no scores: a long-term evaluation needs a score in 0..1 per frame.")
-    present, absent = clip.visible >= VISIBLE, clip.visible < 0.01
+    present, absent = clip.visible >= VISIBLE, clip.visible < ABSENT
     overlaps = np.where(absent, 0.0, overlap(boxes, clip.boxes))
     return LongTermResult(overlaps, scores, present, absent, seconds, np.array(recorder.lost))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from correlation_aware._images import read_image
@@ -24,12 +23,11 @@ from correlation_aware.evaluation.davis import (
     read_labels,
     score_masks,
 )
+from correlation_aware.evaluation.one_pass import Frame
 from correlation_aware.evaluation.results import OTHER_FOLDER
 from correlation_aware.evaluation.shared_run import start_run
 
 __all__ = ["MaskFolder", "Segmenter", "evaluate", "read_results"]
-
-Frame = NDArray[np.uint8]
 
 
 class Segmenter(Protocol):
@@ -131,7 +129,7 @@ def evaluate(
             by_stem = {frame.stem: mask for frame, mask in zip(video.frames, masks)}
             yield score_masks(video, [by_stem[stem] for stem in video.measured], metric, seconds)
         except Exception as error:  # of the files, or of somebody's segmenter: the other sequences go on
-            yield SequenceFailure(name, f"{type(error).__name__}: {error}".rstrip(": "))
+            yield SequenceFailure.of(name, error)
 
 
 def read_results(
@@ -147,7 +145,7 @@ def read_results(
             video = davis[name]
             yield score_masks(video, folder.read(video), metric)
         except (OSError, ValueError) as error:
-            yield SequenceFailure(name, f"{type(error).__name__}: {error}")
+            yield SequenceFailure.of(name, error)
 
 
 def _segment(segmenter: Segmenter, video: MaskVideo) -> tuple[list[Labels], list[float]]:

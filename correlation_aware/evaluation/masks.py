@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["boundary", "boundary_accuracy", "region_similarity"]
+__all__ = ["Mask", "boundary", "boundary_accuracy", "region_similarity"]
 
 Mask = NDArray[np.bool_]
 

@@ -9,14 +9,13 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from correlation_aware.evaluation.masks import Mask
 from correlation_aware.evaluation.one_pass import Array, Frame
 from correlation_aware.evaluation.trackers import create_from_module
 
-__all__ = ["GrabCut", "Mask", "Refiner", "box_mask", "create_refiner", "mask_box", "mask_overlap", "refine"]
-
-Mask = NDArray[np.bool_]
+__all__ = ["GrabCut", "Mask", "Refiner", "box_mask", "create_refiner", "mask_box", "refine"]
 
 MIN_FRACTION = 0.1  # of the box; a smaller mask is a failure of GrabCut
 
@@ -73,13 +72,13 @@ class GrabCut:
         background, target = np.zeros((1, 65)), np.zeros((1, 65))
         image, rectangle = np.ascontiguousarray(crop), (0, 0, 1, 1)  # which has no effect with labels
         cv2.grabCut(image, labels, rectangle, background, target, self.iterations, cv2.GC_INIT_WITH_MASK)
-        found = cv2.resize(
+        target_pixels = cv2.resize(
             (labels & 1).astype(np.uint8),  # GC_FGD and GC_PR_FGD are odd
             (columns.stop - columns.start, rows.stop - rows.start),
             interpolation=cv2.INTER_NEAREST,
         )
         mask = np.zeros(size, bool)
-        mask[rows, columns] = found
+        mask[rows, columns] = target_pixels
         mask &= inside
         return mask if mask.sum() >= MIN_FRACTION * inside.sum() else inside
 
@@ -157,13 +156,6 @@ def mask_box(mask: ArrayLike) -> Array:
         raise ValueError("The mask is empty: there is no target to start on.")
     x, y = columns.min(), rows.min()
     return np.array([x, y, columns.max() - x + 1, rows.max() - y + 1], float)
-
-
-def mask_overlap(mask: ArrayLike, truth: ArrayLike) -> float:
-    """IoU of two masks (H, W); 1 of two empty ones, as in the VOT toolkit."""
-    a, b = np.asarray(mask, bool), np.asarray(truth, bool)
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
 
 
 def _pixels(size: tuple[int, int], box: ArrayLike) -> tuple[slice, slice]:

@@ -5,7 +5,6 @@ folder per sequence `FOLDER/OTB/TRACKER/NAME.txt`, `times/NAME_time.txt` and `sc
 are written if the tracker has some. The manifest is `FOLDER/OTB/TRACKER.json`.
 """
 
-import glob
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from correlation_aware._files import atomic_path, sha256_file
+from correlation_aware._files import atomic_path, remove_leftovers, sha256_file
 from correlation_aware.data.videos.sequences import Video
 from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure, evaluate, score_boxes
 from correlation_aware.evaluation.one_pass import Array, OnePassTracker, SequenceResult
-from correlation_aware.evaluation.shared_run import claim, make_manifest, start_run, work_through
+from correlation_aware.evaluation.shared_run import finish, make_manifest, start_run, work_through
 
 __all__ = ["ResultFolder", "describe_run", "hash_files", "read_boxes_and_times"]
 
@@ -112,21 +111,15 @@ class ResultFolder:
         self, name: str, tracker: OnePassTracker, depth_range: tuple[float, float] | None
     ) -> SequenceResult | SequenceFailure | None:
         """The result of a sequence, tracked if it is not finished; None if another process tracks it."""
-        boxes = self.files(name)[0]
-        if not boxes.is_file():
-            self.path.mkdir(parents=True, exist_ok=True)
-            with claim(self.path, name) as is_free:
-                if not is_free:
-                    return None
-                if not boxes.is_file():  # it may have been finished just before
-                    (outcome,) = evaluate(tracker, self.benchmark, [name], depth_range)
-                    if isinstance(outcome, SequenceResult):
-                        self.write(outcome)
-                    return outcome
-        (self.path / f".{name}.claim").unlink(
-            missing_ok=True
-        )  # of a process that was killed when it had finished
-        return self.read(name)
+
+        def work() -> SequenceResult | SequenceFailure:
+            (outcome,) = evaluate(tracker, self.benchmark, [name], depth_range)
+            if isinstance(outcome, SequenceResult):
+                self.write(outcome)
+            return outcome
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        return finish(self.path, name, self.files(name)[0], work, lambda: self.read(name))
 
     def write(self, result: SequenceResult) -> Path:
         """Writes times and scores, then boxes, each file at once; returns the path of the boxes."""
@@ -134,8 +127,7 @@ class ResultFolder:
         scored = np.isfinite(result.scores[1:]).all()  # the first one is not the tracker's
         for path in (boxes, times, scores) if scored else (boxes, times):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):  # of a killed process
-                leftover.unlink()
+            remove_leftovers(path)
         _save(times, result.seconds[:, None], "%.8f")
         if scored:
             _save(scores, result.scores[:, None], "%.6f")

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from correlation_aware.evaluation.davis import Labels
-from correlation_aware.evaluation.mask_results import Frame, Segmenter
+from correlation_aware.evaluation.mask_results import Segmenter
+from correlation_aware.evaluation.one_pass import Frame
 from correlation_aware.evaluation.results import hash_files
 from correlation_aware.evaluation.trackers import create_from_module
 from correlation_aware.weights.files import hash_state_dict, read_state_dict

@@ -9,7 +9,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from correlation_aware._files import check_output_folder, file_lock, read_json, write_text
 from correlation_aware.bench.machine import describe
 
-__all__ = ["POLL", "claim", "make_manifest", "start_run", "work_through"]
+__all__ = ["POLL", "finish", "make_manifest", "start_run", "work_through"]
 
 POLL = 0.2  # seconds between two looks at the items of other processes
 COMPARED = ("run", "versions", "jobs")  # parts of a manifest that results depend on
@@ -80,14 +79,28 @@ def start_run(folder: Path, manifest: Path, content: Mapping[str, Any], advice: 
             write_text(json.dumps(content, indent=2) + "\n", manifest)
 
 
-def claim(folder: Path, name: str) -> AbstractContextManager[bool]:
-    """Yields whether this process may work on an item, and locks it inside the block.
+def finish(folder: Path, name: str, result: Path, work: Callable[[], T], read: Callable[[], T]) -> T | None:
+    """The outcome of an item, which one process works on at a time.
 
     Args:
         folder: Folder of the results.
         name: Name of the item.
+        result: File whose existence says that the item is finished.
+        work: Function that works on the item, writes `result` and returns the outcome.
+        read: Function that returns the outcome of a finished item.
+
+    Returns:
+        The outcome; None if another process works on the item.
     """
-    return file_lock(folder / f".{name}.claim", text=f"{socket.gethostname()} {os.getpid()}\n")
+    claim = folder / f".{name}.claim"
+    if not result.is_file():
+        with file_lock(claim, text=f"{socket.gethostname()} {os.getpid()}\n") as is_free:
+            if not is_free:
+                return None
+            if not result.is_file():  # it may have been finished just before
+                return work()
+    claim.unlink(missing_ok=True)  # of a process that was killed when it had finished
+    return read()
 
 
 def work_through(names: Sequence[str], work: Callable[[str], T | None], wait: bool) -> Iterator[T]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from correlation_aware._extras import require
 from correlation_aware._images import read_image
+from correlation_aware.evaluation.masks import Mask
 from correlation_aware.evaluation.one_pass import Array, Frame, OnePassTracker, box_and_score
-from correlation_aware.evaluation.refiners import Mask, Refiner, mask_box, refine
+from correlation_aware.evaluation.refiners import Refiner, mask_box, refine
 
 __all__ = ["Targets", "region_box", "serve"]
 
@@ -127,7 +128,7 @@ def serve(
                     known = {"confidence": f"{score:.6f}"} if np.isfinite(score) else {}
                     status.append((_trax_region(trax, region), known))
             for region, _ in request.objects or []:
-                targets.add(frame, _given_box(region))
+                targets.add(frame, _client_box(region))
                 status.append((region, {}))
             server.status(status)
     except trax.TraxException as error:
@@ -138,7 +139,7 @@ def serve(
     server.quit()
 
 
-def _given_box(region: Any) -> Array:
+def _client_box(region: Any) -> Array:
     """The box around a region of the client."""
     if region.type == "rectangle":
         return region_box(region.type, region.bounds())

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from correlation_aware._files import is_file_name, remove_leftovers
 from correlation_aware.tracking.draw import draw_results
 from correlation_aware.tracking.frame_source import FrameSource
 from correlation_aware.tracking.live import LiveSource
@@ -136,7 +137,7 @@ def read_jobs(path: str | Path) -> list[Job]:
                     raise ValueError(f"{where}: {video} has two targets with the id {target.id}")
                 targets[video].append(target)
                 name = line.get("name") or names.get(video) or _default_name(path.parent / video)
-                if name[0] == "." or set(name) & set('/\\:*?"<>|'):
+                if not is_file_name(name):
                     raise ValueError(f"{where}: name {name!r} cannot name a file; choose one such as video_1")
                 if names.setdefault(video, name) != name:
                     raise ValueError(f"{where}: {video} has two names, {names[video]} and {name}")
@@ -181,9 +182,8 @@ def track_job(
         ValueError: A video that cannot be read, an invalid box, or a target that starts after the end.
         OSError: No such video, or results that cannot be written.
     """
-    for path in filter(None, (boxes, video)):  # left by a killed process
-        for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):
-            leftover.unlink()
+    for path in filter(None, (boxes, video)):
+        remove_leftovers(path)
     began, count = time.perf_counter(), 0
     with ExitStack() as stack:
         caught = stack.enter_context(warnings.catch_warnings(record=True))
