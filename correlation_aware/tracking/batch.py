@@ -22,6 +22,7 @@ __all__ = ["COLUMNS", "Job", "JobFailure", "JobResult", "JobTarget", "read_jobs"
 
 COLUMNS = ("video", "frame", "x", "y", "w", "h")
 OPTIONAL = ("id", "name")
+MAX_NAME = 200  # bytes of a name; file systems have 255, of which suffixes and temporary files need some
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def read_jobs(path: str | Path) -> list[Job]:
             _check_header(path, [name.strip() for name in table.fieldnames or ()])
             for row in table:
                 where = f"{path}, line {table.line_num}"
+                if not any(isinstance(value, list) or (value or "").strip() for value in row.values()):
+                    continue  # blank, or only commas, as spreadsheets write empty rows
                 if None in row or None in row.values():
                     raise ValueError(f"{where}: expected {len(table.fieldnames or ())} values, as the header")
                 line = {key.strip(): value.strip() for key, value in row.items()}
@@ -136,8 +139,11 @@ def read_jobs(path: str | Path) -> list[Job]:
                     raise ValueError(f"{where}: {video} has two targets with the id {target.id}")
                 targets[video].append(target)
                 name = line.get("name") or names.get(video) or _default_name(path.parent / video)
-                if name[0] == "." or set(name) & set('/\\:*?"<>|'):
-                    raise ValueError(f"{where}: name {name!r} cannot name a file; choose one such as video_1")
+                if not _is_file_name(name):
+                    raise ValueError(
+                        f"{where}: name {name!r} cannot name a file; choose one such as video_1 in a column "
+                        "`name`"
+                    )
                 if names.setdefault(video, name) != name:
                     raise ValueError(f"{where}: {video} has two names, {names[video]} and {name}")
         except (csv.Error, UnicodeDecodeError) as error:
@@ -261,6 +267,11 @@ def _default_name(video: Path) -> str:
     if glob.has_magic(video.name):
         return video.parent.name or "frames"
     return video.name if video.is_dir() else video.stem
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether files of results, and the temporary ones beside them, can have a name on any system."""
+    return name[:1] not in ("", ".") and not set(name) & set('/\\:*?"<>|') and len(name.encode()) <= MAX_NAME
 
 
 def _check_names(path: Path, names: Mapping[str, str]) -> None:
