@@ -90,8 +90,12 @@ def remove_leftovers(path: str | Path) -> None:
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a text is the name of a file or folder: not hidden, without separators and wildcards."""
-    return bool(text) and text[0] != "." and not set(text) & set('/\\:*?"<>|')
+    """Whether results, and the temporary files beside them, can have a name on any system.
+
+    It is not hidden, has no separators and wildcards, and at most 200 bytes: file systems have 255, and
+    suffixes and temporary names need some.
+    """
+    return text[:1] not in ("", ".") and not set(text) & set('/\\:*?"<>|') and len(text.encode()) <= 200
 
 
 def check_output_file(path: str | Path, suffixes: Sequence[str] = ()) -> None:

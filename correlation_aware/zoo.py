@@ -134,10 +134,7 @@ def has_weights(name: str | Path) -> bool:
     """
     if is_location(name):
         return True
-    architecture, _, tag = current_name(str(name)).partition(".")
-    _check_name(architecture)
-    if tag:
-        _check_tag(architecture, tag)
+    architecture, _ = _parse_name(name)
     return bool(tags_of(architecture))
 
 
@@ -172,10 +169,7 @@ class _Target:
 def _resolve(name: str | Path, pretrained: bool | str | Path, cache_dir: str | Path | None) -> _Target:
     if is_location(name):
         return _resolve_location(name, pretrained, cache_dir)
-    architecture, _, tag = current_name(str(name)).partition(".")
-    _check_name(architecture)
-    if tag:
-        _check_tag(architecture, tag)
+    architecture, tag = _parse_name(name)
     if not pretrained:
         return _Target(architecture)
     if pretrained is not True:
@@ -276,6 +270,20 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _parse_name(name: str | Path) -> tuple[str, str]:
+    """Architecture and tag of what is not a location, both known; the tag may be empty."""
+    if isinstance(name, Path) or "/" in name or name.startswith("."):
+        raise ValueError(
+            f"There is no model {str(name)!r}: no folder is there. Name a folder of save_pretrained, "
+            "hf-hub:organisation/name, or a model of `correlation-aware models`."
+        )
+    architecture, _, tag = current_name(name).partition(".")
+    _check_name(architecture)
+    if tag:
+        _check_tag(architecture, tag)
+    return architecture, tag
 
 
 def _check_name(architecture: str) -> None:

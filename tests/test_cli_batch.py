@@ -63,7 +63,8 @@ def contents(folder: str) -> dict[str, bytes]:
 
 def test_a_table_of_targets(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    (tmp_path / "jobs.csv").write_text("\ufeff" + JOBS + "\n", encoding="utf-8")
+    blank = "   \n" + 7 * "," + "\n\n"
+    (tmp_path / "jobs.csv").write_text("\ufeff" + JOBS + blank, encoding="utf-8", newline="\r\n")
     a, b, gone, c = read_jobs(tmp_path / "jobs.csv")
     box = (20.0, 30.0, 16.0, 14.0)
     targets = JobTarget(0, 0, box), JobTarget(7, 3, (40.0, 30.0, 20.0, 20.0))
@@ -96,6 +97,10 @@ def test_a_table_of_targets(tmp_path: Path) -> None:
         (f"{HEADER},id\na,0,1,2,3,4,1\na,0,1,2,3,4,\n", "line 3: a has two targets with the id 1"),
         (f"{HEADER}\nx/a.mp4,0,1,2,3,4\ny/A.avi,0,1,2,3,4\n", "x/a.mp4 and y/A.avi would have the name A"),
         (f"{HEADER},name\na,0,1,2,3,4,../b\n", "line 2: name '../b' cannot name a file"),
+        (f"{HEADER},name\na,0,1,2,3,4,{'b' * 201}\n", "line 2: name 'b+' cannot name a file"),
+        (f"{HEADER}\n/,0,1,2,3,4\n", "line 2: name '' cannot name a file.* column `name`"),
+        (f"{HEADER}\n , ,,,,,\n", "line 2: expected 6 values"),
+        (f"{HEADER}\n,,,,,\n  \n", "no line with a target"),
         (f"{HEADER},name\na,0,1,2,3,4,b\na,0,1,2,3,4,c\n", "line 3: a has two names, b and c"),
     ],
 )

@@ -231,6 +231,9 @@ def test_eval_longterm(run, photos, tmp_path, monkeypatch):
     assert "elsewhere" in result.output and "redetect=1" in result.output
     result = run(*words, "--sweep", "redetect_crop=2")
     assert "Near: redetect_crops" in str(result.exception)
+    result = run(*words, "--sweep", "redetect_crops=2,8")
+    assert "redetect_crops=... has no effect without --sweep redetect=1" in str(result.exception)
+    assert len(eval_clips._grid(["redetect=0,1", "redetect_crops=2,8"], TrackerConfig())) == 4
 
 
 def test_a_sweep_takes_old_names_and_settings_without_a_default():

@@ -87,3 +87,14 @@ def test_mistakes(net):
         net(state[:-1], x)
     with pytest.raises(ValueError, match=r"are \(3, 16, 8\) and \(3, 32, 8\), but must be equal"):
         TwoScaleNet(ca.create_model("siam_test"), ca.create_model("sbt_test"))
+    for sizes in ({"search_size": 200}, {"template_size": 48}):
+        with pytest.raises(ValueError, match=r"_size=\d+ must be at least 64 and a multiple of 16: "):
+            ca.create_model("siam_lite0_ca_two_scales_track", **sizes)
+
+
+def test_the_head_of_the_tracker_is_an_argument_as_of_the_others():
+    model = ca.create_model("siam_lite0_ca_two_scales_track", head="center", device="meta")
+    assert type(model.head).__name__ == "CenterHead"
+    assert model.head.score[0][0].in_channels == model.backbone.num_features
+    with pytest.raises(TypeError, match=r"^Unknown argument 'head'\. Near: heads\.$"):
+        ca.create_model("siam_lite0_ca_two_scales", head="center")

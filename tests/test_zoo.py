@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -473,3 +474,12 @@ def test_every_name_can_be_built_without_memory():
     """As it is when a saved model is checked. One size of each kind; the others have the same layers."""
     for name in ca.list_models("*test*"):
         assert next(ca.create_model(name, device="meta").parameters()).is_meta
+
+
+@pytest.mark.parametrize("name", ["./gone", "runs/gone.v2/weights", Path("gone")])
+def test_a_folder_that_is_not_there_is_named_in_full(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = f"There is no model '{re.escape(str(name))}': no folder is there"
+    for create in (ca.create_model, ca.create_tracker):
+        with pytest.raises(ValueError, match=message):
+            create(name)

@@ -211,7 +211,11 @@ def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerC
                 f"--sweep {text!r} is not NAME=V,V,... with numbers, 0 and 1 for no, yes"
             ) from None
         axes.append([(name, known[name](number)) for number in numbers])
-    return {
+    grid = {
         " ".join(f"{name}={value:g}" for name, value in choice) or "default": replace(default, **dict(choice))
         for choice in itertools.product(*axes)
     }
+    for name in (name for axis in axes for name, _ in axis):
+        if name.startswith("redetect_") and not any(config.redetect for config in grid.values()):
+            raise ValueError(f"--sweep {name}=... has no effect without --sweep redetect=1: add it")
+    return grid

@@ -241,7 +241,8 @@ def refuse_arguments(arguments: Mapping[str, Any], known: Iterable[str]) -> None
     """
     for name, value in arguments.items():
         if name not in CLASSIFIER_ARGUMENTS:
-            raise TypeError(f"Unknown argument {name!r}. Near: {', '.join(near_names(name, known))}.")
+            near = near_names(name, (other for other in known if other != name))  # of models with a head
+            raise TypeError(f"Unknown argument {name!r}. Near: {', '.join(near)}.")
         if value:
             raise TypeError(f"{name}={value!r} is for the classifiers, whose names end in _cls.")
 

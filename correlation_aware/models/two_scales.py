@@ -36,7 +36,8 @@ class TwoScaleNet(TwoInputModel):
         half: Network of the same kind for the images at half the size.
 
     Raises:
-        ValueError: Networks that differ in stride, channels of the images, or features.
+        ValueError: Networks that differ in stride, channels of the images, or features; sizes that the half
+            size cannot have.
     """
 
     full: TwoInputModel
@@ -49,6 +50,13 @@ class TwoScaleNet(TwoInputModel):
                 f"Channels of the images, features and stride of the two networks are {facts[0]} and "
                 f"{facts[1]}, but must be equal."
             )
+        for name in ("template_size", "search_size"):
+            size = getattr(full.sizes, name)
+            if size < SMALLEST or size % MULTIPLE:
+                raise ValueError(
+                    f"{name}={size} must be at least {SMALLEST} and a multiple of {MULTIPLE}: the network "
+                    f"for half the size takes multiples of {MULTIPLE // 2}."
+                )
         level = {"num_chs": 2 * full.num_features, "reduction": facts[0][2], "module": "full"}
         super().__init__([level], full.in_chans, full.sizes)
         self.full, self.half_size = full, half

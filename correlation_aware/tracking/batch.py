@@ -126,6 +126,8 @@ def read_jobs(path: str | Path) -> list[Job]:
             _check_header(path, [name.strip() for name in table.fieldnames or ()])
             for row in table:
                 where = f"{path}, line {table.line_num}"
+                if not any(isinstance(value, list) or (value or "").strip() for value in row.values()):
+                    continue  # blank, or only commas, as spreadsheets write empty rows
                 if None in row or None in row.values():
                     raise ValueError(f"{where}: expected {len(table.fieldnames or ())} values, as the header")
                 line = {key.strip(): value.strip() for key, value in row.items()}
@@ -138,7 +140,10 @@ def read_jobs(path: str | Path) -> list[Job]:
                 targets[video].append(target)
                 name = line.get("name") or names.get(video) or _default_name(path.parent / video)
                 if not is_file_name(name):
-                    raise ValueError(f"{where}: name {name!r} cannot name a file; choose one such as video_1")
+                    raise ValueError(
+                        f"{where}: name {name!r} cannot name a file; choose one such as video_1 in a column "
+                        "`name`"
+                    )
                 if names.setdefault(video, name) != name:
                     raise ValueError(f"{where}: {video} has two names, {names[video]} and {name}")
         except (csv.Error, UnicodeDecodeError) as error:
