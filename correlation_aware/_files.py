@@ -1,5 +1,6 @@
 """File tools: atomic writing, JSON, hashes, and the frames of a folder in natural order."""
 
+import contextlib
 import errno
 import fnmatch
 import glob
@@ -12,7 +13,6 @@ import re
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 _logger = logging.getLogger(__name__)
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields an empty temporary file in the folder of `path`, with its suffix.
 
@@ -126,7 +126,7 @@ def check_output_folder(path: str | Path) -> None:
         raise ValueError(f"{nearest} is a file; the output must be a folder. Choose another name.")
 
 
-@contextmanager
+@contextlib.contextmanager
 def file_lock(path: Path, wait: bool = False, text: str = "") -> Iterator[bool]:
     """Yields whether no other process has the lock of a file, and keeps it inside the block.
 
@@ -165,9 +165,10 @@ def _lock(path: Path, wait: bool) -> int | None:
                 os.close(file)
                 return None
             _logger.warning("%s cannot be locked (%s): start no other process that uses it.", path, error)
-        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-            os.ftruncate(file, 0)
-            return file
+        with contextlib.suppress(FileNotFoundError):  # one call: another process may remove it at any moment
+            if os.path.samestat(os.fstat(file), path.stat()):
+                os.ftruncate(file, 0)
+                return file
         os.close(file)  # the process that had the lock has just removed its file
 
 

@@ -1,5 +1,7 @@
 """Files of every kind: written whole, and the frames of one folder in one order for all who read them."""
 
+import multiprocessing
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ from correlation_aware._files import (
     atomic_path,
     check_output_file,
     check_output_folder,
+    file_lock,
     frame_numbers,
     list_frames,
     natural_order,
@@ -192,3 +195,22 @@ def test_atomic_path_has_the_permissions_of_any_new_file(tmp_path: Path) -> None
         assert not (tmp_path / "atomic.csv").exists()
     assert (tmp_path / "atomic.csv").read_text() == "a"
     assert (tmp_path / "atomic.csv").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no locks of this kind")
+def test_a_lock_passes_between_processes_that_create_and_remove_its_file(tmp_path: Path) -> None:
+    path, counter, turns = tmp_path / "lock", tmp_path / "counter", 2000
+    counter.write_text("0")
+
+    def count() -> None:
+        for _ in range(turns):
+            with file_lock(path, wait=True):
+                counter.write_text(str(int(counter.read_text()) + 1))
+
+    processes = [multiprocessing.get_context("fork").Process(target=count) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert int(counter.read_text()) == 4 * turns and not path.exists()
