@@ -4,19 +4,25 @@ import json
 import math
 import signal
 import threading
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from typer.testing import CliRunner
 
 import correlation_aware as ca
 from correlation_aware import study
 from correlation_aware.cli import app
+from correlation_aware.data.videos.readers import Got10k
+from correlation_aware.data.videos.video_pairs import VideoConfig
+from correlation_aware.models.contract import Sizes
+from correlation_aware.models.heads import TrackOutput
 from correlation_aware.models.sbt import BASE, SBTConfig
 from correlation_aware.study import run as study_run
-from correlation_aware.study.report import agreement, placement, plot_study, summarize
+from correlation_aware.study.report import agreement, metrics_of, placement, plot_study, summarize
 from correlation_aware.study.scale import at_small_scale
 from correlation_aware.training.config import load
 from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
@@ -142,12 +148,12 @@ def test_a_study_trains_resumes_and_plots(run, photos, sequences, tmp_path, monk
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
     assert not any((out / "results").iterdir())
     output = run(*words, "--steps", 2, "--seeds", "0")
-    assert "Rank correlation" not in output and "AO on sequences" in output and "nan" not in output
+    assert "Rank correlation" not in output and "sequences" in output and "nan" not in output
     first = {path.name: path.read_bytes() for path in (out / "results").iterdir()}
     assert set(first) == {"sbt_light.seed0.json"}
     result = json.loads(first["sbt_light.seed0.json"])
     assert [record["step"] for record in result["curve"]] == [1, 2]
-    assert 0 <= result["video_ao"] <= 1 and result["pairs"] == 4
+    assert 0 <= result["video_ao"] <= 1 and 0 < result["pair_iou"] < 1 and result["pairs"] == 4
 
     # killed after the training, before its result: the run is not trained again
     (out / "results" / "sbt_light.seed0.json").unlink()
@@ -188,6 +194,36 @@ def test_a_budget_counts_the_steps_of_all_variants(photos, sequences, monkeypatc
     assert torch.get_num_threads() == threads
     with pytest.raises(ValueError, match=r"0\.1 minutes are enough for 6 steps of every variant"):
         study_run.steps_within(plan, 0.1)
+
+
+def test_the_iou_of_pairs_is_that_of_single_frames(sequences, monkeypatch):
+    """Of a model that puts the target in the middle, a quarter as large as the search image."""
+
+    class Middle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sizes, self.in_chans = Sizes(64, 128), 3
+            self.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+            self.weight, self.batches = torch.nn.Parameter(torch.zeros(1)), []
+
+        def forward(self, template, search):
+            self.batches.append((template, search))
+            scores = torch.tensor([[0.1, 0.9], [0.2, 0.3]]).expand(len(search), 2, 2)
+            box = torch.tensor([0.5, 0.5, 0.25, 0.25]).view(1, 4, 1, 1)
+            boxes = box * (scores == 0.9).unsqueeze(1)  # the boxes of other locations are empty
+            return TrackOutput(torch.stack([scores, -scores], 1), scores, boxes)
+
+    monkeypatch.setattr(study_run, "PAIRS", 2)
+    dataset, model = Got10k(sequences, "val"), Middle()
+    still = VideoConfig(gap=0, scale_jitter=0.0, center_jitter=0.0)
+    assert study_run.pair_iou(model, dataset, still) == pytest.approx(1, abs=0.05)  # crops of whole pixels
+    assert len(model.batches) == 2 and model.batches[0][1].shape == (32, 3, 128, 128)
+    first = model.batches[0][1]
+    assert any(
+        torch.equal(first[0], other) for other in first[1:]
+    )  # three frames, no photometric augmentation
+    jittered = study_run.pair_iou(model, dataset, replace(still, center_jitter=1.4, negative=0.5))
+    assert 0.05 < jittered < 0.7 and study_run.pair_iou(model, dataset, still) != jittered
 
 
 def test_variants_see_the_same_pairs(photos, sequences, tmp_path):
@@ -250,6 +286,27 @@ def test_agreement_with_the_paper():
     assert summaries[1].mean("ao") == pytest.approx(0.4)
     assert summaries[1].spread("ao") == pytest.approx(0.2 / math.sqrt(2))
     assert agreement(summaries, "ao") == (pytest.approx(1.0), 3)  # C1 has no figure in the paper
+
+
+def test_the_metric_that_all_results_have_is_plotted(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    results = fake_results("fig4", {"C1": [0.3, 0.5], "C9": [0.6]})
+    assert metrics_of(results) == ["ao"]
+    newer = [result | {"video_ao": 0.4, "pair_iou": 0.5} for result in results]
+    assert metrics_of(newer) == ["video_ao", "ao", "pair_iou"] and metrics_of([*newer, *results]) == ["ao"]
+    assert set(summarize([*newer[:1], *results[1:]])[0].scores) == {"ao", "sr50", "sr75"}
+    for name, group in (("new", newer), ("old", results)):
+        (tmp_path / name / "results").mkdir(parents=True)
+        (tmp_path / name / "study.json").write_text("{}")
+        for result in group:
+            path = tmp_path / name / "results" / f"{result['setting']}.seed{result['seed']}.json"
+            path.write_text(json.dumps(result))
+    assert "IoU on" in run("plot", tmp_path / "new", "--metric", "pair_iou")
+    drawn = cv2.imread(str(tmp_path / "new" / "scores.png"))
+    run("plot", tmp_path / "new")
+    assert not np.array_equal(drawn, cv2.imread(str(tmp_path / "new" / "scores.png")))
+    with pytest.raises(ValueError, match=r"'pair_iou'\. All have: ao"):
+        run("plot", tmp_path / "new", tmp_path / "old", "--metric", "pair_iou")
 
 
 def test_plots_of_pretrained_blocks_and_of_two_studies(tmp_path):

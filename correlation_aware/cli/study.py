@@ -200,8 +200,13 @@ def plot(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the plots; the first FOLDER by default.")
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What is plotted: video_ao, ao or pair_iou; the first that all results have."),
+    ] = None,
 ) -> None:
     """Draw the plots of finished variants again; several studies of a table share them."""
+    from correlation_aware.study.report import check_metric
     from correlation_aware.study.run import read_results
 
     folder = output or folders[0]
@@ -210,28 +215,24 @@ def plot(
     studies = {
         path.name if names.count(path.name) == 1 else str(path): read_results(path) for path in folders
     }
+    metric = check_metric(studies, metric)
     folder.mkdir(parents=True, exist_ok=True)
-    _report(studies, folder)
+    _report(studies, folder, metric)
 
 
-def _report(studies: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+def _report(studies: dict[str, list[dict[str, Any]]], folder: Path, metric: str | None = None) -> None:
     """Prints the table of every study, writes summary.json and the plots."""
     from correlation_aware._files import write_text
-    from correlation_aware.study.report import LABELS, agreement, metric_of, plot_study, summarize
+    from correlation_aware.study.report import LABELS, agreement, metrics_of, plot_study, summarize
 
     facts = {}
     for title, results in studies.items():
-        summaries, metric = summarize(results), metric_of(results)
-        metrics = [key for key in ("ao", "video_ao") if key in results[0]]
-        view = Table(
-            escape(title),
-            "seeds",
-            *(LABELS[key] for key in metrics),
-            "params M",
-            "GMACs",
-            "pairs/s",
-            "paper: AO",
-        )
+        summaries, metrics = summarize(results), metrics_of(results)
+        view = Table(escape(title), "seeds")
+        for key in metrics:
+            view.add_column(LABELS[key].replace(" on ", " on\n"), no_wrap=True)
+        for header in ("size\nM", "GMACs", "pairs\nper s", "paper\nAO"):
+            view.add_column(header)
         for s in summaries:
             spreads = [f" ± {s.spread(key):.3f}" if len(s.seeds) > 1 else "" for key in metrics]
             cells = [f"{s.mean(key):.3f}{spread}" for key, spread in zip(metrics, spreads)]
@@ -239,13 +240,18 @@ def _report(studies: dict[str, list[dict[str, Any]]], folder: Path) -> None:
             ao = s.setting.reported.ao
             view.add_row(s.setting.name, str(len(s.seeds)), *cells, *costs, "" if ao is None else f"{ao:g}")
         console.print(view)
-        correlation, count = agreement(summaries, metric)
-        if not math.isnan(correlation):
-            console.print(f"Rank correlation with the paper's AO over {count} settings: {correlation:+.2f}")
+        correlations = {}
+        for key in metrics:
+            correlations[key], count = agreement(summaries, key)
+            if not math.isnan(correlations[key]):
+                words = f"Rank correlation of {LABELS[key]} with the paper's AO over {count} settings"
+                console.print(f"{words}: {correlations[key]:+.2f}")
         facts[title] = {
             "table": results[0]["table"],
             "steps": results[0]["steps"],
-            "rank_correlation": None if math.isnan(correlation) else round(correlation, 3),
+            "rank_correlation": {
+                key: None if math.isnan(value) else round(value, 3) for key, value in correlations.items()
+            },
             "settings": {
                 s.setting.name: {
                     "seeds": s.seeds,
@@ -260,7 +266,7 @@ def _report(studies: dict[str, list[dict[str, Any]]], folder: Path) -> None:
         }
     write_text(json.dumps(facts, indent=2) + "\n", folder / "summary.json")
     try:
-        paths = plot_study(studies, folder)
+        paths = plot_study(studies, folder, metric)
     except ModuleNotFoundError as error:
         console.print(f"No plots: {error}", style="yellow")
         return
@@ -268,7 +274,9 @@ def _report(studies: dict[str, list[dict[str, Any]]], folder: Path) -> None:
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    figures = [f"{key} {result[key]:.3f}" for key in ("ao", "video_ao") if key in result]
+    from correlation_aware.study.report import LABELS
+
+    figures = [f"{key} {result[key]:.3f}" for key in LABELS if key in result]
     speed = f"{result['pairs_per_s']} pairs/s"
     console.print(f"{result['setting']}, seed {result['seed']}: {', '.join(figures)}, {speed}")
 

@@ -22,8 +22,12 @@ from correlation_aware.study.settings import Setting, table
 __all__ = ["Placement", "Summary", "agreement", "placement", "plot_study", "summarize"]
 
 Result = Mapping[str, Any]
-METRICS = ("video_ao", "ao")  # the first that all results have is plotted and compared with the paper
-LABELS = {"video_ao": "AO on sequences", "ao": "AO on synthetic clips"}
+LABELS = {  # in the order of preference: the first that all results have is plotted by default
+    "video_ao": "AO on sequences",
+    "ao": "AO on synthetic clips",
+    "pair_iou": "IoU on pairs",
+}
+SCORES = (*LABELS, "sr50", "sr75", "video_sr50", "video_sr75")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Summary:
         setting: The setting.
         seeds: Seeds with a result.
         scores: Values of every seed by metric: `ao`, `sr50`, `sr75` on synthetic clips, with `video_` on
-            sequences.
+            sequences, and `pair_iou`.
         params: Parameters.
         macs: Multiply-accumulates of a pair.
         pairs_per_s: Mean speed of the training, with all that ran beside it.
@@ -89,7 +93,7 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
         group = [r for r in results if r["setting"] == name]
         if not group:
             continue
-        metrics = [key for key in group[0] if key.removeprefix("video_") in ("ao", "sr50", "sr75")]
+        metrics = [key for key in group[0] if key in SCORES and all(key in r for r in group)]
         speeds = [r["pairs_per_s"] for r in group if r["pairs_per_s"]]
         summaries.append(
             Summary(
@@ -123,16 +127,39 @@ def _ranks(values: Sequence[Any]) -> list[float]:
     return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
 
 
-def metric_of(results: Sequence[Result]) -> str:
-    """The metric that is compared: the AO on sequences, or without them on synthetic clips."""
-    return next(metric for metric in METRICS if metric in results[0])
+def metrics_of(results: Sequence[Result]) -> list[str]:
+    """The metrics that all results have, the one that is plotted by default first.
+
+    It is the AO on sequences, or without them on synthetic clips.
+    """
+    return [metric for metric in LABELS if all(metric in result for result in results)]
 
 
-def plot_study(studies: Mapping[str, Sequence[Result]], folder: str | Path) -> list[Path]:
+def check_metric(studies: Mapping[str, Sequence[Result]], metric: str | None = None) -> str:
+    """A metric that all results of all studies have: the named one, or the first.
+
+    Raises:
+        ValueError: An unknown metric, or one that some results do not have.
+    """
+    common = metrics_of([result for study in studies.values() for result in study])
+    if metric is None and common:
+        return common[0]
+    if metric in common:
+        return metric
+    if metric is None:
+        owned = "; ".join(f"{name}: {', '.join(metrics_of(study))}" for name, study in studies.items())
+        raise ValueError(f"The studies have no metric in common: {owned}.")
+    raise ValueError(f"Not all results have the metric {metric!r}. All have: {', '.join(common)}.")
+
+
+def plot_study(
+    studies: Mapping[str, Sequence[Result]], folder: str | Path, metric: str | None = None
+) -> list[Path]:
     """Draws the plots that the table of a study has.
 
-    `scores.png`: AO of every setting and seed, beside the paper's; `size.png`: AO against parameters, the
-    area of a circle being the multiply-accumulates (Fig. 1 and 10); `curves.png`: IoU in training (Fig. 8 c);
+    `scores.png`: AO, or another metric, of every setting and seed, beside the paper's; `size.png`: AO against
+    parameters, the area of a circle being the multiply-accumulates (Fig. 1 and 10); `curves.png`: IoU in
+    training (Fig. 8 c);
     `placement.png`: AO against position, number and interval of EoC-CA blocks (Fig. 4 c, d, f);
     `pretrained_blocks.png`: AO against their number (Fig. 8 a). With two studies, one of which starts from
     pretrained weights, `scores.png` is Fig. 4 (e).
@@ -140,12 +167,13 @@ def plot_study(studies: Mapping[str, Sequence[Result]], folder: str | Path) -> l
     Args:
         studies: Results of one folder or several by a name for the legend; all of one table.
         folder: Folder of the plots.
+        metric: Metric to plot: `video_ao`, `ao` or `pair_iou`; the first that all results have by default.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: Studies of different tables.
+        ValueError: Studies of different tables, or results without the metric.
         ModuleNotFoundError: matplotlib is not installed; the message has the command to install it.
     """
     (figures,) = require("matplotlib.figure")
@@ -153,9 +181,7 @@ def plot_study(studies: Mapping[str, Sequence[Result]], folder: str | Path) -> l
     name = results[0]["table"]
     if other := sorted({r["table"] for r in results} - {name}):
         raise ValueError(f"Studies of {name} and of {', '.join(other)} have no common plot.")
-    metric = metric_of(results)
-    if missing := [key for key, study in studies.items() if any(metric not in r for r in study)]:
-        raise ValueError(f"{', '.join(missing)} has no {LABELS[metric]}, which the others have.")
+    metric = check_metric(studies, metric)
     groups = {key: summarize(study) for key, study in studies.items()}
     drawings = {"scores": _draw_scores, "size": _draw_size, "curves": _draw_curves}
     if name in ("fig4", "table8"):

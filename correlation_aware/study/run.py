@@ -11,7 +11,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,20 +19,26 @@ from typing import Any, Literal, cast
 import torch
 
 from correlation_aware._files import check_output_folder, file_lock, read_json, write_text
+from correlation_aware.data.photometric import PhotometricConfig
 from correlation_aware.data.videos.readers import Got10k
+from correlation_aware.data.videos.sequences import SequenceSet
+from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 from correlation_aware.evaluation.synthetic import ClipValidation
 from correlation_aware.evaluation.videos import VideoValidation
 from correlation_aware.models.profile import profile
+from correlation_aware.models.tracker import TrackModel
 from correlation_aware.study.scale import at_small_scale
 from correlation_aware.study.settings import Setting, table
 from correlation_aware.training.config import change, from_mapping
 from correlation_aware.training.log import read_log
-from correlation_aware.training.track import TrackTraining, make_track_trainer
+from correlation_aware.training.losses import best_location_iou
+from correlation_aware.training.track import TrackTraining, make_track_trainer, normalized_for
 from correlation_aware.zoo import create_model
 
 __all__ = [
     "PROCESSES",
     "Plan",
+    "pair_iou",
     "read_plan_steps",
     "read_results",
     "run_study",
@@ -43,6 +49,7 @@ __all__ = [
 Result = dict[str, Any]
 Scale = Literal["small", "paper"]
 Job = tuple["Plan", str, int, Path, str | None]  # plan, setting, seed, folder, device
+PAIRS = 16  # batches of 32 pairs of `pair_iou`
 TIMED = 4  # steps that are timed, without the first
 PROCESSES = multiprocessing.get_context("spawn")  # forked processes cannot use a GPU
 
@@ -289,12 +296,14 @@ def _run_one(
 
     if not trainer.fit(resume=True, on_step=on_step).finished:
         raise RuntimeError(stopped)
-    model = trainer.published().eval()
+    model = cast(TrackModel, trainer.published().eval())
     scores: dict[str, float] = {}
     if plan.clips:
         scores |= ClipValidation(plan.clips, plan.clip_count)(model)
     if plan.sequences is not None:
-        scores |= VideoValidation([Got10k(plan.sequences, plan.subset)])(model)
+        sequences = Got10k(plan.sequences, plan.subset)
+        scores |= VideoValidation([sequences])(model)
+        scores["pair_iou"] = pair_iou(model, sequences, config.data.frames)
     costs = profile(create_model(setting.model, device="meta", **setting.overrides))
     log = [record for record in read_log(run / "log.jsonl") if "loss" in record]
     seconds, pairs = log[-1]["seconds"], config.schedule.steps * config.data.batch_size
@@ -313,6 +322,30 @@ def _run_one(
     }
     write_text(json.dumps(result) + "\n", _result_path(folder, name, seed))
     return result
+
+
+@torch.no_grad()
+def pair_iou(model: TrackModel, sequences: SequenceSet, frames: VideoConfig) -> float:
+    """Mean IoU of the box at the location with the highest score, over 512 pairs of frames.
+
+    Pairs are made as those of the training, without its photometric augmentation and negative pairs. One
+    frame does not depend on the one before: a network that is not yet good enough to track, which loses its
+    target in the first frames, has a figure that says how far it is.
+
+    Args:
+        model: `_track` model.
+        sequences: Annotated videos.
+        frames: Gap and jitter of the pairs.
+    """
+    plain = PhotometricConfig(**{item.name: 0.0 for item in fields(PhotometricConfig)})
+    config, device = replace(frames, negative=0.0, photometric=plain), next(model.parameters()).device
+    pairs = normalized_for(model, VideoPairs([(sequences, 1.0)], 32, model.sizes, 0, device, config))
+    ious = []
+    for number in range(PAIRS):
+        batch = pairs.batch(number)
+        output = model(batch.template, batch.search)
+        ious.append(float(best_location_iou(output, batch.boxes, batch.positive)))
+    return sum(ious) / len(ious)
 
 
 def _result_path(folder: Path, name: str, seed: int) -> Path:

@@ -307,8 +307,12 @@ def open_pairs(
             "data.sources and data.videos are empty: name photographs or videos with their weights, such "
             "as data.sources={photos/: 1.0, shard-000000.tar: 2.0} or data.videos={got10k:GOT-10k/: 1.0}."
         )
-    mixed, cfg = MixedPairs(sources, 3 * seed, names), model.pretrained_cfg
-    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
+    return normalized_for(model, MixedPairs(sources, 3 * seed, names))
+
+
+def normalized_for(model: TrackModel, pairs: PairSource) -> PairSource:
+    """A source of pairs with the normalization and the channels of a model instead of ImageNet's."""
+    mean, std = tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
     if (mean, std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) and model.in_chans == 3:
-        return mixed
-    return Renormalized(mixed, mean, std, model.in_chans)
+        return pairs
+    return Renormalized(pairs, mean, std, model.in_chans)
