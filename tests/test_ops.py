@@ -7,15 +7,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import correlation_aware as ca
 from correlation_aware import ops
 
-pytest.importorskip("triton", reason="Triton is not part of this build of PyTorch")
+triton = pytest.importorskip("triton", reason="Triton is not part of this build of PyTorch")
 
 CUDA = torch.cuda.is_available()
+
+
+@triton.jit
+def count(zeros):
+    for _ in range(triton.language.program_id(0), 1):
+        pass
+
+
+try:
+    count[(1,)](torch.zeros(1, device="cuda" if CUDA else "cpu"))
+except Exception as error:
+    if CUDA or "only 0-dimensional arrays" not in str(error):
+        raise
+    words = f"the interpreter of Triton {triton.__version__} does not run with NumPy {np.__version__}"
+    pytest.skip(f"{words}; NumPy 2.3 serves", allow_module_level=True)
+
 DEVICE = "cuda" if CUDA else "cpu"
 # Largest ||difference|| / ||definition in float64||. Storing a result costs up to 2^-9 in bf16 and 2^-12
 # in float16; a gradient passes through a few rounded intermediates. float32 is another order of summation.
