@@ -48,7 +48,7 @@ def rewrite(markdown: str, path: str) -> tuple[str, set[str]]:
 
 def source_page(path: str) -> tuple[str | bytes, set[str]]:
     """Page about a file or a folder, or the bytes of a file of another kind; and the files it leads to."""
-    place, note = ROOT / path, "---\nsearch: {exclude: true}\n---\n"
+    place, note = ROOT / path, "---\nsearch: {exclude: true}\nhide: [navigation, toc]\n---\n"
     if place.is_dir():
         entries = sorted(p for p in place.iterdir() if p.name not in SKIPPED and not p.name.startswith("."))
         listed = "\n".join(f"- [{p.name}]({p.name})" for p in entries)

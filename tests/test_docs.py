@@ -36,8 +36,8 @@ NAME = re.compile(  # of a model, with or without a tag; not of a file
 
 # Words of a page that stand for files of the reader, as docs/README.md says: commands with them need data.
 DATA = re.compile(
-    r"\b[A-Z][A-Z_]{2,}\b|\b(photos|my_videos|other_photos|runs|results|boxes|shards)/|\.pth\.tar|GOT-10k"
-    r"|(first|second)\.png|mine:build|cpu_by_model\.json|classifier/|^correlation-aware study plot fig4$"
+    r"\b[A-Z][A-Z_]{2,}\b|\b(photos|my_videos|other_photos|runs|results|boxes|shards)/|\.pth\.tar|\.safetensors|GOT-10k"
+    r"|(first|second)\.png|mine:build|cpu_by_model\.json|classifier/|^study plot"
 )
 # Commands that need none, and are too long for here: tests run them on smaller networks or shorter clips.
 ELSEWHERE = {
@@ -45,7 +45,8 @@ ELSEWHERE = {
     "bench": "test_bench.py",
     "demo": "test_cli_track.py",
     "explain": "test_explain.py",
-    "export": "test_runtime_export.py",
+    "export": "test_runtime_session.py",
+    "study": "test_study.py",
     "vot": "test_evaluation_vot.py",
 }
 
@@ -145,7 +146,7 @@ def folder(tmp_path, monkeypatch):
 # a camera, a video of 80 seconds, a cluster; several processes are too slow for here
 NOT_HERE = re.compile(r"^track 0|--start 1:20|--ray|--processes")
 RUN = {line for line, _ in OWN if re.match(r"(track (video|'frames)|batch|study list)", line)}
-RUN -= {line for line in RUN if DATA.search(line) or NOT_HERE.search(line) or "supersbt" in line}
+RUN -= {line for line in RUN if DATA.search(line) or NOT_HERE.search(line)}
 
 
 def test_every_command_is_run_or_marked(folder):
