@@ -143,9 +143,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-# a camera, a video of 80 seconds, a cluster; several processes are too slow for here
-NOT_HERE = re.compile(r"^track 0|--start 1:20|--ray|--processes")
-RUN = {line for line, _ in OWN if re.match(r"(track (video|'frames)|batch|study list)", line)}
+# a camera, a video of 80 seconds, a cluster, the Hub; several processes are too slow for here
+NOT_HERE = re.compile(r"^track 0|--start 1:20|--ray|--processes|^weights download")
+RUN = {
+    line
+    for line, _ in OWN
+    if re.match(r"(track (video|'frames)|batch|study list|weights (list|verify))", line)
+}
 RUN -= {line for line in RUN if DATA.search(line) or NOT_HERE.search(line)}
 
 
