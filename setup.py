@@ -1,7 +1,7 @@
 """Makes the text of the package on PyPI from README.md, whose links to files would lead nowhere there.
 
 Everything else is in setup.cfg. With a `url` there, links and images lead to that repository; without one the
-text of links is kept alone.
+text of links is kept alone, and images go with their captions.
 """
 
 import configparser
@@ -18,7 +18,7 @@ def page(text: str, url: str) -> str:
     if url:
         text = re.sub(r"(!\[[^]]*\]\()(?!https?:|#)", rf"\g<1>{url}/raw/HEAD/", text)
         return re.sub(r"(\]\()(?!https?:|#)", rf"\g<1>{url}/blob/HEAD/", text)
-    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n+", "", text)
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n+(\*[^*]+\*\n+)?", "", text)
     return re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
 
 
