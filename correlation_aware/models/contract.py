@@ -91,7 +91,7 @@ class TemplateState(tuple[Tensor, ...]):
     Raises:
         ValueError: No tensor, or batches that differ.
 
-    Example:
+    Examples:
         >>> state = net.encode_template(templates)  # (B, 3, Hz, Wz)
         >>> state.index([0, 2])  # targets 0 and 2
         >>> TemplateState.cat([state, net.encode_template(another)])  # one target more

@@ -425,7 +425,7 @@ class SBT(StagedNetwork, TwoInputModel):
         ValueError: A configuration without any EoC-CA block, or one whose EoC-CA blocks have windows for
             images of two sizes.
 
-    Example:
+    Examples:
         >>> x = net(template, search)  # (B, 3, 128, 128), (B, 3, 256, 256) -> (B, C, 32, 32)
         >>> state = net.encode_template(template)  # once per target
         >>> x = net(state, search)  # once per frame, same numbers
