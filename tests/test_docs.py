@@ -36,7 +36,7 @@ NAME = re.compile(  # of a model, with or without a tag; not of a file
 
 # Words of a page that stand for files of the reader, as docs/README.md says: commands with them need data.
 DATA = re.compile(
-    r"\b[A-Z][A-Z_]{2,}\b|\b(photos|my_videos|other_photos|runs|results|boxes|shards)/|\.pth\.tar|\.safetensors|GOT-10k"
+    r"\b[A-Z][A-Z_]{2,}\b|\b(photos|my_videos|other_photos|runs|results|boxes|shards|exported)/|\.pth\.tar|\.safetensors|GOT-10k"
     r"|(first|second)\.png|mine:build|cpu_by_model\.json|classifier/|^study plot"
 )
 # Commands that need none, and are too long for here: tests run them on smaller networks or shorter clips.
@@ -179,7 +179,7 @@ def test_other_commands_exist(page):
     for words in commands(PAGES[page]):
         if words[0] == "pip" and (named := re.search(r"\.\[(.*?)\]", " ".join(words))):
             assert set(named[1].split(",")) <= set(extras), words
-        if words[0] == "python" and words[1] != "-c":
+        if words[0] == "python" and words[1] not in ("-c", "-m"):
             source = (ROOT / words[1]).read_text()
             assert all(f'"{word}"' in source for word in words[2:] if word.startswith("--")), words
     # a package index does not know this package: everything is installed from a checkout
