@@ -32,10 +32,9 @@ torch.manual_seed(0)
 template, search, target = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 128, 128), torch.zeros(2, 16, 16)
 target[:, 6:10, 6:10] = 1
 for net in (Siamese(), CorrelationAware()):  # both are trained in the same way
-    loss = F.binary_cross_entropy_with_logits(net(template, search), target)
-    loss.backward()
+    F.binary_cross_entropy_with_logits(net(template, search), target).backward()
     torch.optim.AdamW(net.parameters(), 1e-3).step()
-    print(type(net).__name__, tuple(net(template, search).shape), f"loss {loss.item():.2f}")
+    print(type(net).__name__, tuple(net(template, search).shape), "after a training step")
 
 net.eval()  # two targets: each is encoded once, one forward pass per frame finds both
 with torch.inference_mode():

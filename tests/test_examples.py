@@ -38,7 +38,7 @@ def test_example(path, tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_on_own_trackers_shows_its_example():
-    page = (FOLDER.parent / "docs" / "adapters.md").read_text()
+    page = (FOLDER.parent / "docs" / "own_tracker.md").read_text()
     lines = (FOLDER / "own_tracker.py").read_text().splitlines()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].splitlines()
     assert len(lines) <= 50 and all(line in lines for line in code)

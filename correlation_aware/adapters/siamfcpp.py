@@ -92,12 +92,13 @@ class SiamFCppBackbone(ModuleBase):
     search image. The module then serves one target at a time.
 
     Hyper-parameters, in the YAML file under `model.backbone.SiamFCppBackbone`:
-        pretrain_model_path: A `model.tag` of the manifest, an `hf-hub:` name, a local file or folder.
-        model: A feature network of the zoo of stride 8, its own or by `output_stride`.
-        depths, mlp_ratios, cross_blocks, drop_path_rate: Arguments of `create_model`, if not empty or 0.
-        out_channels: Channels of the features; `head_width` of task model and head must equal it.
-        z_size: Side of the template in pixels, as in the pipeline.
-        grad_checkpointing: Trades time for memory in training.
+
+    - `pretrain_model_path`: A `model.tag` of the manifest, an `hf-hub:` name, a local file or folder.
+    - `model`: A feature network of the zoo of stride 8, its own or by `output_stride`.
+    - `depths`, `mlp_ratios`, `cross_blocks`, `drop_path_rate`: Arguments of `create_model`, if they are set.
+    - `out_channels`: Channels of the features; `head_width` of task model and head must equal it.
+    - `z_size`: Side of the template in pixels, as in the pipeline.
+    - `grad_checkpointing`: Trades time for memory in training.
     """
 
     default_hyper_params: ClassVar[dict[str, Any]] = {

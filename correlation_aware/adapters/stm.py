@@ -242,7 +242,7 @@ class STM_CA(STM):
     Raises:
         ValueError: An unknown `template`.
 
-    Example:
+    Examples:
         >>> model.STM = functools.partial(STM_CA, functools.partial(create_network, "sbt_base"))
     """
 

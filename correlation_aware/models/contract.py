@@ -85,15 +85,13 @@ class TemplateState(tuple[Tensor, ...]):
 
     What the tensors are is the network's own business: one feature map, keys and values of several layers,
     features of two templates. As with any tuple, `state[i]` is a tensor, and `state[i:j]` and `state + other`
-    are plain tuples of tensors: `index` chooses templates, `cat` joins them.
-
-    Args:
-        tensors: One or more tensors of equal batch.
+    are plain tuples of tensors: `index` chooses templates, `cat` joins them. It is made from an iterable
+    of one or more tensors of equal batch.
 
     Raises:
         ValueError: No tensor, or batches that differ.
 
-    Example:
+    Examples:
         >>> state = net.encode_template(templates)  # (B, 3, Hz, Wz)
         >>> state.index([0, 2])  # targets 0 and 2
         >>> TemplateState.cat([state, net.encode_template(another)])  # one target more

@@ -69,7 +69,7 @@ def register_model(
     Raises:
         ValueError: The name is taken.
 
-    Example:
+    Examples:
         >>> @register_model
         ... def acme_base(**kwargs) -> AcmeNet:
         ...     return AcmeNet(width=64, **kwargs)

@@ -6,7 +6,7 @@ Written for this package and checked, number by number, against the outputs of t
 (https://github.com/phiphiphi31/SBT, MIT) and of timm's `pvt_v2` (Apache-2.0). Licensed under Apache-2.0.
 
 To add a variant: a configuration and one function per name at the end of this file, the names in
-`tests/test_models.py`, and its row in the README's table, which a test compares with the code.
+`tests/test_models.py`, and its row in the table of `docs/zoo.md`, which a test compares with the code.
 
 Where an entry point names no image sizes and crop factors, they are the defaults of `Sizes` in
 `models/contract.py`: a template of 128 px, a search image of 256 px, two and four times the target's size.
@@ -425,7 +425,7 @@ class SBT(StagedNetwork, TwoInputModel):
         ValueError: A configuration without any EoC-CA block, or one whose EoC-CA blocks have windows for
             images of two sizes.
 
-    Example:
+    Examples:
         >>> x = net(template, search)  # (B, 3, 128, 128), (B, 3, 256, 256) -> (B, C, 32, 32)
         >>> state = net.encode_template(template)  # once per target
         >>> x = net(state, search)  # once per frame, same numbers

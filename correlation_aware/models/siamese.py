@@ -428,7 +428,7 @@ class SiameseNet(TwoInputModel):
         ValueError: An unknown backbone or level, levels of different strides, or a backbone that cannot do
             what `cfg` says.
 
-    Example:
+    Examples:
         >>> x = net(template, search)  # (B, 3, 128, 128), (B, 3, 256, 256) -> (B, C, 32, 32)
         >>> net.image_backbone  # the part that weights of an image classifier fit
     """

@@ -238,7 +238,7 @@ class SuperSBT(TwoInputModel):
         ValueError: A depth or number of templates below 1, channels that the heads or stages do not divide,
             or an image size that is no multiple of 16.
 
-    Example:
+    Examples:
         >>> x = net(template, search)  # (B, 3, 128, 128), (B, 3, 256, 256) -> (B, 512, 16, 16)
         >>> state = net.encode_template(template)  # once per target
         >>> x = net(state, search)  # once per frame, same numbers

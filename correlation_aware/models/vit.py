@@ -251,7 +251,7 @@ class OneStreamViT(TwoInputModel):
     Raises:
         ValueError: An image size that is not a multiple of 16.
 
-    Example:
+    Examples:
         >>> x = net(template, search)  # (B, 3, 128, 128), (B, 3, 256, 256) -> (B, 768, 16, 16)
         >>> state = net.encode_template(template)  # once per target
         >>> x = net(state, search)  # once per frame, same numbers

@@ -29,7 +29,7 @@ class set_backend:
     Raises:
         ValueError: An unknown backend.
 
-    Example:
+    Examples:
         >>> set_backend("triton")
         >>> with set_backend("reference"):
         ...     x = net(template, search)

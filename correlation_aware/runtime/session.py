@@ -80,7 +80,7 @@ class InferenceSession:
         well: if two cores are destroyed in the order of their creation, the next signal with a handler, such
         as Ctrl-C, ends the process with a segmentation fault (OpenVINO 2026.4.1, Linux).
 
-    Example:
+    Examples:
         >>> session = InferenceSession(ca.create_model("sbt_light_cell_track", pretrained=True))
         >>> session.set_template(template)  # (B, 3, 128, 128)
         >>> scores, boxes = session(search)  # (B, 3, 256, 256) -> (B, 32, 32), (B, 4, 32, 32)

@@ -202,7 +202,7 @@ def track(
         TypeError: A `tracker` that is no tracker, such as a name, or a source of another type.
         FileNotFoundError, RuntimeError, ValueError: As of `open_frames` and `create_tracker`.
 
-    Example:
+    Examples:
         >>> for result in ca.track("video.mp4", (120, 80, 64, 48)):
         ...     print(result.index, result.time, result.targets[0].box, result.targets[0].lost)
     """

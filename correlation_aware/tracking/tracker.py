@@ -220,7 +220,7 @@ class Tracker:
         ValueError: A model without a prediction head, with other than 1 or 3 input channels, or with one
             template where `template_update` needs two.
 
-    Example:
+    Examples:
         >>> tracker = create_tracker()
         >>> tracker.init(frame, (x, y, w, h))
         >>> result = tracker.update(next_frame)

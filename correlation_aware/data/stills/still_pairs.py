@@ -79,7 +79,7 @@ class StillPairs:
         seed: Seed of the random number generator.
         config: Mix of pairs.
 
-    Example:
+    Examples:
         >>> pool = read_pool({"shards/objects-000000.tar": 1.0, "photos/": 1.0}, device="cuda")
         >>> batch = StillPairs(pool, 32).batch(0)
     """
