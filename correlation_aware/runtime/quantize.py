@@ -26,9 +26,9 @@ def quantize(source: str | Path, output: str | Path, examples: Sequence[Inputs])
     """Quantizes an exported ONNX file: weights per channel in int8, activations in uint8.
 
     The result (QDQ format) runs where the source runs, with the same inputs and outputs in float32, the same
-    dynamic batch and metadata. Products of two activations, as in attention, and the last convolution or
-    linear layer before every output stay in float32: they cost little time, and rounding boxes and scores to
-    256 values costs accuracy.
+    dynamic batch and metadata. Products of two activations, as in attention, stay in float32, and so do the
+    last convolution or linear layer before every output and what follows it: they cost little time, and
+    rounding boxes and scores to 256 values costs accuracy.
 
     Args:
         source: Path of the ONNX file.
@@ -96,7 +96,7 @@ class _Examples:
 
 
 def _kept_in_float(model: Any) -> set[str]:
-    """Names of products of activations, and of the last layer before every output."""
+    """Names of products of activations, and of all nodes from the last layer before an output on."""
     graph = model.graph
     producers = {output: node for node in graph.node for output in node.output}
     constants = {tensor.name for tensor in graph.initializer}
@@ -105,15 +105,12 @@ def _kept_in_float(model: Any) -> set[str]:
         for node in graph.node
         if node.op_type == "MatMul" and not any(name in constants for name in node.input)
     }
-    names, seen = [value.name for value in graph.output], set[str]()
+    names = [value.name for value in graph.output]
     while names:
-        name = names.pop()
-        if name in seen or name not in producers:
+        node = producers.get(names.pop())
+        if node is None or node.name in kept:
             continue
-        seen.add(name)
-        node = producers[name]
-        if node.op_type in PRODUCTS and any(item in constants for item in node.input):
-            kept.add(node.name)
-        else:
+        kept.add(node.name)
+        if node.op_type not in PRODUCTS or not any(name in constants for name in node.input):
             names.extend(node.input)
     return kept
