@@ -56,6 +56,19 @@ DIRECT = """(async () => {
     return all;
 })()"""
 
+PLAYED = """(async () => {
+    delete window.VideoDecoder;
+    const {openFile} = await import("/frames.js");
+    const file = new File([await (await fetch("/clip.webm")).blob()], "clip.webm", {type: "video/webm"});
+    const source = await openFile(file), pixels = [];
+    for (let n = 0; n < 2; n++) {
+        const {index, time} = await source.next();
+        pixels.push(index, time, ...source.read(80, 60, 1, 1));
+    }
+    source.close();
+    return [source.note, ...pixels];
+})()"""  # a browser without WebCodecs
+
 
 class Server:
     """Serves a folder as any server of static files does, and counts what was asked of it."""
@@ -277,6 +290,11 @@ def test_boxes_in_a_browser(page: Path, tmp_path: Path) -> None:
         message = browser.run("$('message').textContent")
         assert message == "This browser cannot play text.mp4. Convert it to mp4 (H.264) or webm."
 
+        (page / "clip.webm").write_bytes(video.read_bytes())
+        note, first, time, *color, second, later = browser.run(PLAYED)[:9]
+        assert note.startswith("Frames may be skipped") and (first, second, time) == (0, 1, 0) and later >= 0
+        assert np.abs(np.subtract(color[:3], frames[0][60, 80].astype(int))).max() < 10 and color[3] == 255
+
         browser.run("$('camera').click()")
         browser.wait("$('message').textContent.startsWith('camera, ')")
         for name, value in zip("xywh", (200, 100, 100, 80)):
@@ -297,7 +315,7 @@ def test_boxes_in_a_browser(page: Path, tmp_path: Path) -> None:
         browser.open(f"{server.address}/index.html?phone", 390)
         assert browser.run("document.documentElement.scrollWidth") <= 390
         assert not browser.messages
-        here = {path.split("?")[0] for path in server.asked} - {"/frames.bin"}
+        here = {path.split("?")[0] for path in server.asked} - {"/frames.bin", "/clip.webm"}
         names = {f"/{path.relative_to(page)}" for path in page.rglob("*")}
         assert here <= names, here - names  # nothing else, and the policy of the page allows no other server
         policy = browser.run("document.querySelector('meta[http-equiv]').content")

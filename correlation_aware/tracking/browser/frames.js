@@ -67,13 +67,20 @@ class DecodedFrames extends Canvas {
 class PlayedFrames extends Canvas {
   static async open(setUp, live) {
     const frames = new PlayedFrames();
-    Object.assign(frames, {live, video: Object.assign(document.createElement("video"), {muted: true, playsInline: true})});
-    setUp(frames.video);
+    Object.assign(frames, {live, video: Object.assign(document.createElement("video"), {muted: true, playsInline: true, preload: "auto"})});
     await new Promise((resolve, reject) => {
-      frames.video.onloadeddata = resolve;
       frames.video.onerror = () => reject(new Error("the browser does not play it"));
+      frames.presented(resolve, "loadeddata");  // at `loadeddata` alone the frame can still be blank
+      setUp(frames.video);
+      if (live) frames.video.play().catch(reject);
     });
     return frames;
+  }
+
+  // Calls a function when the next frame is there; `event` is what older browsers have for it.
+  presented(done, event) {
+    if (this.video.requestVideoFrameCallback) this.video.requestVideoFrameCallback(done);
+    else this.video.addEventListener(event, done, {once: true});
   }
 
   async next() {
@@ -81,8 +88,7 @@ class PlayedFrames extends Canvas {
     if (this.ended) return null;
     if (this.index >= 0 || this.live) {  // the first frame of a file is there
       const shown = new Promise(resolve => {
-        if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(resolve);
-        else setTimeout(resolve, 30);
+        this.presented(resolve, "timeupdate");
         this.stop = resolve;
         video.onended = () => { this.ended = true; resolve(); };
       });
