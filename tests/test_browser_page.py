@@ -32,7 +32,14 @@ from correlation_aware.tracking.video import open_frames
 
 CONFIG = ca.TrackerConfig(box_vote=8.0, window_weight=0.3)
 SIZE = (120, 160)  # height, width
-BOXES = ((40, 30, 40, 30), (120.5, 10, 50, 20), (0, 60, 12, 40), (10, 10, 140, 100), (0, 108, 15, 12))
+BOXES = (
+    (40, 30, 40, 30),
+    (120.5, 10, 50, 20),
+    (0, 60, 12, 40),
+    (10, 10, 140, 100),
+    (0, 108, 15, 12),
+    (153, 50, 6, 7.5),
+)
 DIRECT = """(async () => {
     const {Tracker} = await import("/tracker.js");
     const bytes = new Uint8Array(await (await fetch("/frames.bin")).arrayBuffer());

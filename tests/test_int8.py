@@ -21,6 +21,7 @@ from correlation_aware.models import registry
 from correlation_aware.runtime.export import export, open_graph, read_metadata
 from correlation_aware.runtime.quantize import quantize
 from correlation_aware.runtime.session import InferenceSession
+from correlation_aware.tracking import browser_page
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'onnx>=1.17' (the extra [export])")
 pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
@@ -136,19 +137,24 @@ def test_clips_of_photographs_and_videos(photos, tmp_path):
         assert [frame.shape for frame in clip.frames] == [(120, 160, 3)] * 3
 
 
-def test_the_command(photos, tmp_path, monkeypatch):
+def test_the_command_writes_a_page_in_int8(photos, tmp_path, monkeypatch):
+    """Without the files of the npm registry; test_browser_page.py has a page with them."""
+    monkeypatch.setattr(browser_page, "PACKAGES", ())
     monkeypatch.setitem(registry._MODELS, "tiny_track", lambda **_: tiny_tracker())
     monkeypatch.setattr("correlation_aware.evaluation.int8.LENGTH", 4)
     app = typer.Typer()
     app.command()(cli_export.export)
     words = ["tiny_track", "--weights", "random", "--output", str(tmp_path / "out"), "--int8"]
-    words += ["--graph", "template", "--graph", "search", "--calibration", str(photos)]
+    words += ["--format", "web", "--calibration", str(photos)]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, (result.output, result.exception)
     assert "int8, calibrated with 24 crops; on 8 crops held back" in result.output
+    assert "http://localhost:8000" in result.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    float32 = {name for name in names if ".int8." not in name}
-    (prefix,) = {name.partition(".")[0] for name in float32}
-    assert names - float32 == {f"{prefix}.int8.{end}" for end in ("search.onnx", "template.onnx", "json")}
-    report = json.loads((tmp_path / "out" / f"{prefix}.int8.json").read_text())
+    assert {"TrackModel.template.onnx", "TrackModel.search.onnx", "index.html", "tracker.js"} <= names
+    in_int8 = {f"TrackModel.int8.{end}" for end in ("search.onnx", "template.onnx", "json")}
+    assert in_int8 == {name for name in names if ".int8." in name}
+    graphs = json.loads((tmp_path / "out" / "model.json").read_text())["graphs"]
+    assert graphs == {"template": "TrackModel.template.onnx", "search": "TrackModel.int8.search.onnx"}
+    report = json.loads((tmp_path / "out" / "TrackModel.int8.json").read_text())
     assert report["calibration"] == [str(photos)] and report["held_back_crops"] == 8
