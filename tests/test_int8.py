@@ -151,10 +151,10 @@ def test_the_command_writes_a_page_in_int8(photos, tmp_path, monkeypatch):
     assert "int8, calibrated with 24 crops; on 8 crops held back" in result.output
     assert "http://localhost:8000" in result.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"TrackModel.template.onnx", "TrackModel.search.onnx", "index.html", "tracker.js"} <= names
-    in_int8 = {f"TrackModel.int8.{end}" for end in ("search.onnx", "template.onnx", "json")}
+    assert {"tiny_track.template.onnx", "tiny_track.search.onnx", "index.html", "tracker.js"} <= names
+    in_int8 = {f"tiny_track.int8.{end}" for end in ("search.onnx", "template.onnx", "json")}
     assert in_int8 == {name for name in names if ".int8." in name}
     graphs = json.loads((tmp_path / "out" / "model.json").read_text())["graphs"]
-    assert graphs == {"template": "TrackModel.template.onnx", "search": "TrackModel.int8.search.onnx"}
-    report = json.loads((tmp_path / "out" / "TrackModel.int8.json").read_text())
+    assert graphs == {"template": "tiny_track.template.onnx", "search": "tiny_track.int8.search.onnx"}
+    report = json.loads((tmp_path / "out" / "tiny_track.int8.json").read_text())
     assert report["calibration"] == [str(photos)] and report["held_back_crops"] == 8
