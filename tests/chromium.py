@@ -19,9 +19,10 @@ class Chromium:
 
     Args:
         folder: Folder for its profile and downloads.
+        more_options: Further options of the browser.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more_options: str) -> None:
         program = next(filter(None, map(shutil.which, NAMES)), None)
         if program is None or os.name != "posix":
             pytest.skip(f"needs {' or '.join(NAMES)}")
@@ -37,6 +38,7 @@ class Chromium:
                 command,
                 program,
                 *options,
+                *more_options,
                 f"--user-data-dir={folder / 'profile'}",
                 "about:blank",
             ],

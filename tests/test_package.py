@@ -56,6 +56,7 @@ def test_wheel_from_sdist_imports_everything_elsewhere(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     package = ROOT / "correlation_aware"
     data = [*package.glob("checkpoints/*.safetensors"), *package.glob("training/configs/*.yaml")]
+    data += package.glob("tracking/browser/*")
     data += [
         package / name
         for name in ("weights_manifest.json", "py.typed", "evaluation/report.html", "cli/web_app.html")

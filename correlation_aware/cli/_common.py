@@ -62,7 +62,13 @@ Model = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help=f"{WEIGHTS_HELP}; by default the model's default weights.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
-Runtime = Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}; onnx and openvino are fast on a CPU.")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        help=f"{', '.join(RUNTIMES)}; onnx and openvino are fast on a CPU. onnx:FOLDER/MODEL.int8 runs "
+        "files of `correlation-aware export`."
+    ),
+]
 
 Decode = Annotated[
     str,
@@ -128,7 +134,7 @@ def load_tracker(
         model: Name of a `_track` model or folder of a model; None for the default model.
         weights: Tag or file of weights, or `random`; None for the model's default weights.
         device: PyTorch device; None for a GPU if there is one.
-        runtime: Runtime of `InferenceSession`.
+        runtime: Runtime of `InferenceSession`; `onnx:PATH` and `openvino:PATH` run exported files.
         decode: Choice of the box, see `create_tracker`.
         redetect: Whether to search for a lost target, see `TrackerConfig`; None for the default.
     """
@@ -139,6 +145,7 @@ def load_tracker(
     if redetect is not None:
         config = replace(config, redetect=redetect)
     _spare_busy_cores()
+    runtime, colon, exported = runtime.partition(":")
     with warnings.catch_warnings():  # replaced by the yellow line below
         warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
         tracker = create_tracker(
@@ -146,6 +153,7 @@ def load_tracker(
             pretrained=False if weights == "random" else weights,
             device=device,
             runtime=runtime,  # type: ignore[arg-type]
+            exported=exported if colon else None,
             config=config,
         )
     if tracker.weights_name == "random":

@@ -160,9 +160,9 @@ def _configured(tracker: "Tracker", configs: Mapping[str, "TrackerConfig"]) -> d
     from correlation_aware.runtime.session import InferenceSession
     from correlation_aware.tracking.tracker import Tracker
 
-    runtime = tracker.session.runtime
+    runtime, exported = tracker.session.runtime, tracker.session.exported
     return {
-        name: Tracker(InferenceSession(tracker.model, runtime=runtime), config)
+        name: Tracker(InferenceSession(tracker.model, runtime=runtime, exported=exported), config)
         for name, config in configs.items()
     }
 

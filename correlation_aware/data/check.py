@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from correlation_aware._images import image_size
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.stills.files import read_stills
 from correlation_aware.data.videos.sequences import AnnotationError, File, SequenceSet
-from correlation_aware.data.videos.subsets import VideoSet, open_videos, shorten
+from correlation_aware.data.videos.subsets import VideoSet, names_videos, open_videos, shorten
 
 __all__ = ["Summary", "check_source", "summarize_videos"]
 
@@ -53,9 +52,7 @@ def check_source(location: str, part: VideoSet | float = 1.0) -> Summary:
     Raises:
         ValueError, FileNotFoundError: A source that cannot be opened.
     """
-    _, colon, root = location.partition(":")
-    # a folder may have a colon in its name, and a URL has one
-    if colon and not Path(location).exists() and not root.startswith("//"):
+    if names_videos(location):
         return summarize_videos(location, open_videos(location, part))
     if VideoSet.of(part).subset is not None:
         raise ValueError(f"{location} has no subsets: photographs are a folder or tar shards.")

@@ -59,6 +59,8 @@ class NamedTracker:
             "dtype": str(tracker.session.dtype),
             "config": asdict(tracker.config),
         }
+        if tracker.session.exported is not None:  # files that may differ from the model
+            settings["exported"] = hash_files(tracker.session.files)
         sha256, device = hash_state_dict(tracker.model.state_dict()), str(tracker.device)
         weights, records = str(tracker.weights_name), tracker.model.training_data
         return cls(tracker.name, tracker, weights, sha256, settings, device, records)

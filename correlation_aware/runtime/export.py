@@ -34,6 +34,7 @@ __all__ = [
     "gives_outputs_of",
     "metadata",
     "open_graph",
+    "read_metadata",
 ]
 
 Format = Literal["onnx", "openvino", "torch"]
@@ -154,6 +155,27 @@ def metadata(model: nn.Module) -> dict[str, str]:
         "library": f"correlation_aware {__version__}",
         **{key: json.dumps(value) for key, value in about.items()},
     }
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Metadata of an exported `.onnx` or `.xml` file, see `metadata`; empty if it has none.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        ModuleNotFoundError: The package of the format is not installed.
+    """
+    path = Path(path)
+    if path.suffix == ".xml":
+        model = _openvino_core().read_model(str(path))
+        if not model.has_rt_info(["correlation_aware"]):
+            return {}
+        items = model.get_rt_info(["correlation_aware"]).astype(dict)
+        return {str(key): str(value.value) for key, value in items.items()}
+    (onnx,) = require("onnx")
+    model = onnx.load(str(path), load_external_data=False)
+    return {item.key: item.value for item in model.metadata_props}
 
 
 def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: int = 0) -> GraphFunction:

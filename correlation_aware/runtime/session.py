@@ -22,7 +22,14 @@ from correlation_aware._files import sha256_file
 from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.ops import packed_weights
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
-from correlation_aware.runtime.export import SUFFIXES, export, gives_outputs_of, metadata, open_graph
+from correlation_aware.runtime.export import (
+    SUFFIXES,
+    export,
+    gives_outputs_of,
+    metadata,
+    open_graph,
+    read_metadata,
+)
 from correlation_aware.runtime.fused_convolutions import fuse_convolutions, refresh
 from correlation_aware.runtime.graphs import SessionModel, cast_input, split_graphs
 
@@ -35,6 +42,7 @@ Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 Step = Callable[..., tuple[Tensor, ...]]
+GRAPHS = ("template", "search")  # that a session runs
 # Micro-batches on a CPU, eager: batch size x bytes per element. Larger ones overflow the cache, are slower.
 EAGER_CPU_MICROBATCH_BYTES = 8
 
@@ -61,17 +69,24 @@ class InferenceSession:
             `export_cache()`; cached graphs are compared with the model before they are used. `auto` is
             `eager`, which on an x86 CPU in float32 keeps a second copy of the weights of linear layers, see
             `ops.packed_weights`.
+        exported: Exported files to run, with `onnx` or `openvino`, instead of those of the cache: the path
+            without `.template.onnx`, such as `FOLDER/MODEL` or, in int8, `FOLDER/MODEL.int8`. They have to
+            be of the model's weights, and are not compared with its outputs.
 
     Attributes:
         model: Model in evaluation mode.
         device: Device of the computation.
         dtype: Dtype of the computation.
         runtime: Runtime, never `auto`.
+        exported: The argument of that name.
+        files: Files of the template graph and of the search graph, of `onnx` and `openvino`.
         outputs: Names of the outputs of a call: `scores` and `boxes`, or names of features.
 
     Raises:
         ValueError: An unknown runtime, device or dtype, a device or dtype that the runtime does not support,
-            or a wrapper such as that of `torch.compile` in place of a model.
+            a wrapper such as that of `torch.compile` in place of a model, exported files of other weights, or
+            such files with a runtime that does not run files.
+        FileNotFoundError: There are no such exported files.
         RuntimeError: `cudagraph` or a CUDA device without a GPU.
         ModuleNotFoundError: The runtime is not installed; the message says how to install it.
 
@@ -92,22 +107,30 @@ class InferenceSession:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         runtime: Runtime = "auto",
+        exported: str | Path | None = None,
     ) -> None:
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}.")
+        if exported is not None and runtime not in ("onnx", "openvino"):
+            raise ValueError(
+                f"exported={str(exported)!r} needs runtime='onnx' or 'openvino', not {runtime!r}, which runs "
+                "the model itself."
+            )
         graphs = split_graphs(model)
         parameter = next(model.parameters())
         self.model = model.eval()
         self.device = as_device(device or parameter.device, available=False)
         self.dtype = as_dtype(dtype or parameter.dtype)
         self.runtime: Runtime = "eager" if runtime == "auto" else runtime
+        self.exported = None if exported is None else Path(exported)
+        self.files: tuple[Path, ...] = ()
         self.outputs = graphs["search"].outputs
         self._state: TemplateState | None = None
         self._network: nn.Module = model  # the model, or a copy with fused layers
         if self.runtime in ("onnx", "openvino"):
             self._check_cpu_runtime(self.runtime)
-            files = _exported(model, self.runtime)
-            self._encode, self._search = (self._from_file(file) for file in files)
+            self.files = _exported(model, self.runtime) if exported is None else self._given(self.runtime)
+            self._encode, self._search = (self._from_file(file) for file in self.files)
             return
         if self.runtime == "cudagraph":
             self._check_cudagraph()
@@ -116,7 +139,7 @@ class InferenceSession:
         if self.runtime == "eager":
             self._network = fuse_convolutions(model, _run_once)
             graphs = split_graphs(cast(SessionModel, self._network))
-        steps = [graphs[name].module for name in ("template", "search")]
+        steps = [graphs[name].module for name in GRAPHS]
         if self.runtime == "compile":
             steps = [torch.compile(step) for step in steps]  # type: ignore[misc]
         self._encode, self._search = (self._from_module(step) for step in steps)
@@ -227,7 +250,7 @@ class InferenceSession:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles have their own model and include the template."""
-        return _rebuild, (self.model, self.device, self.dtype, self.runtime, self._state)
+        return _rebuild, (self.model, self.device, self.dtype, self.runtime, self.exported, self._state)
 
     def _check_cpu_runtime(self, runtime: str) -> None:
         require("onnxruntime" if runtime == "onnx" else "openvino")
@@ -235,6 +258,26 @@ class InferenceSession:
             raise ValueError(f"runtime={runtime!r} supports device='cpu' only, not device={self.device}.")
         bfloat16 = (torch.bfloat16,) if runtime == "openvino" else ()
         self._check_dtype(torch.float32, *bfloat16)
+
+    def _given(self, format: Literal["onnx", "openvino"]) -> tuple[Path, Path]:
+        """The files of the template graph and the search graph of `exported`."""
+        template, search = (Path(f"{self.exported}.{graph}{SUFFIXES[format]}") for graph in GRAPHS)
+        meta = metadata(self.model)
+        name, expected = meta["model"], meta["weights_sha256"]
+        for path in (template, search):
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"There is no {path}. exported={str(self.exported)!r} has to be the path of exported "
+                    f"files without .template{SUFFIXES[format]}, such as FOLDER/{name}."
+                )
+            actual = read_metadata(path).get("weights_sha256")
+            if actual != expected:
+                raise ValueError(
+                    f"{path} was not exported from these weights of {name}: its weights_sha256 is {actual}, "
+                    f"that of the model {expected}. Export the model again, or pass the model and weights "
+                    "that were exported."
+                )
+        return template, search
 
     def _check_cudagraph(self) -> None:
         if self.device.type != "cuda":
@@ -313,9 +356,10 @@ def _rebuild(
     device: torch.device,
     dtype: torch.dtype,
     runtime: Runtime,
+    exported: Path | None,
     state: TemplateState | None,
 ) -> InferenceSession:
-    session = InferenceSession(model, device, dtype, runtime)
+    session = InferenceSession(model, device, dtype, runtime, exported)
     session._state = state
     return session
 
@@ -371,15 +415,14 @@ def _exported(model: SessionModel, format: Literal["onnx", "openvino"]) -> tuple
     """Files of the template graph and the search graph, from the cache, or exported to it."""
     meta = metadata(model)
     folder = export_cache() / f"{meta['model']}-{_cache_key(model, meta)}-{format}"
-    graphs = ("template", "search")
-    files = {graph: folder / f"{meta['model']}.{graph}{SUFFIXES[format]}" for graph in graphs}
+    files = {graph: folder / f"{meta['model']}.{graph}{SUFFIXES[format]}" for graph in GRAPHS}
     if folder.is_dir() and not gives_outputs_of(model, files):
         shutil.rmtree(folder)  # something changed that is not in the key, such as code of another package
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
             output = Path(temporary) / "files"
-            export(model, output, format, graphs)
+            export(model, output, format, GRAPHS)
             try:
                 output.rename(folder)
             except OSError:  # another process has exported the same model meanwhile

@@ -701,6 +701,7 @@ def create_tracker(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     runtime: Runtime = "auto",
+    exported: str | Path | None = None,
     config: TrackerConfig | None = None,
     decode: str | None = None,
 ) -> Tracker:
@@ -714,6 +715,8 @@ def create_tracker(
         device: Device, such as `cpu` or `cuda`; by default a GPU if there is one.
         dtype: Dtype of the computation, such as `torch.bfloat16` or "bfloat16"; `torch.float32` by default.
         runtime: Runtime of the model, one of `RUNTIMES`, see `InferenceSession`.
+        exported: Exported files to run with `onnx` or `openvino`, such as `FOLDER/MODEL.int8`, see
+            `InferenceSession`.
         config: Settings of the choice of the best location, see `TrackerConfig`. Image sizes and crop factors
             are the model's: create it with, for example, `search_factor=5` and pass the model.
         decode: Name of such settings, instead of `config`: `default`; `paper`, the location with the highest
@@ -721,8 +724,8 @@ def create_tracker(
 
     Raises:
         ValueError: A model without a prediction head or in a wrapper such as that of `torch.compile`, an
-            unknown name, device or dtype, a runtime that does not support the device or dtype, or an unknown
-            `decode`, or one beside `config`.
+            unknown name, device or dtype, a runtime that does not support the device or dtype, exported files
+            of other weights, or an unknown `decode`, or one beside `config`.
         ModuleNotFoundError: The runtime is not installed.
         RuntimeError: `cudagraph` or a CUDA device without a GPU.
         FileNotFoundError, ConnectionError, RuntimeError: Weights that cannot be downloaded or read.
@@ -757,4 +760,4 @@ def create_tracker(
         raise ValueError(
             f"{type(network).__name__} has no prediction head; a tracker needs a `_track` model."
         )
-    return Tracker(InferenceSession(network, device, dtype, runtime), config)
+    return Tracker(InferenceSession(network, device, dtype, runtime, exported), config)

@@ -10,7 +10,7 @@ from typing import Any
 from correlation_aware.data.videos.readers import open_set, reader_of
 from correlation_aware.data.videos.sequences import SequenceSet, Video, read_names
 
-__all__ = ["Part", "VideoSet", "open_videos"]
+__all__ = ["Part", "VideoSet", "names_videos", "open_videos"]
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +74,13 @@ class Part:
 
     def __getitem__(self, index: int) -> Video:
         return self.dataset[self.indices[index]]
+
+
+def names_videos(location: str) -> bool:
+    """Whether a source of data is `LAYOUT:ROOT`, annotated videos; otherwise it is photographs."""
+    _, colon, root = location.partition(":")
+    # a folder may have a colon in its name, and a URL has one
+    return bool(colon) and not Path(location).exists() and not root.startswith("//")
 
 
 def open_videos(location: str, part: VideoSet | float = 1.0) -> SequenceSet:
