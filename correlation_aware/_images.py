@@ -49,7 +49,8 @@ def decode_image(data: bytes, name: str = "", depth_range: DepthRange | None = N
         uint8 RGB (H, W, 3).
 
     Raises:
-        ValueError: Not an image, or a damaged one; more than 8 bits without `depth_range`, or 8 bits with it.
+        ValueError: Not an image, or a damaged one; more than 8 bits without `depth_range`, or 8 bits with it;
+            a range that is not two finite numbers, the lower one first.
     """
     start = f"{name}: " if name else ""
     image = _decode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, start)
@@ -63,7 +64,7 @@ def decode_image(data: bytes, name: str = "", depth_range: DepthRange | None = N
             f"white, such as --depth-range {low:g},{high:g} (in Python depth_range), or convert it to 8 bits"
         )
     else:
-        low, high = depth_range
+        low, high = _check_range(depth_range)
         scaled = (image.astype(np.float32) - low) * (255 / (high - low))
         image = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round().astype(np.uint8)
     return np.asarray(
@@ -90,11 +91,27 @@ def image_size(file: str | File) -> tuple[int, int]:
     Raises:
         OSError: Not an image, or a damaged one.
     """
-    with Image.open(file if isinstance(file, (str, Path)) else BytesIO(file.read_bytes())) as image:
-        width, height = image.size
-        # Pillow swaps them itself for TIFF files
-        swap = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"
+    try:
+        with Image.open(file if isinstance(file, (str, Path)) else BytesIO(file.read_bytes())) as image:
+            width, height = image.size
+            # Pillow swaps them itself for TIFF files
+            swap = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"
+    except Exception as error:  # of a damaged file Pillow raises anything
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise OSError(f"{file} is not an image, or a damaged one ({error}).") from error
     return (height, width) if swap else (width, height)
+
+
+def _check_range(depth_range: Any) -> DepthRange:
+    try:
+        low, high = (float(value) for value in depth_range)
+    except (TypeError, ValueError, OverflowError):
+        low = high = float("nan")
+    if not -1e30 < low < high < 1e30:
+        text = f"{depth_range!r}"[:100]
+        raise ValueError(f"depth_range={text} must be two finite numbers, low below high, such as (0, 4095)")
+    return low, high
 
 
 def _decode(data: bytes, flags: int, start: str) -> Any:

@@ -40,7 +40,7 @@ class Selection:
     def __post_init__(self) -> None:
         for name in ("start", "every", "limit"):
             value = getattr(self, name)
-            if value is None or (name == "start" and isinstance(value, str)):
+            if (name == "limit" and value is None) or (name == "start" and isinstance(value, str)):
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral):
                 hint = "; a time is text, such as '12.5s'" if name == "start" else ""

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 import yaml
 
 from correlation_aware._deprecation import current_fields
+from correlation_aware._files import read_text
 from correlation_aware.zoo import is_location
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+MOST_VALUES, MOST_LEVELS = 100_000, 50  # in a configuration file
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def load(kind: type[T], path: str | Path | None = None, changes: Sequence[str] =
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no configuration file {path}.")
-        content = _parse(Path(path).read_text(encoding="utf-8"), str(path)) or {}
+        content = _parse(read_text(Path(path)), str(path)) or {}
         if not isinstance(content, dict):
             raise ValueError(f"{path} is not a mapping of sections but a {type(content).__name__}.")
     return from_mapping(kind, _apply(content, changes))
@@ -376,7 +378,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     elif hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)  # YAML reads 1e-4 as text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if hint is float and number == number:
             return number
@@ -390,9 +392,30 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(text)
+    except Exception as error:  # of a wrong date or number PyYAML raises anything
         raise ValueError(f"{where} is not YAML: {error}") from error
+    if not _is_small(content):
+        raise ValueError(
+            f"{where} is not a configuration: more than {MOST_VALUES} values with its aliases, or more than "
+            f"{MOST_LEVELS} levels."
+        )
+    return content
+
+
+def _is_small(content: Any) -> bool:
+    """Whether a tree is finite and small where every alias is a copy, as it is in messages and checkpoints."""
+    stack, count = [(content, 0)], 0
+    while stack:
+        value, level = stack.pop()
+        count += 1
+        if count > MOST_VALUES or level > MOST_LEVELS:
+            return False
+        if isinstance(value, Mapping):
+            value = [*value, *value.values()]
+        if isinstance(value, (list, tuple, set)):
+            stack += [(item, level + 1) for item in value]
+    return True
 
 
 def _plain(value: Any) -> Any:

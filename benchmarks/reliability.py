@@ -1,0 +1,142 @@
+"""The long checks of docs/reliability.md; tests/test_reliability.py has their short forms.
+
+    python benchmarks/reliability.py fuzz [--minutes 8] [--only TARGET] [--seed 0] [--atheris]
+    python benchmarks/reliability.py memory [--frames 10000] [--targets 64]
+    python benchmarks/reliability.py processes [--count 8]
+    python benchmarks/reliability.py disk
+    python benchmarks/reliability.py kill [--times 20]
+
+Run it in the root of a checkout with the extra `test`, on Linux. Each check prints its figures, and ends with
+exit code 1 if something failed.
+"""
+
+import argparse
+import collections
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+for name, value in (("OMP_NUM_THREADS", "1"), ("OPENCV_LOG_LEVEL", "OFF"), ("OPENCV_FFMPEG_LOGLEVEL", "-8")):
+    os.environ.setdefault(name, value)
+
+TARGETS = ("frames", "boxes", "videos", "manifests", "checkpoints", "configurations", "results")
+
+
+def fuzz(args: argparse.Namespace) -> int:
+    """Random inputs, each kind in a process of its own, which may crash."""
+    failures = 0
+    for target in args.only or TARGETS:
+        command = [sys.executable, __file__, "fuzz-one", target, "--minutes", str(args.minutes)]
+        command += ["--seed", str(args.seed), *(["--atheris"] if args.atheris else [])]
+        code = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2] + sys.path[3:])}
+        ).returncode
+        failures += code != 0
+        if code not in (0, 1):
+            print(f"{target}: the process ended with {code}", flush=True)
+    return failures
+
+
+def fuzz_one(args: argparse.Namespace) -> int:
+    """One kind of input, until the time is over; the folder of an input that ends the process is left."""
+    import logging
+    import resource
+
+    if args.atheris:
+        import atheris
+
+        with atheris.instrument_imports(include=["correlation_aware"]):
+            import fuzz_targets
+    else:
+        import fuzz_targets
+    import cv2
+    import torch
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    logging.disable(logging.CRITICAL)  # warnings about the inputs
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)  # decoders print there
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 30),) * 2)
+    target, counts, failures = fuzz_targets.TARGETS[args.target], collections.Counter(), {}
+    end = time.monotonic() + 60 * args.minutes
+    place = Path(tempfile.mkdtemp(prefix=f"fuzz-{args.target}-"))
+
+    def report() -> int:
+        done = sum(counts.values())
+        print(
+            f"{args.target}: {done} inputs, {counts['accepted']} accepted, {counts['refused']} refused, "
+            f"{counts['failed']} failed in {len(failures)} ways",
+            flush=True,
+        )
+        shutil.rmtree(place)
+        return int(bool(failures))
+
+    def one(value: object) -> None:
+        if time.monotonic() > end:
+            return
+        folder = place / "input"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            counts["accepted" if fuzz_targets.attempt(target, value, folder) else "refused"] += 1
+        except AssertionError as error:
+            counts["failed"] += 1
+            key = str(error).rpartition("(")[2]
+            if key not in failures:
+                failures[key] = value
+                print(f"{args.target}: {error}\n    input: {repr(value)[:2000]}", flush=True)
+
+    if args.atheris:
+        test = settings(database=None, deadline=None)(given(target.inputs)(one)).hypothesis.fuzz_one_input
+
+        def feed(data: bytes) -> None:
+            test(data)
+            if time.monotonic() > end:
+                os._exit(report())
+
+        atheris.Setup([sys.argv[0], "-close_fd_mask=2", f"-seed={args.seed + 1}", "-max_len=4096"], feed)
+        atheris.Fuzz()
+    round_ = 0
+    while time.monotonic() < end:
+        options = settings(
+            max_examples=200,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
+        seed(1000 * args.seed + round_)(options(given(target.inputs)(one)))()
+        round_ += 1
+    return report()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("fuzz", fuzz), ("fuzz-one", fuzz_one)):
+        command = commands.add_parser(name)
+        command.add_argument("--minutes", type=float, default=8.0, help="minutes for each kind of input")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--atheris", action="store_true", help="inputs chosen by coverage")
+        if name == "fuzz":
+            command.add_argument("--only", action="append", choices=TARGETS)
+        else:
+            command.add_argument("target", choices=TARGETS)
+        command.set_defaults(function=function)
+    args = parser.parse_args()
+    sys.exit(1 if args.function(args) else 0)
+
+
+if __name__ == "__main__":
+    main()
