@@ -47,7 +47,7 @@ class Selection:
                 raise ValueError(f"{name}={value!r} is not an integer, a number of frames{hint}")
             if name != "start" and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if isinstance(self.start, str) and self.start.isdecimal():
+        if isinstance(self.start, str) and self.start.isdecimal() and len(self.start) < 19:
             object.__setattr__(self, "start", int(self.start))
         if isinstance(self.start, str):
             object.__setattr__(self, "_seconds", _parse_time(self.start))

@@ -99,6 +99,9 @@ class TrackerConfig:
 
     def __post_init__(self) -> None:
         check_values(type(self), vars(self))
+        for name in ("window_weight", "scale_penalty", "box_vote", "lost_threshold", "margin", "min_size"):
+            if getattr(self, name) is not None:  # PyTorch does not take all whole numbers
+                object.__setattr__(self, name, float(getattr(self, name)))
         if self.update_interval < 1:
             raise ValueError(f"update_interval={self.update_interval} must be at least 1 frame.")
         if self.redetect_crops < 2:

@@ -397,14 +397,14 @@ def _parse(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not YAML: {error}") from error
     if not _is_small(content):
         raise ValueError(
-            f"{where} is not a configuration: more than {MOST_VALUES} values with its aliases, or more than "
+            f"{where} is not a configuration: with its aliases it has more than {MOST_VALUES} values or "
             f"{MOST_LEVELS} levels."
         )
     return content
 
 
 def _is_small(content: Any) -> bool:
-    """Whether a tree is finite and small where every alias is a copy, as it is in messages and checkpoints."""
+    """Whether a tree is finite and small where every alias is a copy, as in messages and checkpoints."""
     stack, count = [(content, 0)], 0
     while stack:
         value, level = stack.pop()

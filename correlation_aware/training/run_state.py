@@ -125,9 +125,9 @@ def read_run_state(path: Path, process: int) -> RunState:
     Raises:
         ValueError, OSError: A damaged or missing file.
     """
-    facts = read_json(path / STATE)
+    facts: Any = read_json(path / STATE)
     for key, kind in _FACTS.items():
-        value = facts.get(key) if isinstance(facts, dict) else None
+        value: Any = facts.get(key) if isinstance(facts, dict) else None
         if type(value) not in kind or not 0 <= value < 2**53:
             raise ValueError(f"{path / STATE}: {key}={str(value)[:100]} is not a number of a run.")
     moments: dict[str, dict[str, Tensor]] = {}
@@ -152,7 +152,7 @@ def _read_random(path: Path) -> dict[str, Any]:
         content = read_json(path)
         version, keys, gauss = content["python"]
         kind, words, *rest = content["numpy"]
-        states = {
+        states: dict[str, Any] = {
             "python": (version, tuple(keys), gauss),
             "numpy": (kind, np.array(words, np.uint32), *rest),
             "torch": _decode(content["torch"]),

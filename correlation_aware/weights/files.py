@@ -138,7 +138,7 @@ def write_state_dict(
         temporary.chmod(mode)
 
 
-def dense(name: str, tensor: Tensor, where: str = "the tensors") -> Tensor:
+def dense(name: str, tensor: Tensor, where: str | Path = "the tensors") -> Tensor:
     """The tensor, checked; its conjugate or negative is computed if it is stored so.
 
     Args:
@@ -233,7 +233,8 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     repeated = sum(size for size, tensor in sizes if size > tensor.untyped_storage().nbytes())
     if repeated > _MOST_REPEATED:
         raise ValueError(
-            f"{path} has tensors that repeat few numbers to {repeated} bytes; at most {_MOST_REPEATED} are read."
+            f"{path} has tensors that repeat few numbers to {repeated} bytes; at most {_MOST_REPEATED} are "
+            "read."
         )
     return named
 
