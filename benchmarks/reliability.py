@@ -119,6 +119,54 @@ def fuzz_one(args: argparse.Namespace) -> int:
     return report()
 
 
+def memory(args: argparse.Namespace) -> int:
+    """Resident memory over many frames, and over many sessions."""
+    import gc
+
+    import numpy as np
+    import torch
+
+    import correlation_aware as ca
+
+    torch.set_num_threads(1)
+    random = np.random.default_rng(0)
+    frames = [random.integers(0, 256, (240, 320, 3), dtype=np.uint8) for _ in range(8)]
+
+    def resident() -> float:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    def follow(name: str, tracker: object, targets: int, count: int) -> float:
+        boxes = np.column_stack([random.uniform((0, 0), (280, 200), (targets, 2)), np.full((targets, 2), 30)])
+        tracker.init(frames[0], boxes if targets > 1 else boxes[0])
+        samples, began = [], time.perf_counter()
+        for number in range(1, count + 1):
+            tracker.update(frames[number % len(frames)])
+            if number % 100 == 0 and number > count // 10:  # buffers are allocated in the first frames
+                samples.append((number, resident()))
+        slope = np.polyfit(*np.transpose(samples), 1)[0] * 1000
+        print(
+            f"{name}, {targets} targets, {count} frames: {samples[0][1]:.1f} MiB after {samples[0][0]} frames, "
+            f"{samples[-1][1]:.1f} at the end, {slope:+.3f} MiB per 1,000 frames; "
+            f"{time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+        return slope
+
+    model = ca.create_model("sbt_test_track", template_size=32, search_size=64)
+    slopes = [follow("sbt_test_track (32, 64 px)", ca.create_tracker(model, device="cpu"), args.targets, args.frames)]
+    slopes.append(follow("the default tracker", ca.create_tracker(device="cpu"), 1, args.frames // 5))
+    sizes = []
+    for _ in range(100):
+        tracker = ca.create_tracker(device="cpu")
+        tracker.init(frames[0], (100, 100, 40, 40))
+        tracker.update(frames[1])
+        del tracker
+        sizes.append(resident())
+    print(f"sessions: {sizes[9]:.1f} MiB after 10, {sizes[49]:.1f} after 50, {sizes[-1]:.1f} after 100", flush=True)
+    return sum(slope > 1 for slope in slopes) + (sizes[-1] - sizes[9] > 16)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,6 +182,10 @@ def main() -> None:
         else:
             command.add_argument("target", choices=TARGETS)
         command.set_defaults(function=function)
+    command = commands.add_parser("memory")
+    command.add_argument("--frames", type=int, default=10_000)
+    command.add_argument("--targets", type=int, default=64)
+    command.set_defaults(function=memory)
     args = parser.parse_args()
     sys.exit(1 if args.function(args) else 0)
 

@@ -148,8 +148,8 @@ def file_lock(path: Path, wait: bool = False, text: str = "") -> Iterator[bool]:
     if file is None:
         yield False
         return
-    os.write(file, text.encode())
     try:
+        os.write(file, text.encode())
         yield True
     finally:
         path.unlink(missing_ok=True)  # before the lock ends, so that the file is not another process's

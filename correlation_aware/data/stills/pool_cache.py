@@ -66,6 +66,8 @@ def cached(
     if not path.is_dir():
         with file_lock(path.with_suffix(".lock"), wait=True):
             if is_new := not path.is_dir():
+                for leftover in path.parent.glob(f".????????.{path.name}"):  # of processes that were killed
+                    shutil.rmtree(leftover, ignore_errors=True)
                 _log.info("Analyzing photographs, once, into %s", path)
                 _write(path, errors, analyze)
     facts = read_json(path / FACTS)
