@@ -125,6 +125,7 @@ def memory(args: argparse.Namespace) -> int:
 
     import numpy as np
     import torch
+    from acme_family import MaskedNet
 
     import correlation_aware as ca
 
@@ -153,8 +154,8 @@ def memory(args: argparse.Namespace) -> int:
         )
         return slope
 
-    model = ca.create_model("sbt_test_track", template_size=32, search_size=64)
-    slopes = [follow("sbt_test_track (32, 64 px)", ca.create_tracker(model, device="cpu"), args.targets, args.frames)]
+    model = ca.TrackModel.build(MaskedNet(), "cell")  # small, so that most of the work is the tracker's
+    slopes = [follow("a network of two layers", ca.create_tracker(model, device="cpu"), args.targets, args.frames)]
     slopes.append(follow("the default tracker", ca.create_tracker(device="cpu"), 1, args.frames // 5))
     sizes = []
     for _ in range(100):
