@@ -155,7 +155,9 @@ def memory(args: argparse.Namespace) -> int:
         return slope
 
     model = ca.TrackModel.build(MaskedNet(), "cell")  # small, so that most of the work is the tracker's
-    slopes = [follow("a network of two layers", ca.create_tracker(model, device="cpu"), args.targets, args.frames)]
+    slopes = [
+        follow("a network of two layers", ca.create_tracker(model, device="cpu"), args.targets, args.frames)
+    ]
     slopes.append(follow("the default tracker", ca.create_tracker(device="cpu"), 1, args.frames // 5))
     sizes = []
     for _ in range(100):
@@ -164,8 +166,120 @@ def memory(args: argparse.Namespace) -> int:
         tracker.update(frames[1])
         del tracker
         sizes.append(resident())
-    print(f"sessions: {sizes[9]:.1f} MiB after 10, {sizes[49]:.1f} after 50, {sizes[-1]:.1f} after 100", flush=True)
+    print(
+        f"sessions: {sizes[9]:.1f} MiB after 10, {sizes[49]:.1f} after 50, {sizes[-1]:.1f} after 100",
+        flush=True,
+    )
     return sum(slope > 1 for slope in slopes) + (sizes[-1] - sizes[9] > 16)
+
+
+def disk(args: argparse.Namespace) -> int:
+    """Every job on a file system of 64 KiB to 4 MiB, then with room. It needs root, to mount a tmpfs."""
+    import write_jobs
+
+    failures = 0
+    for name, job in write_jobs.JOBS.items():
+        if args.only and name not in args.only:
+            continue
+        full, wrong = 0, []
+        job.prepare(Path(tempfile.mkdtemp()))
+        for size in (16, 64, 256, 1024, 4096):
+            place = Path(tempfile.mkdtemp())
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)]
+            subprocess.run(mount, check=True)
+            try:
+                code = _wait(write_jobs.in_process(lambda: job.run(place)))  # noqa: B023
+                try:
+                    complete = job.check(place)
+                    if code == 2 or (code == 0) != complete:
+                        wrong.append(f"{size} KiB: exit code {code}, complete {complete}")
+                except Exception as error:
+                    wrong.append(f"{size} KiB: {error!r}")
+                full += code != 0
+                subprocess.run(["mount", "-o", "remount,size=1g", str(place)], check=True)
+                code = _wait(write_jobs.in_process(lambda: job.run(place)))  # noqa: B023
+                if code or not job.check(place):
+                    wrong.append(f"{size} KiB, then room: exit code {code}")
+            finally:
+                subprocess.run(["umount", str(place)], check=True)
+                place.rmdir()
+        print(f"{name}: full {full} of 5 times; wrong: {wrong or 'nothing'}", flush=True)
+        failures += len(wrong)
+    return failures
+
+
+def kill(args: argparse.Namespace) -> int:
+    """Every job, killed at random moments, then started again."""
+    import random
+    import signal
+
+    import write_jobs
+
+    random.seed(args.seed)
+    failures = 0
+    for name, job in write_jobs.JOBS.items():
+        if args.only and name not in args.only:
+            continue
+        job.prepare(Path(tempfile.mkdtemp()))
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            assert _wait(write_jobs.in_process(lambda: job.run(Path(folder)))) == 0, name  # noqa: B023
+            seconds = time.perf_counter() - began
+        killed, complete, wrong = 0, 0, []
+        for _ in range(args.times):
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder)
+                process = write_jobs.in_process(lambda: job.run(place))  # noqa: B023
+                time.sleep(random.uniform(0, seconds))
+                os.kill(process, signal.SIGKILL)
+                killed += _wait(process) < 0
+                try:
+                    complete += job.check(place)
+                    code = _wait(write_jobs.in_process(lambda: job.run(place)))  # noqa: B023
+                    if code or not job.check(place):
+                        wrong.append(f"exit code {code} when started again")
+                except Exception as error:
+                    wrong.append(repr(error))
+        print(
+            f"{name} ({seconds:.2f} s): killed {killed} of {args.times} times, results were complete after "
+            f"{complete}; wrong: {wrong or 'nothing'}",
+            flush=True,
+        )
+        failures += len(wrong)
+    return failures
+
+
+def processes(args: argparse.Namespace) -> int:
+    """The jobs of one folder in several processes that start together."""
+    import multiprocessing
+
+    import write_jobs
+
+    failures = 0
+    for name in ("export cache", "download", "photographs", "results of eval", "save_pretrained"):
+        job = write_jobs.JOBS[name]
+        job.prepare(Path(tempfile.mkdtemp()))
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            barrier = multiprocessing.get_context("fork").Barrier(args.count)
+
+            def work() -> None:
+                barrier.wait()  # noqa: B023
+                job.run(place)  # noqa: B023
+
+            run = [write_jobs.in_process(work) for _ in range(args.count)]
+            codes = [_wait(process) for process in run]
+            hidden = [path.name for path in place.rglob(".*")]
+            right = not any(codes) and job.check(place) and not hidden
+            print(
+                f"{name}: exit codes {codes}, left over {hidden}: {'right' if right else 'WRONG'}", flush=True
+            )
+            failures += not right
+    return failures
+
+
+def _wait(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def main() -> None:
@@ -187,6 +301,17 @@ def main() -> None:
     command.add_argument("--frames", type=int, default=10_000)
     command.add_argument("--targets", type=int, default=64)
     command.set_defaults(function=memory)
+    command = commands.add_parser("disk")
+    command.add_argument("--only", action="append", help="name of a job of tests/write_jobs.py")
+    command.set_defaults(function=disk)
+    command = commands.add_parser("kill")
+    command.add_argument("--times", type=int, default=20)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--only", action="append", help="name of a job of tests/write_jobs.py")
+    command.set_defaults(function=kill)
+    command = commands.add_parser("processes")
+    command.add_argument("--count", type=int, default=8)
+    command.set_defaults(function=processes)
     args = parser.parse_args()
     sys.exit(1 if args.function(args) else 0)
 

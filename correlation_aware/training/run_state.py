@@ -60,6 +60,8 @@ class RunState:
             ValueError: The model has other tensors, or other parameters are trained; nothing is changed then.
         """
         _compare(self.path, self.model, model.state_dict())
+        if average is not None:
+            _compare(self.path, self.average, average.state_dict())
         names = _names(model, optimizer)
         trained = set(names.values())
         if trained != self.moments.keys() and self.moments:

@@ -121,6 +121,7 @@ def write_state_dict(
 
     Raises:
         ValueError: Another suffix, or a sparse tensor.
+        OSError: The file cannot be written, such as on a full disk.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -134,7 +135,10 @@ def write_state_dict(
         seen.add(memory)
     with atomic_path(path) as temporary:
         mode = temporary.stat().st_mode  # by the umask; safetensors itself writes files for their owner alone
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # of the operating system, such as a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
         temporary.chmod(mode)
 
 

@@ -173,7 +173,7 @@ def _fetch_from_hub(
                 library_version=__version__,
             )
         )
-    except _FAILURES as error:
+    except (*_FAILURES, ValueError) as error:  # the latter of a length that cannot be
         _explain(error, url, f"{constants.ENDPOINT}/{repository}", _BY_HAND)
     advice = "If the hash stays wrong, the file on the Hub has changed, or a proxy changes it."
     expected = sha256 or _etag(path, url)
