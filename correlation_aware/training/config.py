@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-MOST_VALUES, MOST_LEVELS = 100_000, 50  # in a configuration file
+# in a configuration file
+MOST_VALUES, MOST_LEVELS, MOST_BRACKETS, MOST_CHARACTERS = 100_000, 50, 1000, 2**18
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,12 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 
 
 def _parse(text: str, where: str) -> Any:
+    brackets = text.count("[") + text.count("{")
+    if brackets > MOST_BRACKETS or len(text) > MOST_CHARACTERS:  # PyYAML's time grows with their square
+        raise ValueError(
+            f"{where} is not a configuration: {len(text)} characters with {brackets} opening brackets; at most "
+            f"{MOST_CHARACTERS} and {MOST_BRACKETS} are read."
+        )
     try:
         content = yaml.safe_load(text)
     except Exception as error:  # of a wrong date or number PyYAML raises anything
