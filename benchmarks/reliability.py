@@ -149,7 +149,7 @@ def memory(args: argparse.Namespace) -> int:
                 samples.append((number, resident()))
         slope = np.polyfit(*np.transpose(samples), 1)[0] * 1000
         print(
-            f"{name}, {targets} targets, {count} frames: {samples[0][1]:.1f} MiB after {samples[0][0]} frames, "
+            f"{name}, {targets} targets, {count} frames: {samples[0][1]:.1f} MiB after {samples[0][0]}, "
             f"{samples[-1][1]:.1f} at the end, {slope:+.3f} MiB per 1,000 frames; "
             f"{time.perf_counter() - began:.0f} s",
             flush=True,

@@ -395,7 +395,7 @@ def _parse(text: str, where: str) -> Any:
     brackets = text.count("[") + text.count("{")
     if brackets > MOST_BRACKETS or len(text) > MOST_CHARACTERS:  # PyYAML's time grows with their square
         raise ValueError(
-            f"{where} is not a configuration: {len(text)} characters with {brackets} opening brackets; at most "
+            f"{where} is not a configuration: {len(text)} characters, {brackets} opening brackets; at most "
             f"{MOST_CHARACTERS} and {MOST_BRACKETS} are read."
         )
     try:
