@@ -99,9 +99,6 @@ class TrackerConfig:
 
     def __post_init__(self) -> None:
         check_values(type(self), vars(self))
-        for name in ("window_weight", "scale_penalty", "box_vote", "lost_threshold", "margin", "min_size"):
-            if getattr(self, name) is not None:  # PyTorch does not take all whole numbers
-                object.__setattr__(self, name, float(getattr(self, name)))
         if self.update_interval < 1:
             raise ValueError(f"update_interval={self.update_interval} must be at least 1 frame.")
         if self.redetect_crops < 2:
@@ -120,6 +117,9 @@ class TrackerConfig:
                 f"redetect_threshold={self.redetect_threshold} must be at least "
                 f"lost_threshold={self.lost_threshold}: a target that is found again would be lost at once."
             )
+        for name in ("window_weight", "scale_penalty", "box_vote", "lost_threshold", "margin", "min_size"):
+            if getattr(self, name) is not None:  # PyTorch does not take all whole numbers
+                object.__setattr__(self, name, float(getattr(self, name)))
 
 
 DECODES = {
