@@ -129,12 +129,12 @@ def test_images_whose_headers_ask_for_memory(tmp_path):
     with pytest.raises(ValueError, match=r"^a\.png: a damaged image: .* a part of it 4294967295"):
         _images.decode_image(bytes(png), "a.png")
     png[chunk - 4 : chunk] = length
-    png[16:24] = (30_000).to_bytes(4, "big") * 2
+    png[16:24] = (10_000).to_bytes(4, "big") * 2
     at = jpg.index(b"\xff\xc0")
-    jpg[at + 5 : at + 9] = (30_000).to_bytes(2, "big") * 2
-    bmp[18:26] = (30_000).to_bytes(4, "little") * 2
+    jpg[at + 5 : at + 9] = (10_000).to_bytes(2, "big") * 2
+    bmp[18:26] = (10_000).to_bytes(4, "little") * 2
     for content in (png, jpg, bmp):
-        with pytest.raises(ValueError, match="a damaged image: 900000000 pixels in its header"):
+        with pytest.raises(ValueError, match="a damaged image: 100000000 pixels in its header"):
             _images.decode_image(bytes(content))
     (tmp_path / "a.gif").write_bytes(b"GIF89a" + b"\xff\x7f\xff\x7f" + bytes(20))
     with pytest.raises(OSError, match=r"a\.gif is not an image, or a damaged one"):
