@@ -45,7 +45,7 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is int:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if hint is float:
-        return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_float(value)
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in options)
     if origin in (Union, types.UnionType):
@@ -57,6 +57,13 @@ def _fits(hint: Any, value: Any) -> bool:
             return all(_fits(options[0], item) for item in value)
         return len(value) == len(options) and all(map(_fits, options, value))
     return True
+
+
+def _is_float(value: numbers.Real) -> bool:
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
 
 
 def _words(hint: Any) -> str:

@@ -14,7 +14,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 if sys.platform != "win32":
     import fcntl
@@ -31,7 +31,9 @@ __all__ = [
     "is_file_name",
     "list_frames",
     "natural_order",
+    "parse_json",
     "read_json",
+    "read_text",
     "remove_leftovers",
     "sha256_file",
     "walk_files",
@@ -86,7 +88,7 @@ def remove_leftovers(path: str | Path) -> None:
     """Removes the temporary files of `atomic_path` that killed processes have left for a file."""
     path = Path(path)
     for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # another process may remove it, too
 
 
 def is_file_name(text: str) -> bool:
@@ -146,8 +148,8 @@ def file_lock(path: Path, wait: bool = False, text: str = "") -> Iterator[bool]:
     if file is None:
         yield False
         return
-    os.write(file, text.encode())
     try:
+        os.write(file, text.encode())
         yield True
     finally:
         path.unlink(missing_ok=True)  # before the lock ends, so that the file is not another process's
@@ -178,16 +180,51 @@ def write_text(text: str, path: str | Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+class Readable(Protocol):
+    """A path, or a member of a tar shard. As text it is its name in messages."""
+
+    def read_bytes(self) -> bytes: ...
+
+
+def read_text(file: str | Readable) -> str:
+    """Reads a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: No such file, or no permission.
+        ValueError: Not UTF-8.
+    """
+    data = (Path(file) if isinstance(file, str) else file).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text in UTF-8: {error.reason} at byte {error.start}.") from error
+
+
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
     Raises:
+        OSError: No such file, or no permission.
         ValueError: The file is not JSON.
     """
+    return parse_json(read_text(Path(path)), str(path))
+
+
+def parse_json(text: str, name: str, **options: Any) -> Any:
+    """Parses JSON.
+
+    Args:
+        text: JSON.
+        name: Name of the text in the message.
+        **options: Options of `json.loads`.
+
+    Raises:
+        ValueError: Not JSON, or nested too deeply.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(text, **options)
     except (ValueError, RecursionError) as error:  # the latter of ten thousand brackets
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+        raise ValueError(f"{name} is not JSON: {error}.") from error
 
 
 def sha256_file(path: str | Path) -> str:

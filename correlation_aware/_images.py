@@ -4,6 +4,9 @@ An image is read as it is displayed: the orientation in its EXIF data is applied
 in the pixels of the displayed image. Alpha is dropped. 16-bit and float images need a range of values.
 """
 
+import math
+import re
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +20,9 @@ __all__ = ["File", "decode_image", "decode_mask", "image_size", "read_image"]
 
 DepthRange = tuple[float, float]
 
+PNG = b"\x89PNG\r\n\x1a\n"
+MOST_PIXELS_PER_BYTE = 10_000  # of images above 2**24 pixels; deflate packs 8,256 bits into one byte
+JPEG_SIZES = re.compile(rb"\xff[\xc0-\xcf]\x00[\x0b\x0e\x11\x14][\x08\x0c](..)(..)[\x01-\x04]", re.DOTALL)
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
 
 
@@ -49,7 +55,8 @@ def decode_image(data: bytes, name: str = "", depth_range: DepthRange | None = N
         uint8 RGB (H, W, 3).
 
     Raises:
-        ValueError: Not an image, or a damaged one; more than 8 bits without `depth_range`, or 8 bits with it.
+        ValueError: Not an image, or a damaged one; more than 8 bits without `depth_range`, or 8 bits with it;
+            a range that is not two finite numbers, the lower one first.
     """
     start = f"{name}: " if name else ""
     image = _decode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, start)
@@ -63,7 +70,7 @@ def decode_image(data: bytes, name: str = "", depth_range: DepthRange | None = N
             f"white, such as --depth-range {low:g},{high:g} (in Python depth_range), or convert it to 8 bits"
         )
     else:
-        low, high = depth_range
+        low, high = _check_range(depth_range)
         scaled = (image.astype(np.float32) - low) * (255 / (high - low))
         image = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round().astype(np.uint8)
     return np.asarray(
@@ -90,14 +97,62 @@ def image_size(file: str | File) -> tuple[int, int]:
     Raises:
         OSError: Not an image, or a damaged one.
     """
-    with Image.open(file if isinstance(file, (str, Path)) else BytesIO(file.read_bytes())) as image:
-        width, height = image.size
-        # Pillow swaps them itself for TIFF files
-        swap = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"
+    try:
+        with Image.open(file if isinstance(file, (str, Path)) else BytesIO(file.read_bytes())) as image:
+            width, height = image.size
+            # Pillow swaps them itself for TIFF files
+            swap = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"
+    except Exception as error:  # of a damaged file Pillow raises anything
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise OSError(f"{file} is not an image, or a damaged one ({error}).") from error
     return (height, width) if swap else (width, height)
 
 
+def _check_header(data: bytes, start: str) -> None:
+    """Refuses a header for which OpenCV would take much more memory than the file can fill."""
+    sizes = []
+    if data.startswith(PNG):
+        at = len(PNG)
+        while at + 8 <= len(data):
+            length = int.from_bytes(data[at : at + 4], "big")
+            at += 12 + length
+            if at > len(data) + 2**24:
+                raise ValueError(f"{start}a damaged image: it has {len(data)} bytes, a part of it {length}")
+        sizes = [(data[16:20], data[20:24])]
+    elif len(data) * MOST_PIXELS_PER_BYTE < 2**30:  # the most that OpenCV reads
+        sizes = JPEG_SIZES.findall(data) if data.startswith(b"\xff\xd8") else _pillow_size(data)
+    for sides in sizes:
+        pixels = math.prod(int.from_bytes(side, "big") for side in sides)
+        if pixels > max(2**24, MOST_PIXELS_PER_BYTE * len(data)):
+            raise ValueError(f"{start}a damaged image: {pixels} pixels in its header, and {len(data)} bytes")
+
+
+def _pillow_size(data: bytes) -> list[tuple[bytes, bytes]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            width, height = Image.open(BytesIO(data)).size
+    except Image.DecompressionBombError:
+        width, height = 2**15, 2**13
+    except Exception:  # what Pillow does not read OpenCV may read
+        return []
+    return [(width.to_bytes(8, "big"), height.to_bytes(8, "big"))]
+
+
+def _check_range(depth_range: Any) -> DepthRange:
+    try:
+        low, high = (float(value) for value in depth_range)
+    except (TypeError, ValueError, OverflowError):
+        low = high = float("nan")
+    if not -1e30 < low < high < 1e30:
+        text = f"{depth_range!r}"[:100]
+        raise ValueError(f"depth_range={text} must be two finite numbers, low below high, such as (0, 4095)")
+    return low, high
+
+
 def _decode(data: bytes, flags: int, start: str) -> Any:
+    _check_header(data, start)
     values = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(values, flags) if values.size else None

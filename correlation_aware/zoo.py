@@ -225,6 +225,15 @@ def _resolve_location(
     return target
 
 
+def _check_depths(arguments: Mapping[str, Any]) -> None:
+    """Refuses more blocks than a network can have, before a list of so many drop rates is made."""
+    for name, value in arguments.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        total = sum(abs(depth) for depth in values if isinstance(depth, (int, float)))
+        if "depth" in name and not total <= _MOST_TENSORS:
+            raise ValueError(f"{name}={_short(value)}: more than {_MOST_TENSORS:,} blocks.")
+
+
 def _check_saved(target: _Target, where: str, file: Path | None) -> None:
     """Builds the network of a config.json without memory for its tensors, and checks its description.
 
@@ -239,6 +248,7 @@ def _check_saved(target: _Target, where: str, file: Path | None) -> None:
     # each number takes a byte or more; tables that are not saved have some room
     numbers = _MOST_NUMBERS if file is None else min(_MOST_NUMBERS, file.stat().st_size + 2**24)
     try:
+        _check_depths(target.model_args)
         with limited_size(numbers, _MOST_TENSORS):
             model = _build(
                 target.architecture,

@@ -4,6 +4,7 @@ The client reads its settings when it is imported, so a test that needs its own 
 process that takes one call after the other.
 """
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -29,9 +30,12 @@ class HubServer(http.server.ThreadingHTTPServer):
     Attributes:
         files: What the Hub says it has; its hashes are sent as ETag.
         mode: `ok`; `wrong` sends other bytes of the same length; `cut` always ends the connection half way;
-            `cut_once` does so once; `short` sends half a file and does not say so; `slow` rests half way;
+            `cut_once` does so once; `long` says that files are longer than they are; `redirect` sends clients
+            to `other`; `short` sends half a file and does not say so; `slow` rests half way;
             `gated`; `no_etag`.
         requests: "METHOD path [range]" of every request for a file.
+        tokens: Tokens that came with requests for a file, None for those without.
+        other: Address of another server, for `redirect`.
     """
 
     daemon_threads = True
@@ -41,12 +45,15 @@ class HubServer(http.server.ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.mode = "ok"
         self.requests: list[str] = []
+        self.tokens: list[str | None] = []
+        self.other = ""
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def reset(self) -> None:
         self.files.clear()
         self.requests.clear()
+        self.tokens.clear()
         self.mode = "ok"
 
 
@@ -88,6 +95,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
         if match:  # not the client's questions about the Hub itself
             self.server.requests.append(f"{self.command} {self.path} {span}".strip())
+            self.server.tokens.append(self.headers.get("Authorization"))
         if self.server.mode == "gated":
             return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
         if match is None or not any(name.startswith(f"{match[1]}/") for name in self.server.files):
@@ -106,6 +114,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers["ETag"] = '"opaque"' if self.server.mode == "no_etag" else f'"{etag}"'
         if self.server.mode == "no_etag":
             headers.pop("X-Linked-Etag", None)
+        if self.server.mode == "redirect":
+            return self._answer(302, b"", headers | {"Location": f"{self.server.other}{self.path}"})
+        if self.server.mode == "long" and not send_body:
+            headers["X-Linked-Size"] = str(10**15)
         self._answer(200, content, headers, send_body, span)
 
     def _answer(
@@ -124,6 +136,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if mode == "short" and send_body:
             self.send_header("Connection", "close")
             body = body[:half]
+        elif mode == "long" and send_body:
+            self.send_header("Content-Length", str(10**15))
+            self.close_connection = True
         else:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -137,6 +152,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(0.5)
             body = body[half:]
         self.wfile.write(body)
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # a client that went away
+            super().handle()
 
     def log_message(self, format: str, *args: object) -> None:
         pass

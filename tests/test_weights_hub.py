@@ -17,6 +17,7 @@ import correlation_aware as ca
 from correlation_aware import weights
 from correlation_aware._files import sha256_file
 from correlation_aware.weights import WeightsEntry, fetch
+from correlation_aware.weights.hub import fetch_file
 
 GOOD = save({"stages.0.embed.proj.weight": torch.arange(60000.0)})
 SHA256 = hashlib.sha256(GOOD).hexdigest()
@@ -188,6 +189,28 @@ def test_cut_connection_goes_on(server: HubServer, online: Client, tmp_path: Pat
     assert len(gets) == 2 and (gets[1] or mebibytes < 20)
 
 
+def test_a_server_that_says_a_wrong_length(server: HubServer, online: Client, tmp_path: Path) -> None:
+    server.mode = "long"
+    answer = online.call("fetch", ENTRY, cache_dir=tmp_path)
+    assert "ConnectionError" in answer["error"] and "model.safetensors" in answer["message"], answer
+    assert all(file.suffix == ".incomplete" for file in files_in(tmp_path))
+    url = f"{server.endpoint}/org/name/resolve/main/model.safetensors"
+    with pytest.raises(ConnectionError, match=rf"cut after {len(GOOD)} of 10+ bytes"):
+        fetch_file(None, url, tmp_path / "url")  # without a hash, of which it would not be noticed
+    assert list((tmp_path / "url").iterdir()) == []
+
+
+def test_another_server_does_not_get_the_token(server: HubServer, online: Client, tmp_path: Path) -> None:
+    other = HubServer()
+    other.files.update(server.files)
+    server.mode, server.other = "redirect", other.endpoint
+    answer = online.call("fetch", ENTRY | {"sha256": SHA256}, cache_dir=tmp_path)
+    assert answer.get("ok"), answer
+    assert set(server.tokens) == {"Bearer hf_test"}
+    assert other.tokens and set(other.tokens) == {None}
+    other.shutdown()
+
+
 @pytest.mark.parametrize("mode", ["short", "cut"])
 def test_half_a_file_never_loads(server: HubServer, online: Client, tmp_path: Path, mode: str) -> None:
     server.mode = mode
@@ -296,9 +319,12 @@ def test_url(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     url = f"{server.endpoint}/org/name/resolve/main/model.safetensors"
     fields = ENTRY | {"source": "url", "url": url, "repository": None, "revision": None}
     entry = WeightsEntry(**fields, bytes=len(GOOD), sha256=SHA256)
-    for mode in ("wrong", "cut"):
+    for mode, error, text in (
+        ("wrong", RuntimeError, SHA256),
+        ("cut", ConnectionError, "cut after 120.* bytes"),
+    ):
         server.mode = mode
-        with pytest.raises(RuntimeError, match=SHA256):
+        with pytest.raises(error, match=text):
             fetch(entry, tmp_path)
         assert list(tmp_path.iterdir()) == []
     server.mode = "ok"

@@ -319,6 +319,8 @@ def test_weights_for_another_size_are_a_warning(caplog):
         ({"model_args": {"features_only": True}}, "model_args must not have features_only"),
         ({"model_args": {"pretrained": "hf-hub:me/net"}}, "model_args must not have pretrained"),
         ({"model_args": {"dims": [10**9] * 3}}, "more than the [0-9,]+ numbers that are possible here"),
+        ({"model_args": {"depths": [10**9] * 3}}, r"depths=.*: more than 20,000 blocks"),
+        ({"model_args": {"depths": [1, 1, math.inf]}}, r"depths=.*: more than 20,000 blocks"),
         ({"model_args": {"in_chans": 10**9}}, "more than the [0-9,]+ numbers"),
         ({"model_args": {"search_size": 10**6}}, "search_size=1000000 must be .* 1 to 4096"),
         ({"model_args": {"dims": "a"}}, r"dims='a' must be \(a whole number, \.\.\.\)"),

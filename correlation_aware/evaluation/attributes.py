@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from correlation_aware._files import read_text
 from correlation_aware.data.videos.sequences import Video, read_flags
 from correlation_aware.evaluation.benchmarks import Benchmark
 
@@ -99,7 +100,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _read(path: Path, count: int) -> list[bool]:
-    words = path.read_text("utf-8-sig").replace(",", " ").split()
+    words = read_text(path).replace(",", " ").split()
     if len(words) != count or not set(words) <= {"0", "1"}:
         raise ValueError(f"{path} must have {count} numbers, 0 or 1: {' '.join(words[:20])!r}.")
     return [word == "1" for word in words]
@@ -111,7 +112,7 @@ def _of_got10k(folder: Path, count: int) -> list[str]:
     if (folder / "meta_info.ini").is_file():
         parser = configparser.ConfigParser(interpolation=None)
         try:
-            parser.read(folder / "meta_info.ini", encoding="utf-8-sig")
+            parser.read_string(read_text(folder / "meta_info.ini"))
             meta = parser["METAINFO"]
         except (configparser.Error, KeyError) as error:
             raise ValueError(f"{folder / 'meta_info.ini'} has no section METAINFO: {error}.") from error

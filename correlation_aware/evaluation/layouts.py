@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from correlation_aware._files import list_frames, natural_order
+from correlation_aware._files import list_frames, natural_order, read_text
 from correlation_aware.data.videos.published import lasot_test_names
 from correlation_aware.data.videos.readers import LaSOT
 from correlation_aware.data.videos.sequences import (
@@ -108,7 +108,7 @@ class _Nfs(_Entries):
     """NFS: lines `id left top right bottom ...`, at 240 frames per second for the frames at 30 too."""
 
     def read(self, path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        rows = [line.split()[1:5] for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        rows = [line.split()[1:5] for line in read_text(path).splitlines() if line.strip()]
         try:
             corners = np.array([[float(word) for word in row] for row in rows]).reshape(len(rows), 4)
         except ValueError as error:
@@ -136,7 +136,7 @@ def otb(root: Path, subset: str) -> SequenceSet:
 
     def entries() -> Iterator[_Entry]:
         for folder in _folders(root):
-            files = [path for path in _sorted(folder.glob("groundtruth*.txt")) if path.read_text().strip()]
+            files = [path for path in _sorted(folder.glob("groundtruth*.txt")) if path.read_bytes().strip()]
             start, end = OTB_FRAMES.get(folder.name.lower(), (1, None))
             for number, file in enumerate(files, 1):
                 name = folder.name if len(files) == 1 else f"{folder.name}.{number}"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from correlation_aware._files import atomic_path, remove_leftovers, sha256_file
+from correlation_aware._files import atomic_path, read_text, remove_leftovers, sha256_file
 from correlation_aware.data.videos.sequences import Video
 from correlation_aware.evaluation.benchmarks import Benchmark, SequenceFailure, evaluate, score_boxes
 from correlation_aware.evaluation.one_pass import Array, OnePassTracker, SequenceResult
@@ -217,7 +217,7 @@ def _save(path: Path, table: Array, form: str) -> None:
 
 
 def _load(path: Path) -> Array:
-    text = path.read_text("utf-8-sig").translate(str.maketrans(",;\t", "   "))
+    text = read_text(path).translate(str.maketrans(",;\t", "   "))
     lines = [line.split() for line in text.splitlines() if line.strip()]
     try:
         return np.array([[float(word) for word in line] for line in lines]).reshape(len(lines), -1)

@@ -130,9 +130,12 @@ def work_through(names: Sequence[str], work: Callable[[str], T | None], wait: bo
 
 def _differences(before: Any, now: Mapping[str, Any]) -> list[str]:
     former, current = (
-        {f"{part} {key}": value for part in COMPARED for key, value in content.get(part, {}).items()}
-        if isinstance(content, Mapping)
-        else {}
+        {
+            f"{name} {key}": value
+            for name in COMPARED
+            if isinstance(content, Mapping) and isinstance(part := content.get(name), Mapping)
+            for key, value in part.items()
+        }
         for content in (before, now)
     )
     keys = [key for key in {**former, **current} if former.get(key) != current.get(key)]

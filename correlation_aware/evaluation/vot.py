@@ -15,7 +15,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from correlation_aware._extras import require
-from correlation_aware._files import check_output_folder, read_json, write_text
+from correlation_aware._files import check_output_folder, read_json, read_text, write_text
 
 __all__ = [
     "STACKS",
@@ -87,7 +87,7 @@ def write_config(folder: Path, stack: str | None, sequences: Path | None, defaul
         lines.append(f"sequences: {json.dumps(str(sequences.absolute()))}")
     text, path = "\n".join(lines) + "\n", folder / "config.yaml"
     if path.is_file():
-        if (stack is not None or sequences is not None) and path.read_text("utf-8") != text:
+        if (stack is not None or sequences is not None) and read_text(path) != text:
             raise ValueError(
                 f"{path} exists and differs: leave out --stack and --sequences to add a tracker to that "
                 "workspace, or choose another folder"
@@ -131,7 +131,7 @@ def add_tracker(folder: Path, name: str, command: Sequence[str]) -> bool:
     if set(line) & set("\r\n"):
         raise ValueError(f"A line break in {line!r} cannot be written to trackers.ini.")
     path = folder / "trackers.ini"
-    before = path.read_text("utf-8") if path.is_file() else ""
+    before = read_text(path) if path.is_file() else ""
     entry = {"label": name, "protocol": "trax", "command": line.replace("%", "%%")}
     trackers = _read_trackers(before, path)
     if trackers.has_section(name):
@@ -155,7 +155,7 @@ def tracker_names(folder: Path) -> list[str]:
     path = folder / "trackers.ini"
     if not (folder / "config.yaml").is_file() or not path.is_file():
         raise ValueError(f"{folder} is no workspace: correlation-aware vot workspace {folder} makes one")
-    names = _read_trackers(path.read_text("utf-8"), path).sections()
+    names = _read_trackers(read_text(path), path).sections()
     if not names:
         raise ValueError(f"{path} has no tracker: correlation-aware vot workspace {folder} adds one")
     return names

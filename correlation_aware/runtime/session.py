@@ -1,11 +1,13 @@
 """Inference sessions: run a model with one template or several, on a selectable runtime."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from correlation_aware._devices import as_device, as_dtype
 from correlation_aware._extras import require
-from correlation_aware._files import sha256_file
+from correlation_aware._files import file_lock, read_json, sha256_file, write_text
 from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.ops import packed_weights
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
@@ -45,6 +47,8 @@ Step = Callable[..., tuple[Tensor, ...]]
 GRAPHS = ("template", "search")  # that a session runs
 # Micro-batches on a CPU, eager: batch size x bytes per element. Larger ones overflow the cache, are slower.
 EAGER_CPU_MICROBATCH_BYTES = 8
+HASHES = "sha256.json"  # of the files of a folder of the cache
+_exporting = threading.Lock()  # file locks are of a process
 
 
 class InferenceSession:
@@ -412,21 +416,59 @@ def _source_files(modules: Iterable[str]) -> list[Path]:
 
 
 def _exported(model: SessionModel, format: Literal["onnx", "openvino"]) -> tuple[Path, Path]:
-    """Files of the template graph and the search graph, from the cache, or exported to it."""
+    """Files of the template graph and the search graph, from the cache, or exported to it.
+
+    A folder of the cache is used if it has the files that were written, by their hashes, and these give the
+    outputs of the model; otherwise it is made again. Of several processes one exports, and the others wait.
+    """
     meta = metadata(model)
     folder = export_cache() / f"{meta['model']}-{_cache_key(model, meta)}-{format}"
     files = {graph: folder / f"{meta['model']}.{graph}{SUFFIXES[format]}" for graph in GRAPHS}
-    if folder.is_dir() and not gives_outputs_of(model, files):
-        shutil.rmtree(folder)  # something changed that is not in the key, such as code of another package
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
-            output = Path(temporary) / "files"
-            export(model, output, format, GRAPHS)
-            try:
-                output.rename(folder)
-            except OSError:  # another process has exported the same model meanwhile
-                if not folder.is_dir():
-                    raise
-                shutil.rmtree(output, ignore_errors=True)
+
+    def is_valid() -> bool:  # what changed may not be in the key, such as code of another package
+        return _is_whole(folder) and gives_outputs_of(model, files)
+
+    if not is_valid():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _exporting, file_lock(folder.with_name(f"{folder.name}.lock"), wait=True):
+                for leftover in folder.parent.glob(f".{folder.name}-*"):  # of processes that were killed
+                    shutil.rmtree(leftover, ignore_errors=True)
+                if not is_valid():
+                    _export_to(folder, model, format)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            raise OSError(
+                error.errno,
+                f"runtime={format!r} keeps exported graphs in a folder that cannot be written; set "
+                "CORRELATION_AWARE_CACHE to another one",
+                str(folder.parent),
+            ) from error
     return files["template"], files["search"]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache has the files that were written to it."""
+    try:
+        hashes = read_json(folder / HASHES)
+        return isinstance(hashes, dict) and all(
+            sha256_file(folder / name) == digest for name, digest in hashes.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _export_to(folder: Path, model: SessionModel, format: Literal["onnx", "openvino"]) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        output = Path(temporary) / "files"
+        export(model, output, format, GRAPHS)
+        hashes = {path.name: sha256_file(path) for path in output.iterdir()}
+        write_text(json.dumps(hashes), output / HASHES)
+        if folder.exists():
+            folder.rename(Path(temporary) / "former")
+        try:
+            output.rename(folder)
+        except OSError:  # where locks do not work another process may have exported it meanwhile
+            if not _is_whole(folder):
+                raise

@@ -228,17 +228,26 @@ def read_results(folder: str | Path) -> list[Result]:
     """The finished results of a folder, in the order of the table, then of the seeds.
 
     Raises:
-        ValueError: There is no study, or no result yet.
+        ValueError: There is no study, no result yet, or a file that is no result.
     """
     if not (Path(folder) / "study.json").is_file():
         raise ValueError(f"{folder} has no study: there is no study.json. `study run` makes one.")
-    results = [read_json(path) for path in sorted(Path(folder).glob("results/*.json"))]
+    results = [_read_result(path) for path in sorted(Path(folder).glob("results/*.json"))]
     if not results:
         raise ValueError(
             f"The study in {folder} has no result yet; `study run` with the same options goes on."
         )
-    order = list(table(results[0]["table"]))
-    return sorted(results, key=lambda r: (order.index(r["setting"]), r["seed"]))
+    return sorted(results, key=lambda r: (list(table(r["table"])).index(r["setting"]), r["seed"]))
+
+
+def _read_result(path: Path) -> Result:
+    content = read_json(path)
+    keys = {"table": str, "setting": str, "seed": int}
+    if not isinstance(content, dict) or any(type(content.get(key)) is not kind for key, kind in keys.items()):
+        raise ValueError(f"{path} is not a result of a study: it has no {', '.join(keys)}.")
+    if content["setting"] not in table(content["table"]):
+        raise ValueError(f"{path}: {content['table']} has no setting {content['setting']!r}.")
+    return content
 
 
 def read_plan_steps(folder: str | Path) -> int | None:
@@ -356,7 +365,14 @@ def _read_identity(folder: Path) -> dict[str, Any] | None:
     """`Plan.identity` of the study in a folder; None for an empty or new one."""
     path = folder / "study.json"
     if path.is_file():
-        return cast(dict[str, Any], read_json(path))
+        identity = read_json(path)
+        try:
+            int(identity["training"]["schedule"]["steps"])
+        except (TypeError, LookupError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{path} does not describe a study: training.schedule.steps is missing."
+            ) from error
+        return cast(dict[str, Any], identity)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} has files, but no study. Name an empty or new folder.")
     return None

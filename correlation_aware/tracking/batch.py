@@ -249,8 +249,8 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
 def _parse_target(line: Mapping[str, str], default_id: int, where: str) -> JobTarget:
     numbers = {"frame": line["frame"], "id": line.get("id") or str(default_id)}
     for column, text in numbers.items():
-        if not (text.isascii() and text.isdecimal()):
-            raise ValueError(f"{where}: {column} {text!r} is not a number such as 0, 1, 2")
+        if not (text.isascii() and text.isdecimal() and len(text) < 19):
+            raise ValueError(f"{where}: {column} {text[:100]!r} is not a number such as 0, 1, 2")
     try:
         x, y, w, h = (float(line[column]) for column in "xywh")
     except ValueError:

@@ -159,6 +159,7 @@ def as_rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
             hint = "((frame - low) * (255.0 / (high - low))).clip(0, 255).astype('uint8'), with the values "
             hint += "low and high that become black and white"
         raise ValueError(f"A frame is uint8 in 0..255, this one is {frame.dtype}. Use {hint}.")
+    frame = np.asarray(frame)  # a numpy.matrix keeps two dimensions
     if frame.ndim == 2:
         frame = frame[:, :, None]
     if frame.ndim != 3 or frame.shape[2] not in (1, 3, 4) or 0 in frame.shape:

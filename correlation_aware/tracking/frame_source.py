@@ -40,14 +40,14 @@ class Selection:
     def __post_init__(self) -> None:
         for name in ("start", "every", "limit"):
             value = getattr(self, name)
-            if value is None or (name == "start" and isinstance(value, str)):
+            if (name == "limit" and value is None) or (name == "start" and isinstance(value, str)):
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral):
                 hint = "; a time is text, such as '12.5s'" if name == "start" else ""
                 raise ValueError(f"{name}={value!r} is not an integer, a number of frames{hint}")
             if name != "start" and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if isinstance(self.start, str) and self.start.isdecimal():
+        if isinstance(self.start, str) and self.start.isdecimal() and len(self.start) < 19:
             object.__setattr__(self, "start", int(self.start))
         if isinstance(self.start, str):
             object.__setattr__(self, "_seconds", _parse_time(self.start))

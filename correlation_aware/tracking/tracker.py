@@ -117,6 +117,9 @@ class TrackerConfig:
                 f"redetect_threshold={self.redetect_threshold} must be at least "
                 f"lost_threshold={self.lost_threshold}: a target that is found again would be lost at once."
             )
+        for name in ("window_weight", "scale_penalty", "box_vote", "lost_threshold", "margin", "min_size"):
+            if getattr(self, name) is not None:  # PyTorch does not take all whole numbers
+                object.__setattr__(self, name, float(getattr(self, name)))
 
 
 DECODES = {

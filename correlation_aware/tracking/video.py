@@ -171,9 +171,9 @@ def open_frames(
         if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4)):
             raise ValueError(f"the source is a single frame of shape {shape}; pass a list, [frame]")
         return _Frames(source, selection)
-    if isinstance(source, int) or (isinstance(source, str) and re.fullmatch("-?[0-9]+", source)):
-        if int(source) < 0:  # OpenCV crashes on some negative numbers
-            raise ValueError(f"{source} is not the index of a camera; indices start at 0")
+    if isinstance(source, int) or (isinstance(source, str) and re.fullmatch("-?[0-9]{1,9}", source)):
+        if not 0 <= int(source) < 2**31:  # OpenCV crashes on some negative numbers
+            raise ValueError(f"{source} is not the index of a camera; indices start at 0, and have 31 bits")
         _check_no_depth_range(source, depth_range)
         return LiveSource(int(source), selection, cv2.VideoCapture(int(source)))
     if isinstance(source, str) and re.match("[a-z][a-z0-9+.-]+://", source):

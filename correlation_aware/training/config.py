@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 import yaml
 
 from correlation_aware._deprecation import current_fields
+from correlation_aware._files import read_text
 from correlation_aware.zoo import is_location
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+# in a configuration file
+MOST_VALUES, MOST_LEVELS, MOST_BRACKETS, MOST_CHARACTERS = 100_000, 50, 1000, 2**18
 
 
 @dataclass(frozen=True)
@@ -296,7 +299,7 @@ def load(kind: type[T], path: str | Path | None = None, changes: Sequence[str] =
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no configuration file {path}.")
-        content = _parse(Path(path).read_text(encoding="utf-8"), str(path)) or {}
+        content = _parse(read_text(Path(path)), str(path)) or {}
         if not isinstance(content, dict):
             raise ValueError(f"{path} is not a mapping of sections but a {type(content).__name__}.")
     return from_mapping(kind, _apply(content, changes))
@@ -376,7 +379,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     elif hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)  # YAML reads 1e-4 as text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if hint is float and number == number:
             return number
@@ -389,10 +392,37 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 
 
 def _parse(text: str, where: str) -> Any:
+    brackets = text.count("[") + text.count("{")
+    if brackets > MOST_BRACKETS or len(text) > MOST_CHARACTERS:  # PyYAML's time grows with their square
+        raise ValueError(
+            f"{where} is not a configuration: {len(text)} characters, {brackets} opening brackets; at most "
+            f"{MOST_CHARACTERS} and {MOST_BRACKETS} are read."
+        )
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(text)
+    except Exception as error:  # of a wrong date or number PyYAML raises anything
         raise ValueError(f"{where} is not YAML: {error}") from error
+    if not _is_small(content):
+        raise ValueError(
+            f"{where} is not a configuration: with its aliases it has more than {MOST_VALUES} values or "
+            f"{MOST_LEVELS} levels."
+        )
+    return content
+
+
+def _is_small(content: Any) -> bool:
+    """Whether a tree is finite and small where every alias is a copy, as in messages and checkpoints."""
+    stack, count = [(content, 0)], 0
+    while stack:
+        value, level = stack.pop()
+        count += 1
+        if count > MOST_VALUES or level > MOST_LEVELS:
+            return False
+        if isinstance(value, Mapping):
+            value = [*value, *value.values()]
+        if isinstance(value, (list, tuple, set)):
+            stack += [(item, level + 1) for item in value]
+    return True
 
 
 def _plain(value: Any) -> Any:

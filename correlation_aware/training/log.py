@@ -1,6 +1,7 @@
 """The log of a run: JSON lines, and TensorBoard event files if TensorBoard is installed."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,8 @@ from correlation_aware._extras import require
 from correlation_aware._files import atomic_path, write_text
 
 __all__ = ["Means", "RunLog", "plot_log", "read_log"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Means:
@@ -81,14 +84,26 @@ class RunLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`, without an incomplete last line; [] if the file does not exist."""
+    """The records of a `log.jsonl`; [] if the file does not exist.
+
+    An incomplete last line, of a run that was killed, is left out. Other lines that are no records are left
+    out, too, and a warning is logged.
+    """
     path = Path(path)
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    records, damaged = [], []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
+        elif number < len(lines):
+            damaged.append(number)
+    if damaged:
+        text = ", ".join(map(str, damaged[:5])) + ", ..." * (len(damaged) > 5)
+        _logger.warning("%s: %d lines are no records and are left out: %s.", path, len(damaged), text)
     return records
 
 

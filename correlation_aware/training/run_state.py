@@ -25,6 +25,13 @@ MODEL, PUBLISHED, MOMENTS, STATE = (
 )
 AVERAGE = "average.safetensors"  # with low-rank matrices, which the published weights do not have
 
+_FACTS = {
+    "step": (int,),
+    "seconds": (int, float),
+    "processes": (int,),
+    "accumulate": (int,),
+}  # and their types
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -53,6 +60,8 @@ class RunState:
             ValueError: The model has other tensors, or other parameters are trained; nothing is changed then.
         """
         _compare(self.path, self.model, model.state_dict())
+        if average is not None:
+            _compare(self.path, self.average, average.state_dict())
         names = _names(model, optimizer)
         trained = set(names.values())
         if trained != self.moments.keys() and self.moments:
@@ -118,9 +127,11 @@ def read_run_state(path: Path, process: int) -> RunState:
     Raises:
         ValueError, OSError: A damaged or missing file.
     """
-    facts = read_json(path / STATE)
-    if not isinstance(facts, dict) or not {"step", "seconds", "processes", "accumulate"} <= facts.keys():
-        raise ValueError(f"{path / STATE} has not the keys of a run.")
+    facts: Any = read_json(path / STATE)
+    for key, kind in _FACTS.items():
+        value: Any = facts.get(key) if isinstance(facts, dict) else None
+        if type(value) not in kind or not 0 <= value < 2**53:
+            raise ValueError(f"{path / STATE}: {key}={str(value)[:100]} is not a number of a run.")
     moments: dict[str, dict[str, Tensor]] = {}
     for name, value in read_state_dict(path / MOMENTS).items():
         parameter, _, key = name.rpartition(":")
@@ -133,8 +144,30 @@ def read_run_state(path: Path, process: int) -> RunState:
         read_state_dict(path / MODEL),
         read_state_dict(path / AVERAGE if (path / AVERAGE).exists() else path / PUBLISHED),
         moments,
-        read_json(states) if process < int(facts["processes"]) else {},
+        _read_random(states) if process < facts["processes"] else {},
     )
+
+
+def _read_random(path: Path) -> dict[str, Any]:
+    """States of the random number generators, tried on generators of their own."""
+    try:
+        content = read_json(path)
+        version, keys, gauss = content["python"]
+        kind, words, *rest = content["numpy"]
+        states: dict[str, Any] = {
+            "python": (version, tuple(keys), gauss),
+            "numpy": (kind, np.array(words, np.uint32), *rest),
+            "torch": _decode(content["torch"]),
+            "cuda": [_decode(state) for state in content["cuda"]],
+        }
+        random.Random().setstate(states["python"])
+        np.random.RandomState().set_state(states["numpy"])
+        torch.Generator().set_state(states["torch"])
+    except OSError:
+        raise
+    except Exception as error:  # the generators raise anything
+        raise ValueError(f"{path} has no states of random number generators ({error}).") from error
+    return states
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, str]:
@@ -163,13 +196,11 @@ def _some(names: Any, count: int = 3) -> str:
 
 
 def _restore_random(states: Mapping[str, Any]) -> None:
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
-    kind, words, *rest = states["numpy"]
-    np.random.set_state((kind, np.array(words, np.uint32), *rest))
-    torch.set_rng_state(_decode(states["torch"]))
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def _encode(state: Tensor) -> str:

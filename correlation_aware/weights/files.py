@@ -19,6 +19,8 @@ from correlation_aware._files import atomic_path
 __all__ = [
     "SUFFIXES",
     "check_finite",
+    "dense",
+    "finite",
     "hash_state_dict",
     "read_state_dict",
     "write_state_dict",
@@ -33,6 +35,8 @@ _WRAPPERS = (
     "state_dict_ema", "model_ema", "params_ema", "ema_state_dict",
     "state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module",
 )  # fmt: skip
+
+_MOST_REPEATED = 2**30  # bytes of tensors that are larger than their memory, as those of Tensor.expand
 
 # Beyond what torch allows by itself (tensors, OrderedDict): bare holders of attributes and of single numbers.
 # PVTv2's training code stores its arguments in a Namespace, many store their best score as a NumPy number.
@@ -116,7 +120,8 @@ def write_state_dict(
         metadata: Texts for the header of the file.
 
     Raises:
-        ValueError: Another suffix.
+        ValueError: Another suffix, or a sparse tensor.
+        OSError: The file cannot be written, such as on a full disk.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -124,14 +129,39 @@ def write_state_dict(
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, value in state_dict.items():
-        tensor = value.detach().cpu().contiguous()
+        tensor = dense(name, value).detach().cpu().contiguous()
         memory = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
     with atomic_path(path) as temporary:
         mode = temporary.stat().st_mode  # by the umask; safetensors itself writes files for their owner alone
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # of the operating system, such as a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
         temporary.chmod(mode)
+
+
+def dense(name: str, tensor: Tensor, where: str | Path = "the tensors") -> Tensor:
+    """The tensor, checked; its conjugate or negative is computed if it is stored so.
+
+    Args:
+        name: Name of the tensor.
+        tensor: Tensor.
+        where: Name of the tensors' origin for the message.
+
+    Raises:
+        ValueError: A tensor whose numbers are not in one block of memory, or that has none.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else str(tensor.layout)
+        raise ValueError(f"{where}: {name!r} is a {kind} tensor; save tensor.to_dense().")
+    return tensor.resolve_conj().resolve_neg()
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """Which numbers of a tensor are finite; torch.isfinite does not know all 8-bit types."""
+    return torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float())
 
 
 def check_finite(state_dict: Mapping[str, Tensor], where: str | Path) -> None:
@@ -144,7 +174,7 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str | Path) -> None:
     Raises:
         RuntimeError: A tensor has a NaN or an infinity; the message names it.
     """
-    bad = [name for name, tensor in state_dict.items() if not torch.isfinite(tensor).all()]
+    bad = [name for name, tensor in state_dict.items() if not finite(tensor).all()]
     if bad:
         raise RuntimeError(
             f"{where}: {len(bad)} of {len(state_dict)} tensors are not finite, {bad[0]!r} among them."
@@ -152,10 +182,14 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str | Path) -> None:
 
 
 def hash_state_dict(state_dict: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and values of all tensors: 64 hexadecimal digits."""
+    """SHA-256 of names, dtypes, shapes and values of all tensors: 64 hexadecimal digits.
+
+    Raises:
+        ValueError: A sparse tensor.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
-        values = tensor.detach().cpu().contiguous()
+        values = dense(name, tensor).detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -198,7 +232,15 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} has no tensors by name, neither directly nor under {', '.join(_WRAPPERS)}: {actual}."
         )
-    return {str(name): tensor for name, tensor in tensors.items()}
+    named = {str(name): dense(str(name), tensor, path) for name, tensor in tensors.items()}
+    sizes = ((tensor.numel() * tensor.element_size(), tensor) for tensor in named.values())
+    repeated = sum(size for size, tensor in sizes if size > tensor.untyped_storage().nbytes())
+    if repeated > _MOST_REPEATED:
+        raise ValueError(
+            f"{path} has tensors that repeat few numbers to {repeated} bytes; at most {_MOST_REPEATED} are "
+            "read."
+        )
+    return named
 
 
 def _find_tensors(content: Any, outer: tuple[Any, ...] = ()) -> Mapping[Any, Tensor] | None:

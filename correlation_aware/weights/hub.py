@@ -1,9 +1,11 @@
 """From a manifest entry or a repository's name to a verified file on this machine."""
 
 import hashlib
+import http.client
 import logging
 import os
 import re
+import urllib.request
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +18,17 @@ from huggingface_hub.utils import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    tqdm,
 )
 
-from correlation_aware._files import atomic_path, git_hash_file, read_json, sha256_file
+from correlation_aware._files import (
+    atomic_path,
+    file_lock,
+    git_hash_file,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+)
 from correlation_aware._version import __version__
 from correlation_aware.weights.manifest import WeightsEntry
 
@@ -163,7 +173,7 @@ def _fetch_from_hub(
                 library_version=__version__,
             )
         )
-    except _FAILURES as error:
+    except (*_FAILURES, ValueError) as error:  # the latter of a length that cannot be
         _explain(error, url, f"{constants.ENDPOINT}/{repository}", _BY_HAND)
     advice = "If the hash stays wrong, the file on the Hub has changed, or a proxy changes it."
     expected = sha256 or _etag(path, url)
@@ -187,10 +197,31 @@ def _download(url: str, path: Path) -> None:
     try:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set.")
-        with atomic_path(path) as temporary:
-            torch.hub.download_url_to_file(url, str(temporary))
+        with file_lock(path.with_name(f".{path.name}.lock"), wait=True):
+            if path.is_file():  # another process had the lock
+                return
+            remove_leftovers(path)
+            with atomic_path(path) as temporary:
+                _copy(url, temporary)
     except _FAILURES as error:
         _explain(error, url, url, f"Or put the file at {path} by hand.")
+
+
+def _copy(url: str, path: Path) -> None:
+    """Downloads to a file; unlike torch.hub's function it notices a connection that ends too early."""
+    request = urllib.request.Request(url, headers={"User-Agent": f"correlation_aware/{__version__}"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response, path.open("wb") as file:
+            length = response.headers.get("Content-Length")
+            total = int(length) if length is not None and length.isdecimal() else None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=path.name[10:], disable=None) as bar:
+                while block := response.read(1 << 17):
+                    bar.update(file.write(block))
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"the connection was cut ({error!r})") from error
+    actual = path.stat().st_size
+    if total is not None and actual != total:
+        raise ConnectionError(f"the connection was cut after {actual} of {total} bytes")
 
 
 def _check(path: Path, expected: str, advice: str, remove: bool = True) -> None:

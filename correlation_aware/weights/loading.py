@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from correlation_aware.models.contract import TwoInputModel
+from correlation_aware.weights.files import dense, finite
 
 __all__ = ["LoadReport", "load_state_dict"]
 
@@ -103,8 +104,8 @@ def load_state_dict(
 
 def _check_values(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
     """Refuses what a copy would change silently, and numbers that make every output NaN."""
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{source}: {name!r} is a {tensor.layout} tensor; save tensor.to_dense().")
+    if not own.is_meta:
+        dense(name, tensor, source)
     if _kind(tensor) != _kind(own):
         raise ValueError(
             f"{source}: {name!r} has {_kind(tensor)} numbers ({tensor.dtype}), the model {_kind(own)} ones "
@@ -112,8 +113,8 @@ def _check_values(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
         )
     if tensor.is_meta or own.is_meta or not tensor.is_floating_point():
         return
-    finite = torch.isfinite(tensor)  # but a mask may have infinities
-    if not finite.all() and not (finite | (tensor == own.to(tensor.device))).all():
+    is_finite = finite(tensor)  # but a mask may have infinities
+    if not is_finite.all() and not (is_finite | (tensor == own.to(tensor.device))).all():
         raise RuntimeError(f"{source}: {name!r} has numbers that are not finite. Nothing was loaded.")
 
 

@@ -5,16 +5,17 @@ To add weights: an entry in `weights_manifest.json`, whose fields are those of `
 """
 
 import difflib
-import json
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from correlation_aware._files import parse_json, read_text
 from correlation_aware._plugins import is_loading
 from correlation_aware.models.registry import near_names, registered_models, timm_models
 
@@ -292,9 +293,9 @@ def _shipped() -> dict[str, WeightsEntry]:
 
 def _read(path: Path) -> dict[str, WeightsEntry]:
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        raw = parse_json(read_text(Path(path)), str(path), object_pairs_hook=_without_duplicates)
     except ValueError as error:
-        raise ValueError(f"{path} is not a weights manifest: {error}.") from error
+        raise ValueError(f"{path} is not a weights manifest: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} is not a weights manifest: it must be an object of entries by 'model.tag'.")
     root = Path(path).resolve().parent
@@ -303,7 +304,7 @@ def _read(path: Path) -> dict[str, WeightsEntry]:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
-    twice = {key for key in keys if keys.count(key) > 1}
+    twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
         raise ValueError(f"{', '.join(sorted(twice))} is listed twice")
     return dict(pairs)

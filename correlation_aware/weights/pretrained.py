@@ -11,7 +11,7 @@ from timm.models import PretrainedCfg, adapt_input_conv, get_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from correlation_aware._files import check_output_folder, write_text
+from correlation_aware._files import atomic_path, check_output_folder, write_text
 from correlation_aware._version import __version__
 from correlation_aware.models.contract import FeatureNet, TwoInputModel, refuse_wrapper
 from correlation_aware.models.registry import registered_models
@@ -211,8 +211,9 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> Path:
     check_output_folder(folder)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_state_dict(model.state_dict(), folder / "model.safetensors")
-    write_text(config + "\n", folder / "config.json")
+    with atomic_path(folder / "config.json") as temporary:  # both are written before one is replaced
+        temporary.write_text(config + "\n", encoding="utf-8")
+        write_state_dict(model.state_dict(), folder / "model.safetensors")
     if not (folder / "README.md").exists():
         write_text(model_card(model), folder / "README.md")
     return folder

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from correlation_aware._files import IMAGE_SUFFIXES, file_lock, read_json, walk_files, write_text
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.shard_files import ShardFile, expand_shards
+from correlation_aware.weights.files import read_state_dict, write_state_dict
 
 __all__ = ["Write", "cached"]
 
@@ -57,7 +57,7 @@ def cached(
         Pixels (P,) int32 as a mapped file, the table, and the number of photographs of every source.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: See `read_stills`.
+        FileNotFoundError, ValueError, RuntimeError: See `read_stills`; RuntimeError also for a damaged cache.
     """
     key = hashlib.sha256("\n".join(_fingerprint(sources, max_side)).encode()).hexdigest()[:20]
     path = Path(folder) / f"stills-{key}"
@@ -66,6 +66,8 @@ def cached(
     if not path.is_dir():
         with file_lock(path.with_suffix(".lock"), wait=True):
             if is_new := not path.is_dir():
+                for leftover in path.parent.glob(f".????????.{path.name}"):  # of processes that were killed
+                    shutil.rmtree(leftover, ignore_errors=True)
                 _log.info("Analyzing photographs, once, into %s", path)
                 _write(path, errors, analyze)
     facts = read_json(path / FACTS)
@@ -74,8 +76,12 @@ def cached(
         for name, reason in facts["damaged"].items():
             errors.add(name, reason)
     count = (path / PIXELS).stat().st_size // 4
+    if count != facts.get("pixels", count):
+        raise RuntimeError(
+            f"{path} is damaged: {count} of {facts['pixels']} pixels. Remove it, to make it again."
+        )
     pixels = torch.from_file(str(path / PIXELS), shared=False, size=count, dtype=torch.int32)
-    return pixels, load_file(path / TABLE), facts["counts"]
+    return pixels, read_state_dict(path / TABLE), facts["counts"]
 
 
 def _write(path: Path, errors: ErrorBudget, analyze: Analyze) -> None:
@@ -85,9 +91,10 @@ def _write(path: Path, errors: ErrorBudget, analyze: Analyze) -> None:
         before, files, counts = set(errors.damaged), errors.files, list[int]()
         with (temporary / PIXELS).open("wb") as file:
             table = analyze(counts, lambda pixels: file.write(pixels.tobytes()))
-        save_file({name: column.contiguous() for name, column in table.items()}, temporary / TABLE)
+        write_state_dict(table, temporary / TABLE)
         damaged = {name: reason for name, reason in errors.damaged.items() if name not in before}
-        facts = {"counts": counts, "damaged": damaged, "files": errors.files - files}
+        size = (temporary / PIXELS).stat().st_size // 4
+        facts = {"counts": counts, "damaged": damaged, "files": errors.files - files, "pixels": size}
         write_text(json.dumps(facts), temporary / FACTS)
         temporary.rename(path)
     finally:

@@ -3,14 +3,13 @@
 To add one: a class or function under `@register_reader("layout")`, here or in a plug-in (`docs/plugins.md`).
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from correlation_aware._files import list_frames, natural_order
+from correlation_aware._files import list_frames, natural_order, read_json
 from correlation_aware._plugins import load_plugins
 from correlation_aware.data.videos.published import (
     GOT10K_SPLITS,
@@ -198,18 +197,18 @@ class Coco:
         if not path.is_file() or folder is None:
             raise FileNotFoundError(f"COCO needs {path} and images in {folders[0]} or {folders[1]}.")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            files = {image["id"]: image["file_name"] for image in content["images"]}
+            content = read_json(path)
+            files = {image["id"]: str(image["file_name"]) for image in content["images"]}
             objects = [
-                (files[a["image_id"]], a["bbox"])
+                (files[a["image_id"]], [float(value) for value in a["bbox"]])
                 for a in content["annotations"]
                 if not a.get("iscrowd") and min(a["bbox"][2:]) >= 16
             ]
-        except (ValueError, KeyError, TypeError) as error:
+            self.boxes = np.array([box for _, box in objects], float).reshape(len(objects), 4)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} is not an annotation file of COCO instances: {error!r}.") from error
         self.folder = folder
         self.files = [file for file, _ in objects]
-        self.boxes = np.array([box for _, box in objects], float).reshape(-1, 4)
 
     one_frame = True  # by design, see `data.videos.check`
 

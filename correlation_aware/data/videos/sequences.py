@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from correlation_aware._files import frame_numbers, list_frames, walk_folders
+from correlation_aware._files import frame_numbers, list_frames, read_text, walk_folders
 from correlation_aware._images import decode_image
 
 __all__ = [
@@ -187,11 +187,7 @@ def read_boxes(path: File) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         OSError: No such file.
         AnnotationError: Not 4 or 8 numbers per line.
     """
-    lines = [
-        re.split(r"[\s,;]+", line.strip(" \t\r,;"))
-        for line in path.read_text().removeprefix("\ufeff").splitlines()
-        if line.strip()
-    ]
+    lines = [re.split(r"[\s,;]+", line.strip(" \t\r,;")) for line in _text(path).splitlines() if line.strip()]
     try:
         table = np.array([[float(word) for word in line] for line in lines])
     except ValueError as error:
@@ -204,6 +200,13 @@ def read_boxes(path: File) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         table = np.concatenate([low, high - low], axis=1)
     visible = np.isfinite(table).all(axis=1) & (np.nan_to_num(table[:, 2:]) > 0).all(axis=1)
     return np.nan_to_num(table), visible
+
+
+def _text(path: File) -> str:
+    try:
+        return read_text(path)
+    except ValueError as error:
+        raise AnnotationError(str(error)) from error
 
 
 def read_frame(frame: File) -> NDArray[np.uint8]:
@@ -220,9 +223,12 @@ def read_names(path: str | Path) -> list[str]:
 
     Raises:
         OSError: No such file.
+        ValueError: Not UTF-8, or a null character.
     """
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in read_text(Path(path)).splitlines()]
+    if any("\0" in name for name in names):
+        raise ValueError(f"{path} is not a list of names: it has a null character.")
+    return [name for name in names if name]
 
 
 def read_flags(path: Path, count: int) -> NDArray[np.int64]:
@@ -240,7 +246,7 @@ def read_flags(path: Path, count: int) -> NDArray[np.int64]:
     """
     if not path.is_file():
         return np.zeros(count, np.int64)
-    words = re.split(r"[\s,;]+", path.read_text().removeprefix("\ufeff").strip(" \r\n\t,;"))
+    words = re.split(r"[\s,;]+", _text(path).strip(" \r\n\t,;"))
     if len(words) != count or not all(word.lstrip("-").isdigit() for word in words):
         raise AnnotationError(f"{path} must have {count} integers, one per frame; it has {len(words)} words.")
     return np.array([int(word) for word in words])
