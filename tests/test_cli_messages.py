@@ -14,7 +14,7 @@ from correlation_aware.tracking.tracker import TrackerConfig
 from correlation_aware.tracking.video import write_image
 from correlation_aware.zoo import has_weights
 
-RENAMED = "'sbt_light_track.half' is called 'sbt_light_half_track.stills' now"
+RENAMED = "'sbt_light_track.half' is called 'sbt_light_half_track.video' now"
 
 
 @pytest.mark.parametrize("command", ["track", "train pairs"])

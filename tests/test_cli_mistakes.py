@@ -190,7 +190,7 @@ def test_models_are_listed_by_family_on_a_terminal(run: Run, monkeypatch: pytest
     ]
     assert sorted(line.strip() for family in families for line in family.splitlines()[1:]) == sorted(names)
     (line,) = run("models", "sbt_light_half_track")[1].strip().splitlines()[1:]
-    assert line.split() == ["sbt_light_half_track", "weights:", "stills"]
+    assert line.split() == ["sbt_light_half_track", "weights:", "video"]
 
 
 def test_the_error_of_an_offline_download_names_the_option(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:

@@ -40,7 +40,7 @@ def test_list() -> None:
     assert [line.split()[0] for line in lines[1 : len(manifest) + 1]] == list(manifest)
     assert max(map(len, lines)) < 95 and not any(" track" in line for line in lines)
     by_name = {line.split()[0]: line for line in lines if line}
-    half, base = by_name["sbt_light_half_track.stills"], by_name["sbt_base.in1k"]
+    half, base = by_name["sbt_light_half_track.video"], by_name["sbt_base.in1k"]
     assert "bundled" in half and " model " in half and "64, 128" in half and "apache-2.0" in half
     assert "timm/pvt_v2_b5.in1k" in base and " part " in base and "224" in base
 
@@ -57,7 +57,7 @@ def test_verify_local_file(folder: Path) -> None:
     [
         (["verify", "sbt_bse"], "No weights are known for 'sbt_bse'. Near: sbt_base.in1k"),
         (["verify", "none.safetensors"], "There is no weights file 'none.safetensors'"),
-        (["verify", "sbt_light_half_track.half"], "Tags of sbt_light_half_track: stills"),
+        (["verify", "sbt_light_half_track.half"], "Tags of sbt_light_half_track: video"),
         (["verify", "nan.safetensors"], "nan.safetensors: 1 of 1 tensors are not finite, 'a'"),
         (["verify", "half.safetensors"], "is not a complete safetensors file"),
         (["download", "hf-hub:nonsense"], "is not the name of a repository"),

@@ -107,7 +107,7 @@ def test_a_push_loads_again(server: HubServer, client: Client, tmp_path: Path, n
 
 
 def test_a_half_precision_file_is_an_entry(tmp_path: Path) -> None:
-    bundled = weights.load_manifest()["sbt_light_half_track.stills"]
+    bundled = weights.load_manifest()["sbt_light_half_track.video"]
     plan = push(bundled.root / bundled.file, "me/it", "sbt_light_half_track", "v1", training="As it was.")
     assert plan.entry is not None and not plan.uploaded
     same = ("template_size", "search_size", "sha256", "bytes", "mean", "std", "license", "role", "key_format")

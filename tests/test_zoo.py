@@ -17,7 +17,7 @@ import correlation_aware as ca
 from correlation_aware.models.heads import CellHead, MixerHead
 from correlation_aware.weights.manifest import RENAMED
 
-BUNDLED = ("sbt_light_cell_track.stills", "sbt_light_half_track.stills")
+BUNDLED = ("sbt_light_cell_track.stills", "sbt_light_half_track.video")
 
 
 def shapes(model):
@@ -71,7 +71,7 @@ def test_an_unknown_tag_raises_everywhere(name, pretrained):
 def test_an_unknown_tag_lists_the_known():
     with pytest.raises(ValueError, match=r"Its tags: in1k\."):
         ca.create_model("sbt_base.nonsense")
-    with pytest.raises(ValueError, match="Tags of sbt_light_half_track: stills"):
+    with pytest.raises(ValueError, match="Tags of sbt_light_half_track: video"):
         ca.create_model("sbt_light_half_track", pretrained="half")
 
 
@@ -176,7 +176,7 @@ def test_the_description_is_true_for_the_model(name, features_only):
 
 
 def test_timms_registry_says_the_same_as_the_model():
-    for name in ("sbt_large_pvtv2_cls.in1k", "sbt_light_half_track.stills", "sbt_base"):
+    for name in ("sbt_large_pvtv2_cls.in1k", "sbt_light_half_track.video", "sbt_base"):
         listed = timm.models.get_pretrained_cfg(name)
         model = ca.create_model(name, device="meta")
         keys = ("input_size", "interpolation", "crop_pct", "num_classes", "mean", "std")
