@@ -2,6 +2,7 @@
 
 import csv
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 import correlation_aware
+from correlation_aware._files import atomic_path
 from correlation_aware.cli import demo, main
+from correlation_aware.cli._signals import ENDINGS, exit_by_signals
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.draw import COLORS
 from correlation_aware.tracking.tracker import Timings, TrackerConfig, TrackResult
@@ -51,8 +54,9 @@ class Scripted:
 
     name, weights_name, device = "scripted", "test", "cpu"
 
-    def __init__(self, lost: tuple[int, ...], interrupt_at: int = -1) -> None:
+    def __init__(self, lost: tuple[int, ...], interrupt_at: int = -1, number: int = signal.SIGINT) -> None:
         self.lost, self.interrupt_at, self.timings = lost, interrupt_at, Timings(0.1, 0.4, 0.05)
+        self.number = number
         self.targets: tuple[int, ...] = ()
 
     def init(self, frame: np.ndarray, boxes: list[tuple[float, float, float, float]]) -> None:
@@ -61,7 +65,7 @@ class Scripted:
     def update(self, frame: np.ndarray) -> list[TrackResult]:
         self.timings.frames += 1
         if self.timings.frames == self.interrupt_at:
-            raise KeyboardInterrupt
+            signal.raise_signal(self.number)
         self.boxes = [(x + 1, y, w, h) for x, y, w, h in self.boxes]
         flags = [i == 0 and self.timings.frames in self.lost for i in range(len(self.boxes))]
         return [TrackResult(b, 0.1 if f else 0.9, f, i) for i, (b, f) in enumerate(zip(self.boxes, flags))]
@@ -169,14 +173,35 @@ def test_a_target_lost_at_the_end_is_exit_code_3(
     assert len(list(open_frames(tmp_path / "out.mp4"))) == 6
 
 
-def test_ctrl_c_completes_the_files(
-    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_completes_the_files(
+    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    scripted(monkeypatch, (), 4)
+    if not hasattr(signal, name):
+        pytest.skip(f"there is no {name} on this system")
+    before = signal.getsignal(getattr(signal, name))
+    scripted(monkeypatch, (), 4, getattr(signal, name))
     code, out, _ = run("track", video, *BOX, "--output", "out.mp4", "--boxes", "out.csv")
     assert code == 130
-    assert "Stopped by Ctrl-C after 4 frames" in out
+    assert "Stopped after 4 frames" in out
     assert len(list(open_frames(tmp_path / "out.mp4"))) == len(table(tmp_path / "out.csv")) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "out.mp4", "out.csv"}
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+@pytest.mark.parametrize("number", ENDINGS)
+def test_other_commands_remove_their_temporary_files(tmp_path: Path, number: int) -> None:
+    with pytest.raises(SystemExit) as end, exit_by_signals(), atomic_path(tmp_path / "out.onnx") as path:
+        path.write_text("half")
+        signal.raise_signal(number)
+    assert end.value.code == 128 + number and not any(tmp_path.iterdir())
+    assert signal.getsignal(number) == signal.SIG_DFL
+    signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        with exit_by_signals():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(

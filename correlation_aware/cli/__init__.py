@@ -25,6 +25,7 @@ from correlation_aware.cli import (
 )
 from correlation_aware.cli._common import Command
 from correlation_aware.cli._messages import error_console, print_messages
+from correlation_aware.cli._signals import exit_by_signals
 
 __all__ = ["app", "main"]
 
@@ -56,7 +57,8 @@ def group(context: typer.Context) -> None:
 def main() -> None:
     """Runs the command line; a user's mistake ends with a one-line message and exit code 1."""
     try:
-        app()
+        with exit_by_signals():
+            app()
     except Exception as error:
         mistakes = (ValueError, KeyError, RuntimeError, OSError, ImportError, MemoryError)
         if not isinstance(error, mistakes) and type(error).__module__ != "cv2":

@@ -27,6 +27,7 @@ from correlation_aware.cli._common import (
     parse_depth_range,
     progress_bar,
 )
+from correlation_aware.cli._signals import interrupt, stopped_by_signals
 
 if TYPE_CHECKING:  # imported inside functions instead, so that --help starts fast
     from correlation_aware.tracking.frame_source import Frame
@@ -94,7 +95,8 @@ def track(
 
     Exit codes: 0 no target is lost in the last frame, 3 a target is lost
     there, 1 error, such as a wrong --box or --runtime (no file is written), 2
-    an unknown or missing option, 130 Ctrl-C.
+    an unknown or missing option, 130 Ctrl-C, SIGTERM or SIGHUP (the files have
+    the frames until then).
     """
     targets = [parse_box(text) for text in box or ()]
     if not targets and not select:
@@ -126,7 +128,7 @@ def track(
         tracking = Tracking(frames, tracker, targets or None)
         began = time.perf_counter()
         try:
-            with progress_bar() as bar:
+            with stopped_by_signals(interrupt), progress_bar() as bar:
                 task = bar.add_task("track", total=frames.length)
                 for results in tracking:
                     if select and not count:
@@ -155,7 +157,7 @@ def track(
             interrupted = True
         total = time.perf_counter() - began
     if interrupted:
-        console.print(f"[yellow]Stopped by Ctrl-C after {count} frames.[/]")
+        console.print(f"[yellow]Stopped after {count} frames.[/]")
     elif limit is None and not show and frames.length is not None and count < 0.95 * frames.length:
         console.print(
             f"[yellow]The file ends after {count} of {frames.length} frames and may be incomplete.[/]"
