@@ -241,6 +241,8 @@ def test_stages_can_be_sharded():
 
     if not dist.is_gloo_available():
         pytest.skip("needs the gloo backend")
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("FSDP2 of PyTorch 2.6 does not run on a CPU")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
