@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -239,6 +240,21 @@ def jobs(monkeypatch):
     return write_jobs
 
 
+def ran_in_new_process(request: pytest.FixtureRequest) -> bool:
+    """Runs the test in a new interpreter, unless this is the one.
+
+    The jobs are forked. Forks of a process that has used autograd or PyTorch's threads, as other tests do,
+    cannot use them.
+    """
+    if os.environ.get("NEW_PROCESS"):
+        return False
+    test = f"{__file__}::{request.node.name}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", test]
+    done = subprocess.run(command, env={**os.environ, "NEW_PROCESS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    return True
+
+
 def end(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
@@ -247,8 +263,11 @@ def end(process: int) -> int:
 @pytest.mark.parametrize(
     "name", ["track", "save_pretrained", "download", "results of eval", "training", "photographs"]
 )
-def test_a_full_disk_leaves_nothing_half(name, jobs, tmp_path):
+def test_a_full_disk_leaves_nothing_half(name, jobs, tmp_path, request):
     import resource
+
+    if ran_in_new_process(request):
+        return
 
     job = jobs.JOBS[name]
     (tmp_path / "inputs").mkdir()
@@ -267,7 +286,9 @@ def test_a_full_disk_leaves_nothing_half(name, jobs, tmp_path):
 
 @needs_linux
 @pytest.mark.parametrize("name", ["track", "save_pretrained", "download", "photographs"])
-def test_kill_9_leaves_nothing_half(name, jobs, tmp_path):
+def test_kill_9_leaves_nothing_half(name, jobs, tmp_path, request):
+    if ran_in_new_process(request):
+        return
     job = jobs.JOBS[name]
     (tmp_path / "inputs").mkdir()
     job.prepare(tmp_path / "inputs")

@@ -43,7 +43,7 @@ def stopped_by_signals(request_stop: Callable[[], object]) -> Iterator[None]:
 
     before: dict[signal.Signals, Any] = {}
     for name in (signal.SIGINT, *ENDINGS):
-        if signal.getsignal(name) != signal.SIG_IGN:
+        if name in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(name) != signal.SIG_IGN:  # nohup
             before[name] = signal.signal(name, stop)
     try:
         yield
