@@ -260,9 +260,7 @@ def end(process: int) -> int:
 
 
 @needs_linux
-@pytest.mark.parametrize(
-    "name", ["track", "save_pretrained", "download", "results of eval", "training", "photographs"]
-)
+@pytest.mark.parametrize("name", ["track", "save_pretrained", "download", "results of eval", "training"])
 def test_a_full_disk_leaves_nothing_half(name, jobs, tmp_path, request):
     import resource
 
@@ -285,7 +283,7 @@ def test_a_full_disk_leaves_nothing_half(name, jobs, tmp_path, request):
 
 
 @needs_linux
-@pytest.mark.parametrize("name", ["track", "save_pretrained", "download", "photographs"])
+@pytest.mark.parametrize("name", ["track", "save_pretrained", "download"])
 def test_kill_9_leaves_nothing_half(name, jobs, tmp_path, request):
     if ran_in_new_process(request):
         return
