@@ -260,7 +260,9 @@ def end(process: int) -> int:
 
 
 @needs_linux
-@pytest.mark.parametrize("name", ["track", "save_pretrained", "download", "results of eval", "training"])
+@pytest.mark.parametrize(
+    "name", ["track", "save_pretrained", "download", "results of eval", "training", "photographs"]
+)
 def test_a_full_disk_leaves_nothing_half(name, jobs, tmp_path, request):
     import resource
 
@@ -283,7 +285,7 @@ def test_a_full_disk_leaves_nothing_half(name, jobs, tmp_path, request):
 
 
 @needs_linux
-@pytest.mark.parametrize("name", ["track", "save_pretrained", "download"])
+@pytest.mark.parametrize("name", ["track", "save_pretrained", "download", "photographs"])
 def test_kill_9_leaves_nothing_half(name, jobs, tmp_path, request):
     if ran_in_new_process(request):
         return

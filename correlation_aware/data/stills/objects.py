@@ -1,5 +1,7 @@
 """Candidate targets in a photograph: the object of its mask, or salient rectangles."""
 
+import threading
+
 import cv2
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ __all__ = ["clean_mask", "plain_background_mask", "salient_rectangles", "tight_o
 
 Image = NDArray[np.uint8]
 Array = NDArray[np.float32]
+_nms_lock = (
+    threading.Lock()
+)  # the first calls fail at times if several threads make them at once (aten::sort)
 
 
 def clean_mask(mask: Image) -> NDArray[np.bool_] | None:
@@ -127,6 +132,7 @@ def salient_rectangles(image: Image, count: int, rng: np.random.Generator) -> Ar
     closed = (mean(edges, -0.5, -0.08) - mean(edges, -0.08, 0.08))[:, 0]
     score = contrast.clip(max=40) + texture.clip(max=50) + 6 * closed
     corners = torch.from_numpy(np.stack([x, y, x + w, y + h], axis=1))
-    kept = nms(corners, torch.from_numpy(score), iou_threshold=0.4).numpy()
+    with _nms_lock:
+        kept = nms(corners, torch.from_numpy(score), iou_threshold=0.4).numpy()
     best = np.resize(kept, count)  # repeats the first ones where too few are left
     return (np.stack([x, y, w, h], axis=1)[best] / shrink).astype(np.float32)
