@@ -14,9 +14,7 @@ __all__ = ["clean_mask", "plain_background_mask", "salient_rectangles", "tight_o
 
 Image = NDArray[np.uint8]
 Array = NDArray[np.float32]
-_nms_lock = (
-    threading.Lock()
-)  # the first calls fail at times if several threads make them at once (aten::sort)
+_nms_lock = threading.Lock()  # its first calls fail at times if several threads make them at once
 
 
 def clean_mask(mask: Image) -> NDArray[np.bool_] | None:
