@@ -134,6 +134,10 @@ def test_a_package_is_downloaded_once_and_its_hash_is_checked(small_package, mon
         fetch_package(other)
     with pytest.raises(ConnectionError, match=r"1\.2\.4\.tgz cannot be downloaded: HTTP Error 404"):
         fetch_package(replace(package, version="1.2.4"))
+    monkeypatch.setattr(browser_page, "LARGEST_PACKAGE", 3)
+    with pytest.raises(ConnectionError, match="it has more than 3 bytes"):
+        fetch_package(package)
+    assert not any(path.parent.iterdir())
     server.__exit__()
     with pytest.raises(ConnectionError, match=r"put the file at .*tiny-package-1\.2\.3\.tgz by hand"):
         fetch_package(package)

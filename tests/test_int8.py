@@ -158,3 +158,20 @@ def test_the_command_writes_a_page_in_int8(photos, tmp_path, monkeypatch):
     assert graphs == {"template": "tiny_track.template.onnx", "search": "tiny_track.int8.search.onnx"}
     report = json.loads((tmp_path / "out" / "tiny_track.int8.json").read_text())
     assert report["calibration"] == [str(photos)] and report["held_back_crops"] == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("tiny_track", "missing", "There is no folder or shard"),
+        ("tiny_track", "got10k:missing", "neither a list.txt nor folders"),
+        ("sbt_test", None, "has no head"),
+    ],
+)
+def test_mistakes_end_before_the_export(photos, tmp_path, monkeypatch, name, source, message):
+    monkeypatch.setitem(registry._MODELS, "tiny_track", lambda **_: tiny_tracker())
+    app = typer.Typer()
+    app.command()(cli_export.export)
+    words = [name, "--weights", "random", "--output", str(tmp_path / "out"), "--int8"]
+    result = CliRunner().invoke(app, [*words, "--calibration", source or str(photos)])
+    assert message in str(result.exception) and not (tmp_path / "out").exists()

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from correlation_aware.cli._common import Weights, console, track_progress
+from correlation_aware.cli._common import Weights, console, figure_table, print_wide, track_progress
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from correlation_aware.evaluation.int8 import Int8Report
+    from correlation_aware.evaluation.int8 import CalibrationClip, Int8Report
     from correlation_aware.runtime.export import ExportedGraph
 
 __all__ = ["export"]
@@ -79,20 +78,19 @@ def export(
             f"{model} has no default weights: name a tag or file with --weights, or use --weights random."
         )
     network = zoo.create_model(model, weights != "random" and (weights or True))
+    clips = _prepare_int8(network, calibration or []) if int8 else []
     if format == "web":
         _prepare_page(network)
     kind, graphs = ("onnx", TRACKED) if format == "web" else (format, graph)
     files = write(network, output, kind, graphs)  # type: ignore[arg-type]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("graph", "file", "MB", "largest difference"):
-        table.add_column(title, justify="right" if title in ("MB", "largest difference") else "left")
+    table = figure_table(("file", "MB", "largest difference"))
     for file in files:
         size = sum(p.stat().st_size for p in {file.path, file.path.with_suffix(".bin")} if p.is_file())
-        table.add_row(file.graph, escape(str(file.path)), f"{size / 1e6:.1f}", f"{file.difference:.1e}")
-    console.print(table)
+        table.add_row(escape(str(file.path)), f"{size / 1e6:.1f}", f"{file.difference:.1e}")
+    print_wide(table)
     paths = {file.graph: file.path for file in files}
     if int8:
-        paths["search"] = _quantize(network, files, calibration or [])
+        paths["search"] = _quantize(network, files, calibration or [], clips)
     if format == "web":
         from correlation_aware.tracking.browser_page import write_page
 
@@ -131,18 +129,26 @@ def _prepare_page(network: "nn.Module") -> None:
         fetch_package(package)
 
 
-def _quantize(network: "nn.Module", files: "list[ExportedGraph]", sources: list[str]) -> Path:
-    """Writes the tracker in int8 and its report, prints the report; returns the path of the search graph."""
-    from correlation_aware._files import write_text
-    from correlation_aware.evaluation.int8 import calibration_clips, quantize_tracker
+def _prepare_int8(network: "nn.Module", sources: list[str]) -> "list[CalibrationClip]":
+    """The clips for calibration; raises what prevents int8 before the export, which takes long."""
+    from correlation_aware.evaluation.int8 import calibration_clips
     from correlation_aware.models.tracker import TrackModel
 
     if not isinstance(network, TrackModel):
         raise ValueError(f"--int8 is for trackers, `_track` models; {type(network).__name__} has no head.")
+    return list(calibration_clips(sources))
+
+
+def _quantize(
+    network: "nn.Module", files: "list[ExportedGraph]", sources: list[str], clips: "list[CalibrationClip]"
+) -> Path:
+    """Writes the tracker in int8 and its report, prints the report; returns the path of the search graph."""
+    from correlation_aware._files import write_text
+    from correlation_aware.evaluation.int8 import quantize_tracker
+
     (search,) = (file.path for file in files if file.graph == "search")
     exported = search.with_name(search.name.removesuffix(".search.onnx"))
-    clips = list(calibration_clips(sources))
-    report = quantize_tracker(network, exported, track_progress(clips, len(clips), "clips"))
+    report = quantize_tracker(network, exported, track_progress(clips, len(clips), "clips"))  # type: ignore[arg-type]
     path = exported.with_name(f"{exported.name}.int8.json")
     write_text(json.dumps({"calibration": sources, **asdict(report)}, indent=2) + "\n", path)
     _print_report(report)
@@ -159,9 +165,7 @@ def _print_report(report: "Int8Report") -> None:
     console.print(
         f"  box differs by {report.box_mean:.4f} of the search region, at most {report.box_max:.4f}"
     )
-    table = Table(box=None, padding=(0, 2, 0, 2))
-    for title in ("", "AO held back", "ms per search image", "MB"):
-        table.add_column(title, justify="right")
+    table = figure_table(("", "AO held back", "ms per search image", "MB"))
     table.add_row(
         "float32", f"{report.ao_float32:.3f}", f"{report.ms_float32:.1f}", f"{report.mb_float32:.1f}"
     )

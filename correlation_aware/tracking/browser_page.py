@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import tarfile
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from correlation_aware.runtime.export import metadata
 from correlation_aware.runtime.graphs import description
 from correlation_aware.runtime.session import export_cache
 from correlation_aware.tracking.tracker import TrackerConfig
+from correlation_aware.weights.hub import copy_url
 
 __all__ = ["PACKAGES", "NpmPackage", "check_page_model", "fetch_package", "write_page"]
 
@@ -101,8 +101,8 @@ def fetch_package(package: NpmPackage) -> Path:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with atomic_path(path) as temporary, urllib.request.urlopen(package.url, timeout=60) as answer:
-                temporary.write_bytes(answer.read(LARGEST_PACKAGE))
+            with atomic_path(path) as temporary:
+                copy_url(package.url, temporary, LARGEST_PACKAGE)
         except (OSError, ValueError) as error:
             raise ConnectionError(
                 f"{package.url} cannot be downloaded: {error}. The page in a browser needs it once: try "

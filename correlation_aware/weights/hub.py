@@ -32,7 +32,7 @@ from correlation_aware._files import (
 from correlation_aware._version import __version__
 from correlation_aware.weights.manifest import WeightsEntry
 
-__all__ = ["fetch", "fetch_file", "fetch_repository", "hash_in_name"]
+__all__ = ["copy_url", "fetch", "fetch_file", "fetch_repository", "hash_in_name"]
 
 _logger = logging.getLogger(__name__)
 
@@ -202,13 +202,22 @@ def _download(url: str, path: Path) -> None:
                 return
             remove_leftovers(path)
             with atomic_path(path) as temporary:
-                _copy(url, temporary)
+                copy_url(url, temporary)
     except _FAILURES as error:
         _explain(error, url, url, f"Or put the file at {path} by hand.")
 
 
-def _copy(url: str, path: Path) -> None:
-    """Downloads to a file; unlike torch.hub's function it notices a connection that ends too early."""
+def copy_url(url: str, path: Path, limit: int | None = None) -> None:
+    """Downloads to a file; unlike torch.hub's function it notices a connection that ends too early.
+
+    Args:
+        url: Address.
+        path: File to write; a temporary one, see `atomic_path`.
+        limit: Largest number of bytes; any by default.
+
+    Raises:
+        OSError: No answer, a connection that was cut, or more bytes than the limit.
+    """
     request = urllib.request.Request(url, headers={"User-Agent": f"correlation_aware/{__version__}"})
     try:
         with urllib.request.urlopen(request, timeout=60) as response, path.open("wb") as file:
@@ -217,6 +226,8 @@ def _copy(url: str, path: Path) -> None:
             with tqdm(total=total, unit="B", unit_scale=True, desc=path.name[10:], disable=None) as bar:
                 while block := response.read(1 << 17):
                     bar.update(file.write(block))
+                    if limit is not None and file.tell() > limit:
+                        raise ConnectionError(f"it has more than {limit} bytes")
     except http.client.HTTPException as error:
         raise ConnectionError(f"the connection was cut ({error!r})") from error
     actual = path.stat().st_size
