@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import correlation_aware as ca
 from correlation_aware import study
 from correlation_aware.cli import app
+from correlation_aware.data.pairs import PairBatch, normalize
+from correlation_aware.data.stored_pairs import StoredPairs
 from correlation_aware.data.videos.readers import Got10k
 from correlation_aware.data.videos.video_pairs import VideoConfig
 from correlation_aware.models.contract import Sizes
@@ -23,7 +25,7 @@ from correlation_aware.models.heads import TrackOutput
 from correlation_aware.models.sbt import BASE, SBTConfig
 from correlation_aware.study import run as study_run
 from correlation_aware.study.report import agreement, metrics_of, placement, plot_study, summarize
-from correlation_aware.study.scale import at_small_scale
+from correlation_aware.study.scale import at_scale
 from correlation_aware.training.config import load
 from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
 
@@ -54,18 +56,24 @@ def sequences(tmp_path, photos):
 
 
 @pytest.mark.parametrize("name", study.TABLES)
-def test_every_setting_builds_at_a_small_scale(name):
+def test_every_setting_builds_at_the_small_scales(name):
     settings = list(study.table(name).values())
     same_network = name in ("fig4", "table8", "fig8", "convergence")  # all but the positions of EoC-CA blocks
     for setting in settings:
-        small = at_small_scale(setting)
+        assert at_scale(setting, "paper") is setting
+        small, tiny = at_scale(setting, "small"), at_scale(setting, "tiny")
         if same_network:
             SBTConfig(cross_blocks=small.overrides.get("cross_blocks", BASE.config.cross_blocks))
-            assert set(small.overrides) <= {"dims", "cross_blocks", "template_size", "search_size"}
+            assert set(small.overrides) <= {"dims", "head", "cross_blocks", "template_size", "search_size"}
         if same_network and setting is not settings[-1]:
             continue
         model = ca.create_model(small.model, device="meta", **small.overrides)
         assert sum(p.numel() for p in model.parameters()) < 1e6, setting.name
+        smallest = ca.create_model(tiny.model, device="meta", **tiny.overrides).sizes
+        assert (smallest.template_size, smallest.search_size) == (
+            model.sizes.template_size // 2,
+            model.sizes.search_size // 2,
+        )
         assert setting.origin == "stated" or setting.note
 
 
@@ -95,7 +103,7 @@ def test_figure_4_agrees_with_every_sentence_about_it():
 
 def test_rows_of_table_7_are_what_they_are_named_for():
     def build(row):
-        setting = at_small_scale(study.TABLE_7[row])
+        setting = at_scale(study.TABLE_7[row], "small")
         return ca.create_model(setting.model, device="meta", **setting.overrides).backbone
 
     for row, neck in zip("123456", ["dw_corr", "cross_attention", "dcf"] * 2):
@@ -184,6 +192,59 @@ def test_a_study_trains_resumes_and_plots(run, photos, sequences, tmp_path, monk
     assert all(cv2.imread(str(drawn / f"{name}.png")).std() > 5 for name in ("scores", "size", "curves"))
 
 
+def test_stored_pairs_are_made_once_for_all_variants(run, photos, sequences, tmp_path, monkeypatch):
+    """They are those of a study without them, to half a gray level, and every variant reads them."""
+    made, read = [], []
+    fill, batch = StoredPairs.fill, StoredPairs.batch
+    monkeypatch.setattr(
+        StoredPairs,
+        "fill",
+        lambda folder, pairs, numbers: (made.append(folder), fill(folder, pairs, numbers)),
+    )
+    monkeypatch.setattr(
+        StoredPairs, "batch", lambda pairs, number: read.append((number, batch(pairs, number))) or read[-1][1]
+    )
+    out = tmp_path / "study"
+    words = ["run", "fig4", "--output", out, "--photographs", photos, "--sequences", sequences, "--device"]
+    words += ["cpu", "--scale", "tiny", "--steps", 2, "--seeds", "0,1", "--only", "C3,C9", "--store-pairs"]
+    words += ["--set", "data.batch_size=2", "--set", "run.log_every=1"]
+    run(*words)
+    assert len(made) == 2 and {path.name for path in made} == {"seed0-32-64-2-4", "seed1-32-64-2-4"}
+    assert not (out / "pairs").exists() and len(list((out / "results").iterdir())) == 4
+    assert [number for number, _ in read] == [0, 1] * 4  # two seeds of two variants
+    training = load(TrackTraining, None, [f"data.sources={{{photos}: 1}}", "data.batch_size=2"])
+    plan = study_run.Plan("fig4", training, sequences=str(sequences), scale="tiny")
+    config = study_run.training_of(plan, plan.settings()["C9"], seed=1)
+    expected = open_pairs(config, make_track_model(config.model), "cpu").batch(1)
+    (_, *_), (_, stored) = read[-2:]
+    for name in ("template", "search"):
+        error = (getattr(stored, name) - getattr(expected, name)).abs().max()
+        assert 0 < error < 0.51 / (255 * min(IMAGENET_DEFAULT_STD))  # half a gray level
+    assert torch.equal(stored.boxes, expected.boxes) and torch.equal(stored.positive, expected.positive)
+    with pytest.raises(ValueError, match="two studies do not mix"):
+        run(*words[:-5], *words[-4:])
+
+
+def test_stored_pairs_begin_anew_and_must_be_complete(tmp_path):
+    class Numbered:
+        def batch(self, number):
+            images = normalize(torch.full((2, 3, 8, 8), float(number)))
+            boxes = torch.full((2, 4), float(number))
+            return PairBatch(images, images[..., :4, :4], boxes, torch.tensor([True, False]))
+
+    StoredPairs.create(tmp_path / "pairs", 3, 2, Sizes(8, 4))
+    StoredPairs.fill(tmp_path / "pairs", Numbered(), (0, 2))
+    with pytest.raises(ValueError, match="or not all"):
+        StoredPairs(tmp_path / "pairs")
+    StoredPairs.fill(tmp_path / "pairs", Numbered(), (1,))
+    StoredPairs.finish(tmp_path / "pairs", ["stills"])
+    pairs = StoredPairs(tmp_path / "pairs")
+    assert pairs.names == ["stills"]
+    for number in (0, 1, 2, 3, 7):
+        batch, expected = pairs.batch(number), Numbered().batch(number % 3)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(batch, expected))
+
+
 def test_a_budget_counts_the_steps_of_all_variants(photos, sequences, monkeypatch):
     training = load(TrackTraining, None, [f"data.sources={{{photos}: 1}}", "data.batch_size=2"])
     plan = study_run.Plan("fig4", training, sequences=str(sequences), only=("C3",), seeds=(0, 1))
@@ -243,7 +304,7 @@ def test_variants_see_the_same_pairs(photos, sequences, tmp_path):
         (["--steps", 2, "--seeds", "0,0"], "different whole numbers"),
         (["--steps", 2, "--only", "C11"], "no setting C11"),
         (["--steps", 2], "Nothing to measure on"),
-        (["--steps", 2, "--scale", "big"], "small, paper"),
+        (["--steps", 2, "--scale", "big"], "paper, small, tiny"),
         (["--steps", 2, "--set", "schedule.steps=3"], "has no effect in a study. Name --steps"),
         (["--steps", 2, "--set", "model.pretrained=x"], "named with --start"),
     ],

@@ -60,19 +60,21 @@ _UNITS = (("reported_params", "M"), ("reported_gmacs", "GMACs"), ("reported_ao",
 @app.command("profile")
 def profile_settings(
     name: TableName,
-    scale: Annotated[str, typer.Option(help="paper, or small for what `study run` trains.")] = "paper",
+    scale: Annotated[
+        str, typer.Option(help="paper, or small or tiny for what `study run` trains.")
+    ] = "paper",
     as_json: Json = False,
 ) -> None:
     """Parameters and GMACs of every variant beside the paper's, with the reason of a deviation."""
     from correlation_aware import create_model
     from correlation_aware.models.profile import profile
-    from correlation_aware.study.scale import at_small_scale
+    from correlation_aware.study.scale import at_scale, check_scale
     from correlation_aware.study.settings import table
 
-    _check_scale(scale)
+    check_scale(scale)
     rows = []
     for setting in table(name).values():
-        built = at_small_scale(setting) if scale == "small" else setting
+        built = at_scale(setting, scale)
         model: Any = create_model(built.model, device="meta", **built.overrides)
         costs = profile(model)
         sizes = [model.sizes.template_size, model.sizes.search_size]
@@ -126,13 +128,24 @@ def run(
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0,1,2",
     only: Annotated[str, typer.Option(help="Variants to train, such as C1,C9; all by default.")] = "",
     scale: Annotated[
-        str, typer.Option(help="small: an eighth of the channels, images of half the size; or paper.")
+        str,
+        typer.Option(
+            help="small: an eighth of the channels, images of half the size; tiny: images of a quarter of "
+            "the size; or paper."
+        ),
     ] = "small",
     pretrained: Annotated[
         str | None,
         typer.Option("--start", help="Weights to start from, as model.pretrained of `train track`."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Variants to train at a time.")] = 1,
+    stored: Annotated[
+        bool,
+        typer.Option(
+            "--store-pairs",
+            help="Make the pairs of a seed once, in a file that all its variants read, removed at the end.",
+        ),
+    ] = False,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change to the recipe `study`. Repeatable."),
@@ -151,7 +164,6 @@ def run(
     from correlation_aware.training.config import load
     from correlation_aware.training.track import TrackTraining
 
-    _check_scale(scale)
     if (steps is None) == (budget is None):
         raise ValueError("Name one of --steps and --budget.")
     _check_changes(changes or ())
@@ -170,12 +182,13 @@ def run(
         training,
         only=tuple(only.split(",")) if only else (),
         seeds=_numbers(seeds),
-        scale=scale,  # type: ignore[arg-type]
+        scale=scale,
         pretrained=pretrained,
         clips=dict.fromkeys(clips or (), 1.0),
         clip_count=clip_count,
         sequences=None if sequences is None else str(sequences),
         subset=subset,
+        stored=stored,
     )
     stop = PROCESSES.Event()
     with print_messages(console):
@@ -297,12 +310,7 @@ def _facts(title: str, setting: "Setting") -> dict[str, Any]:
 def _beside(ours: float, theirs: float | None, scale: str) -> str:
     if theirs is None:
         return ""
-    return f"{theirs:.2f}" if scale == "small" else f"{theirs:.2f} ({100 * (ours / theirs - 1):+.0f} %)"
-
-
-def _check_scale(scale: str) -> None:
-    if scale not in ("small", "paper"):
-        raise ValueError(f"--scale {scale!r} is not one of small, paper.")
+    return f"{theirs:.2f} ({100 * (ours / theirs - 1):+.0f} %)" if scale == "paper" else f"{theirs:.2f}"
 
 
 def _check_changes(changes: Sequence[str]) -> None:

@@ -7,19 +7,22 @@ done, and `runs/NAME.seedN` is the run of the training engine, which resumes by 
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
 from correlation_aware._files import check_output_folder, file_lock, read_json, write_text
+from correlation_aware.data.pairs import PairSource, Renormalized
 from correlation_aware.data.photometric import PhotometricConfig
+from correlation_aware.data.stored_pairs import StoredPairs
 from correlation_aware.data.videos.readers import Got10k
 from correlation_aware.data.videos.sequences import SequenceSet
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
@@ -27,12 +30,18 @@ from correlation_aware.evaluation.synthetic import ClipValidation
 from correlation_aware.evaluation.videos import VideoValidation
 from correlation_aware.models.profile import profile
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.study.scale import at_small_scale
+from correlation_aware.study.scale import at_scale, check_scale
 from correlation_aware.study.settings import Setting, table
 from correlation_aware.training.config import change, from_mapping
 from correlation_aware.training.log import read_log
 from correlation_aware.training.losses import best_location_iou
-from correlation_aware.training.track import TrackTraining, make_track_trainer, normalized_for
+from correlation_aware.training.track import (
+    TrackTraining,
+    make_track_model,
+    make_track_trainer,
+    normalized_for,
+    open_pairs,
+)
 from correlation_aware.zoo import create_model
 
 __all__ = [
@@ -46,9 +55,10 @@ __all__ = [
     "training_of",
 ]
 
+T = TypeVar("T")
 Result = dict[str, Any]
-Scale = Literal["small", "paper"]
 Job = tuple["Plan", str, int, Path, str | None]  # plan, setting, seed, folder, device
+STOPPED = "The study is stopped; the same command continues it, from its checkpoints."
 PAIRS = 16  # batches of 32 pairs of `pair_iou`
 TIMED = 4  # steps that are timed, without the first
 PROCESSES = multiprocessing.get_context("spawn")  # forked processes cannot use a GPU
@@ -65,27 +75,30 @@ class Plan:
         training: Configuration of every run: data, optimizer, schedule; model and seed come from the variant.
         only: Names of the settings to train; empty for all.
         seeds: Seeds of weights, pairs and dropout; a variant is trained once with each.
-        scale: `small`, see `scale.py`, or `paper`.
+        scale: Name of one of `scale.SCALES`.
         pretrained: Weights that every variant starts from, as `model.pretrained` of a training; None for
             random ones. In `fig8` and `convergence` the setting says how many blocks take them.
         clips: Folders or tar shards of photographs for synthetic clips, with their weights.
         clip_count: Number of clips.
         sequences: Root of annotated sequences in GOT-10k's layout; None for none.
         subset: Subset of the sequences.
+        stored: Whether the pairs of a seed are made once, in the folder of the study, for all its variants.
     """
 
     table: str
     training: TrackTraining
     only: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    scale: Scale = "small"
+    scale: str = "small"
     pretrained: str | None = None
     clips: Mapping[str, float] = field(default_factory=dict)
     clip_count: int = 16
     sequences: str | None = None
     subset: str = "val"
+    stored: bool = False
 
     def __post_init__(self) -> None:
+        check_scale(self.scale)
         unknown = [name for name in self.only if name not in table(self.table)]
         if unknown:
             raise ValueError(
@@ -109,7 +122,7 @@ class Plan:
     def settings(self) -> dict[str, Setting]:
         """The settings to train, at the scale of the study, by name."""
         chosen = {name: s for name, s in table(self.table).items() if not self.only or name in self.only}
-        return {name: at_small_scale(s) if self.scale == "small" else s for name, s in chosen.items()}
+        return {name: at_scale(s, self.scale) for name, s in chosen.items()}
 
     def identity(self) -> dict[str, Any]:
         """What all results of a folder have in common, as JSON has it."""
@@ -124,7 +137,7 @@ class Plan:
             "sequences": self.sequences,
             "subset": self.subset,
             "training": training,
-        }
+        } | ({"stored": True} if self.stored else {})
         return cast(dict[str, Any], json.loads(json.dumps(facts)))
 
 
@@ -219,8 +232,12 @@ def run_study(
             for name in plan.settings()
             if not _result_path(folder, name, seed).is_file()
         ]
-        for result in _results(jobs, min(processes, len(jobs)), stop):
+        if plan.stored:
+            _store_pairs(jobs, folder, processes, stop)
+        for result in _each(_run_one, jobs, processes, stop):
             on_result(result)
+        if len(list((folder / "results").iterdir())) >= len(plan.seeds) * len(plan.settings()):
+            shutil.rmtree(folder / "pairs", ignore_errors=True)
     return read_results(folder)
 
 
@@ -260,13 +277,17 @@ def read_plan_steps(folder: str | Path) -> int | None:
     return int(identity["training"]["schedule"]["steps"]) if identity else None
 
 
-def _results(jobs: Sequence[Job], processes: int, stop: Event | None) -> Iterable[Result]:
+def _each(
+    function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], processes: int, stop: Event | None
+) -> Iterable[T]:
+    """The result of the function for every job, in processes that each have their part of the threads."""
+    processes = min(processes, len(jobs))
     if processes <= 1:
-        yield from (_run_one(*job, stop) for job in jobs)
+        yield from (function(*job, stop) for job in jobs)
         return
     share = max(1, torch.get_num_threads() // processes)
     with ProcessPoolExecutor(processes, PROCESSES, _start_process, (share, stop)) as pool:
-        futures = [pool.submit(_run_one, *job) for job in jobs]
+        futures = [pool.submit(function, *job) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -282,29 +303,71 @@ def _start_process(threads: int, stop: Event | None) -> None:
     signal.signal(signal.SIGINT, lambda number, frame: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
+def _is_stopped(stop: Event | None) -> bool:
+    """Whether the study is to stop, or a process of the pool has lost its parent."""
+    stop, parent = stop or _stop_of_pool, multiprocessing.parent_process()
+    return (stop is not None and stop.is_set()) or (parent is not None and not parent.is_alive())
+
+
+def _store_pairs(jobs: Sequence[Job], folder: Path, processes: int, stop: Event | None) -> None:
+    """Makes the pairs of every seed and image size, if they are not there yet."""
+    for plan, name, seed, _, _ in jobs:
+        config = training_of(plan, plan.settings()[name], seed)
+        model = make_track_model(config.model)
+        path, steps, size = _pairs_folder(folder, model, seed), config.schedule.steps, config.data.batch_size
+        if StoredPairs.is_complete(path):
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+        StoredPairs.create(path, steps, size, model.sizes)
+        parts = [(config, path, part, processes) for part in range(processes)]
+        (names, *_) = list(_each(_fill_part, parts, processes, stop))
+        StoredPairs.finish(path, names)
+
+
+def _fill_part(
+    config: TrackTraining, path: Path, part: int, parts: int, stop: Event | None = None
+) -> list[str]:
+    """Writes every `parts`-th batch of a run; returns the names of its sources."""
+    source = open_pairs(config, make_track_model(config.model), "cpu")
+    if isinstance(source, Renormalized):
+        source = source.source
+
+    def numbers() -> Iterable[int]:
+        for number in range(part, config.schedule.steps, parts):
+            if _is_stopped(stop):
+                raise RuntimeError(STOPPED)
+            yield number
+
+    StoredPairs.fill(path, source, numbers())
+    return list(getattr(source, "names", ()))
+
+
+def _pairs_folder(folder: Path, model: TrackModel, seed: int) -> Path:
+    sizes = "-".join(f"{value:g}" for value in astuple(model.sizes))
+    return folder / "pairs" / f"seed{seed}-{sizes}"
+
+
 def _run_one(
     plan: Plan, name: str, seed: int, folder: Path, device: str | None, stop: Event | None = None
 ) -> Result:
     """Trains, measures and writes the result of one variant."""
-    stop, parent = stop or _stop_of_pool, multiprocessing.parent_process()
-
-    def is_stopped() -> bool:
-        return (stop is not None and stop.is_set()) or (parent is not None and not parent.is_alive())
-
-    stopped = "The study is stopped; the same command continues it, from its checkpoints."
-    if is_stopped():
-        raise RuntimeError(stopped)
+    if _is_stopped(stop):
+        raise RuntimeError(STOPPED)
     setting = plan.settings()[name]
     config = training_of(plan, setting, seed)
     run = folder / "runs" / f"{name}.seed{seed}"
-    trainer = make_track_trainer(config, run, device)
+    pairs: PairSource | None = None
+    if plan.stored:
+        model = make_track_model(config.model)
+        pairs = normalized_for(model, StoredPairs(_pairs_folder(folder, model, seed)))
+    trainer = make_track_trainer(config, run, device, pairs)
 
     def on_step(step: int) -> None:
-        if is_stopped():
+        if _is_stopped(stop):
             trainer.request_stop()
 
     if not trainer.fit(resume=True, on_step=on_step).finished:
-        raise RuntimeError(stopped)
+        raise RuntimeError(STOPPED)
     model = cast(TrackModel, trainer.published().eval())
     scores: dict[str, float] = {}
     if plan.clips:
@@ -315,15 +378,15 @@ def _run_one(
         scores["pair_iou"] = pair_iou(model, sequences, config.data.frames)
     costs = profile(create_model(setting.model, device="meta", **setting.overrides))
     log = [record for record in read_log(run / "log.jsonl") if "loss" in record]
-    seconds, pairs = log[-1]["seconds"], config.schedule.steps * config.data.batch_size
+    seconds, count = log[-1]["seconds"], config.schedule.steps * config.data.batch_size
     result = {
         "table": plan.table,
         "setting": name,
         "seed": seed,
         "pretrained": plan.pretrained if setting.pretrained_blocks != 0 else None,
         "steps": config.schedule.steps,
-        "pairs": pairs,
-        "pairs_per_s": round(pairs / seconds, 2) if seconds else None,
+        "pairs": count,
+        "pairs_per_s": round(count / seconds, 2) if seconds else None,
         "params": costs.params,
         "macs": costs.macs,
         **scores,
