@@ -280,6 +280,14 @@ class CorrelationFilter(CorrelationNeck):
 class CrossAttention(nn.Module):
     """EoC-SA and EoC-CA blocks in turn, on the tokens of both images.
 
+    An `EoCBlock`, that of `sbt`, is `x + attention(norm(x))`, then `x + mlp(norm(x))`, with a 3x3 depth-
+    wise convolution between the two linear layers of the MLP, which is also the position encoding. The
+    queries are all tokens; those of an image meet the keys of the same image in EoC-SA, and in EoC-CA the
+    keys of the other image (`keys="other"`) or of both (`keys="both"`). Tokens are (T, C): all locations of
+    the template images, then all of the search images (`pack`, `concat_streams`), with their shapes beside
+    them. A block returns `x` and the output of its MLP apart; the sum of the two is made with the next norm
+    (`add_norm`).
+
     Args:
         channels: Channels of the backbone's features.
         cfg: Configuration.
