@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import threading
 from dataclasses import replace
@@ -24,7 +25,14 @@ from correlation_aware.models.contract import Sizes
 from correlation_aware.models.heads import TrackOutput
 from correlation_aware.models.sbt import BASE, SBTConfig
 from correlation_aware.study import run as study_run
-from correlation_aware.study.report import agreement, metrics_of, placement, plot_study, summarize
+from correlation_aware.study.report import (
+    agreement,
+    check_claims,
+    metrics_of,
+    placement,
+    plot_study,
+    summarize,
+)
 from correlation_aware.study.scale import at_scale
 from correlation_aware.training.config import load
 from correlation_aware.training.track import TrackTraining, make_track_model, open_pairs
@@ -75,6 +83,39 @@ def test_every_setting_builds_at_the_small_scales(name):
             model.sizes.search_size // 2,
         )
         assert setting.origin == "stated" or setting.note
+
+
+def test_claims_are_those_of_the_tables():
+    for name, claims in study.CLAIMS.items():
+        settings = study.table(name)
+        for claim in claims:
+            better, worse = settings[claim.better].reported.ao, settings[claim.worse].reported.ao
+            if better is not None and worse is not None:
+                assert claim.points == pytest.approx(better - worse), claim
+
+
+def test_a_claim_is_decided_by_the_differences_of_the_seeds():
+    """IoU of two settings with the seeds 0, 1, 2; the third setting of a claim has no result."""
+
+    def results(better, worse, seeds=(0, 1, 2, 3)):
+        scores = {"C3": better, "C10": worse}
+        return [
+            {"table": "fig4", "setting": name, "seed": seed, "pair_iou": value}
+            for name, values in scores.items()
+            for seed, value in zip(seeds, values)
+        ]
+
+    (result,) = check_claims(results([0.5, 0.6, 0.7], [0.45, 0.56, 0.64]), "pair_iou")
+    assert result.claim.text == "interval 1 instead of 2" and result.mean == pytest.approx(0.05)
+    # standard deviation 0.01 of three differences; 4.303 is the 97.5 % quantile with two degrees of freedom
+    assert result.margin == pytest.approx(4.303 * 0.01 / math.sqrt(3)) and result.verdict == "supported"
+    (result,) = check_claims(results([0.45, 0.56, 0.64], [0.5, 0.6, 0.7]), "pair_iou")
+    assert result.verdict == "contradicted"
+    (result,) = check_claims(results([0.5, 0.6, 0.7], [0.45, 0.56, 0.75]), "pair_iou")
+    assert result.verdict == "undecided"
+    (result,) = check_claims(results([0.5, 0.6], [0.4]), "pair_iou")
+    assert result.differences == pytest.approx([0.1]) and result.verdict == "undecided"
+    assert math.isnan(result.margin)
 
 
 @pytest.mark.parametrize("name", ["A1", "A2", "A3", "A6", "A7", "B4", "B6", "B7"])
@@ -351,7 +392,7 @@ def test_agreement_with_the_paper():
 
 def test_the_metric_that_all_results_have_is_plotted(run, tmp_path):
     pytest.importorskip("matplotlib")
-    results = fake_results("fig4", {"C1": [0.3, 0.5], "C9": [0.6]})
+    results = fake_results("fig4", {"C1": [0.3, 0.5], "C4": [0.6, 0.83]})
     assert metrics_of(results) == ["ao"]
     newer = [result | {"video_ao": 0.4, "pair_iou": 0.5} for result in results]
     assert metrics_of(newer) == ["video_ao", "ao", "pair_iou"] and metrics_of([*newer, *results]) == ["ao"]
@@ -362,7 +403,12 @@ def test_the_metric_that_all_results_have_is_plotted(run, tmp_path):
         for result in group:
             path = tmp_path / name / "results" / f"{result['setting']}.seed{result['seed']}.json"
             path.write_text(json.dumps(result))
-    assert "IoU on" in run("plot", tmp_path / "new", "--metric", "pair_iou")
+    output = run("plot", tmp_path / "new", "--metric", "pair_iou")
+    assert "IoU on" in output and re.search(r"C4, C1 .*\+4\.9 .*\+31\.5 ± 19\.1", output)
+    claims = json.loads((tmp_path / "new" / "summary.json").read_text())["new"]["claims"]
+    (claim,) = [claim for claim in claims if claim["metric"] == "ao"]
+    assert claim["differences"] == pytest.approx([0.3, 0.33]) and claim["verdict"] == "supported"
+    assert cv2.imread(str(tmp_path / "new" / "claims.png")).std() > 5
     drawn = cv2.imread(str(tmp_path / "new" / "scores.png"))
     run("plot", tmp_path / "new")
     assert not np.array_equal(drawn, cv2.imread(str(tmp_path / "new" / "scores.png")))

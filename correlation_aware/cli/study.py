@@ -18,6 +18,7 @@ from correlation_aware.cli._signals import stopped_by_signals
 from correlation_aware.cli.train_tools import check_installed
 
 if TYPE_CHECKING:
+    from correlation_aware.study.report import ClaimResult
     from correlation_aware.study.settings import Setting
 
 __all__ = ["app"]
@@ -236,7 +237,14 @@ def plot(
 def _report(studies: dict[str, list[dict[str, Any]]], folder: Path, metric: str | None = None) -> None:
     """Prints the table of every study, writes summary.json and the plots."""
     from correlation_aware._files import write_text
-    from correlation_aware.study.report import LABELS, agreement, metrics_of, plot_study, summarize
+    from correlation_aware.study.report import (
+        LABELS,
+        agreement,
+        check_claims,
+        metrics_of,
+        plot_study,
+        summarize,
+    )
 
     facts = {}
     for title, results in studies.items():
@@ -259,12 +267,20 @@ def _report(studies: dict[str, list[dict[str, Any]]], folder: Path, metric: str 
             if not math.isnan(correlations[key]):
                 words = f"Rank correlation of {LABELS[key]} with the paper's AO over {count} settings"
                 console.print(f"{words}: {correlations[key]:+.2f}")
+        claims = {key: check_claims(results, key) for key in metrics}
+        if any(claims.values()):
+            _print_claims(claims)
         facts[title] = {
             "table": results[0]["table"],
             "steps": results[0]["steps"],
             "rank_correlation": {
                 key: None if math.isnan(value) else round(value, 3) for key, value in correlations.items()
             },
+            "claims": [
+                {**c.claim._asdict(), "metric": key, "differences": c.differences, "verdict": c.verdict}
+                for key in metrics
+                for c in claims[key]
+            ],
             "settings": {
                 s.setting.name: {
                     "seeds": s.seeds,
@@ -284,6 +300,23 @@ def _report(studies: dict[str, list[dict[str, Any]]], folder: Path, metric: str 
         console.print(f"No plots: {error}", style="yellow")
         return
     console.print(f"Wrote {escape(', '.join(str(path) for path in [folder / 'summary.json', *paths]))}")
+
+
+def _print_claims(claims: "dict[str, list[ClaimResult]]") -> None:
+    """The paper's sentences beside what was measured, in points."""
+    from correlation_aware.study.report import LABELS
+
+    view = Table("better,\nworse", "the better one has", "paper,\npoints")
+    for key in claims:
+        view.add_column(LABELS[key].replace(" on ", " on\n"), no_wrap=True)
+    for results in zip(*claims.values()):
+        claim, cells = results[0].claim, []
+        for result in results:
+            margin = "" if math.isnan(result.margin) else f" ± {100 * result.margin:.1f}"
+            cells.append(f"{100 * result.mean:+.1f}{margin}\n{result.verdict}")
+        points = "" if claim.points is None else f"{claim.points:+.1f}"
+        view.add_row(f"{claim.better}, {claim.worse}", claim.text, points, *cells)
+    console.print(view)
 
 
 def _print_result(result: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Tables 1, 2, 7 to 10, Figures 4 and 8. Its other figures, of what a network sees
 """
 
 from correlation_aware.study.settings import (
+    CLAIMS,
     CONVERGENCE,
     FIG_4,
     FIG_8,
@@ -15,12 +16,14 @@ from correlation_aware.study.settings import (
     TABLE_9,
     TABLE_10,
     TABLES,
+    Claim,
     Reported,
     Setting,
     table,
 )
 
 __all__ = [
+    "CLAIMS",
     "CONVERGENCE",
     "FIG_4",
     "FIG_8",
@@ -31,6 +34,7 @@ __all__ = [
     "TABLE_8",
     "TABLE_9",
     "TABLE_10",
+    "Claim",
     "Reported",
     "Setting",
     "table",

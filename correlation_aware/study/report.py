@@ -17,9 +17,18 @@ import numpy as np
 from correlation_aware._extras import require
 from correlation_aware._files import atomic_path
 from correlation_aware.models.sbt import BASE
-from correlation_aware.study.settings import Setting, table
+from correlation_aware.study.settings import CLAIMS, Claim, Setting, table
 
-__all__ = ["Placement", "Summary", "agreement", "placement", "plot_study", "summarize"]
+__all__ = [
+    "ClaimResult",
+    "Placement",
+    "Summary",
+    "agreement",
+    "check_claims",
+    "placement",
+    "plot_study",
+    "summarize",
+]
 
 Result = Mapping[str, Any]
 LABELS = {  # in the order of preference: the first that all results have is plotted by default
@@ -27,6 +36,8 @@ LABELS = {  # in the order of preference: the first that all results have is plo
     "ao": "AO on synthetic clips",
     "pair_iou": "IoU on pairs",
 }
+# 97.5 % quantile of Student's distribution by degrees of freedom: half a 95 % interval in standard errors
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 SCORES = (*LABELS, "sr50", "sr75", "video_sr50", "video_sr75")
 
 
@@ -73,6 +84,59 @@ class Placement(NamedTuple):
     first: int
     number: int
     interval: float
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A sentence of the paper, measured.
+
+    Attributes:
+        claim: The sentence.
+        differences: Better minus worse, of every seed that both settings have.
+    """
+
+    claim: Claim
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean difference over the seeds."""
+        return statistics.fmean(self.differences)
+
+    @property
+    def margin(self) -> float:
+        """Half the 95 % confidence interval of the mean, over the seeds; NaN of a single one."""
+        n = len(self.differences)
+        if n < 2:
+            return math.nan
+        return T_95[min(n - 1, len(T_95)) - 1] * statistics.stdev(self.differences) / math.sqrt(n)
+
+    @property
+    def verdict(self) -> str:
+        """`supported`, `contradicted`, or `undecided` where the interval includes 0."""
+        if not abs(self.mean) > self.margin:
+            return "undecided"
+        return "supported" if self.mean > 0 else "contradicted"
+
+
+def check_claims(results: Sequence[Result], metric: str) -> list[ClaimResult]:
+    """Measures the sentences of the paper on a table, of which both settings have a common seed.
+
+    Pairs and their order are the same for both settings of a seed, so the differences are those of pairs of
+    runs. The interval knows the spread over the seeds alone, not that over the sequences.
+
+    Args:
+        results: Results of one table.
+        metric: Metric that all of them have.
+    """
+    scores = {(r["setting"], r["seed"]): float(r[metric]) for r in results}
+    checked = []
+    for claim in CLAIMS.get(results[0]["table"], ()):
+        seeds = [seed for name, seed in scores if name == claim.better and (claim.worse, seed) in scores]
+        differences = tuple(scores[claim.better, seed] - scores[claim.worse, seed] for seed in seeds)
+        if differences:
+            checked.append(ClaimResult(claim, differences))
+    return checked
 
 
 def placement(setting: Setting) -> Placement:
@@ -160,6 +224,7 @@ def plot_study(
     `scores.png`: AO, or another metric, of every setting and seed, beside the paper's; `size.png`: AO against
     parameters, the area of a circle being the multiply-accumulates (Fig. 1 and 10); `curves.png`: IoU in
     training (Fig. 8 c);
+    `claims.png`: differences of pairs of settings that the paper has a sentence on;
     `placement.png`: AO against position, number and interval of EoC-CA blocks (Fig. 4 c, d, f);
     `pretrained_blocks.png`: AO against their number (Fig. 8 a). With two studies, one of which starts from
     pretrained weights, `scores.png` is Fig. 4 (e).
@@ -184,6 +249,8 @@ def plot_study(
     metric = check_metric(studies, metric)
     groups = {key: summarize(study) for key, study in studies.items()}
     drawings = {"scores": _draw_scores, "size": _draw_size, "curves": _draw_curves}
+    if any(check_claims(study, metric) for study in studies.values()):
+        drawings["claims"] = _draw_claims
     if name in ("fig4", "table8"):
         drawings["placement"] = _draw_placement
     if name == "fig8":
@@ -258,6 +325,30 @@ def _draw_curves(figure: Any, groups: Groups, studies: Studies, metric: str) -> 
     axes.set(xlabel="step", ylabel="IoU on training pairs (band: seeds)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize=8)
+
+
+def _draw_claims(figure: Any, groups: Groups, studies: Studies, metric: str) -> None:
+    axes = figure.add_subplot(1, 1, 1)
+    names: list[str] = []
+    for number, (key, study) in enumerate(studies.items()):
+        for result in check_claims(study, metric):
+            points = "" if result.claim.points is None else f" (paper: {result.claim.points:+g})"
+            name = f"{result.claim.better} - {result.claim.worse}: {result.claim.text}{points}"
+            names += [] if name in names else [name]
+            y = names.index(name) + 0.2 * (number - (len(studies) - 1) / 2)
+            color, margin = f"C{number}", 0 if math.isnan(result.margin) else result.margin
+            label = key if name == names[0] else None
+            values = [100 * difference for difference in result.differences]
+            axes.errorbar(
+                100 * result.mean, y, xerr=100 * margin, fmt="|", color=color, capsize=3, label=label
+            )
+            axes.plot(values, [y] * len(values), "o", color=color, markersize=3, alpha=0.5)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"difference in {LABELS[metric]}, points (dots: seeds; bar: 95 % interval of the mean)")
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
 
 
 def _draw_placement(figure: Any, groups: Groups, studies: Studies, metric: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from correlation_aware.models.registry import near_names
 
 __all__ = [
+    "CLAIMS",
     "CONVERGENCE",
     "FIG_4",
     "FIG_8",
@@ -30,6 +31,7 @@ __all__ = [
     "TABLE_8",
     "TABLE_9",
     "TABLE_10",
+    "Claim",
     "Reported",
     "Setting",
     "Settings",
@@ -385,6 +387,47 @@ TABLES: Mapping[str, Settings] = MappingProxyType(
         "table10": TABLE_10,
         "fig8": FIG_8,
         "convergence": CONVERGENCE,
+    }
+)
+
+
+class Claim(NamedTuple):
+    """A sentence of the paper that one setting of a table is better than another.
+
+    Attributes:
+        better: Setting that is better in the paper.
+        worse: Setting that is worse there.
+        text: What the better one has.
+        points: By how many points of AO on GOT-10k; None where the paper has no figure.
+    """
+
+    better: str
+    worse: str
+    text: str
+    points: float | None = None
+
+
+CLAIMS: Mapping[str, tuple[Claim, ...]] = MappingProxyType(
+    {
+        "fig4": (
+            Claim("C4", "C3", "more EoC-CA blocks, interleaved"),
+            Claim("C2", "C1", "more EoC-CA blocks, separated"),
+            Claim("C9", "C6", "more EoC-CA blocks, interval 1"),
+            Claim("C4", "C1", "as many EoC-CA blocks, earlier", 4.9),
+            Claim("C6", "C2", "as many EoC-CA blocks, earlier", 6.5),
+            Claim("C3", "C1", "interleaved, although fewer and later"),
+            Claim("C3", "C10", "interval 1 instead of 2", 1.9),
+        ),
+        "table7": (
+            Claim("2", "1", "CA instead of DW-Corr, on ResNet-50", 1.3),
+            Claim("5", "4", "CA instead of DW-Corr, on SBT", 1.4),
+            Claim("4", "1", "SBT instead of ResNet-50, with DW-Corr", 3.9),
+            Claim("5", "2", "SBT instead of ResNet-50, with CA", 4.0),
+            Claim("6", "3", "SBT instead of ResNet-50, with DCF", 1.2),
+            Claim("7", "5", "correlation embedded, instead of CA after the network", 3.5),
+            Claim("8", "4", "correlation embedded, with DW-Corr after the network", 5.8),
+            Claim("9", "6", "correlation embedded, with DCF after the network", 3.7),
+        ),
     }
 )
 
