@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperCommand
 
-from correlation_aware.cli._messages import error_console
+from correlation_aware.cli._threads import spare_busy_cores
 from correlation_aware.runtime.session import RUNTIMES
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ def load_tracker(
     config = decode_config(decode)
     if redetect is not None:
         config = replace(config, redetect=redetect)
-    _spare_busy_cores()
+    spare_busy_cores()
     runtime, colon, exported = runtime.partition(":")
     with warnings.catch_warnings():  # replaced by the yellow line below
         warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
@@ -197,24 +197,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     """
     x, y, w, h = parse_numbers(text, "--box", "x,y,w,h", "120,80,64,48")
     return x, y, w, h
-
-
-def _spare_busy_cores() -> None:
-    """Takes one thread where other programs keep the cores busy: threads that wait for each other are slow.
-
-    A number of threads in OMP_NUM_THREADS stays.
-    """
-    import torch
-
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ or threads == 1 or not hasattr(os, "getloadavg"):
-        return
-    load = os.getloadavg()[0]
-    if load > cores:
-        torch.set_num_threads(1)
-        error_console.print(
-            f"{cores} cores with a load of {load:.1f}: one thread. OMP_NUM_THREADS={threads} takes {threads}."
-        )
 
 
 def parse_depth_range(text: str | None) -> tuple[float, float] | None:

@@ -59,7 +59,18 @@ Resume = Annotated[
         "--resume", help="Continue from the newest checkpoint, with the run's own --config by default."
     ),
 ]
-Minutes = Annotated[float | None, typer.Option(help="Time limit; training stops with a checkpoint.")]
+
+
+def _check_minutes(minutes: float | None) -> float | None:
+    if minutes is not None and not minutes >= 0:  # before all work, which the time limit is for
+        raise ValueError(f"--max-minutes {minutes} is not a number of minutes, such as 30 or 0.5")
+    return minutes
+
+
+Minutes = Annotated[
+    float | None,
+    typer.Option(callback=_check_minutes, help="Time limit; training stops with a checkpoint."),
+]
 
 
 @app.command()
