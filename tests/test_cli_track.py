@@ -1,6 +1,7 @@
 """The commands `track` and `demo`: printed text, output files and exit codes."""
 
 import csv
+import os
 import re
 import signal
 import sys
@@ -343,6 +344,22 @@ def test_demo_needs_no_input_and_prints_everything(
     again = run("demo", "--model", "sbt_test_track", "--output", "new/folder")[1]
     figure = re.compile(r"mean IoU +([\d.]+)")
     assert figure.findall(again) == figure.findall(out)
+
+
+def test_demo_replaces_no_file_of_the_user(run: Run, video: Path) -> None:
+    content = video.read_bytes()
+    code, _, error = run("demo", "--model", "sbt_test_track", "--output", video.parent)
+    assert code == 1 and "clip.mp4 is not of a demo, which writes clip.mp4, demo.mp4, contact_sheet" in error
+    assert video.read_bytes() == content and os.listdir(video.parent) == ["clip.mp4"]
+
+
+def test_an_interrupted_demo_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "LENGTH", 12)
+    scripted(monkeypatch, (), 3, signal.SIGTERM)
+    assert run("demo", "--output", "new")[0] == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path / "new") == []
 
 
 def test_demo_rejects_a_file_as_its_folder(run: Run, video: Path) -> None:
