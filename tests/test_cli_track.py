@@ -14,7 +14,7 @@ import pytest
 
 import correlation_aware
 from correlation_aware._files import atomic_path
-from correlation_aware.cli import demo, main
+from correlation_aware.cli import _common, _messages, demo, main
 from correlation_aware.cli._signals import ENDINGS, exit_by_signals
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.tracking.draw import COLORS
@@ -250,6 +250,22 @@ def test_a_truncated_video_is_tracked_to_its_last_frame(run: Run, tmp_path: Path
     code, out, _ = run("track", "cut.avi", *BOX, *MODEL)
     assert code in (0, 3)
     assert re.search(r"The file ends after \d+ of 20 frames and may be incomplete", out)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_does_not_end_the_command(
+    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for console in (_common.console, _messages.error_console):
+        monkeypatch.setattr(console, "quiet", False)  # it stays quiet
+    monkeypatch.setattr(_common, "spare_busy_cores", lambda: _messages.error_console.print("one thread"))
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as pipe:
+        patch.setattr(sys, stream, pipe)
+        code, *_ = run("track", video, *BOX, *MODEL, "--boxes", "b.csv", "--output", "b.mp4")
+    assert code in (0, 3)
+    assert len(table(tmp_path / "b.csv")) == 6 and (tmp_path / "b.mp4").exists()
 
 
 def test_wrong_usage_and_help(run: Run, video: Path) -> None:

@@ -1,20 +1,18 @@
 """Options, console and progress bars that several commands share."""
 
 import math
-import os
-import sys
 import warnings
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperCommand
 
+from correlation_aware.cli._messages import PipeConsole
 from correlation_aware.cli._threads import spare_busy_cores
 from correlation_aware.runtime.session import RUNTIMES
 
@@ -95,15 +93,7 @@ DepthRange = Annotated[
 ]
 
 
-class _Console(Console):
-    """A console whose reader may go: the command completes its files without it."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still has to write
-
-
-console = _Console(highlight=False, soft_wrap=True)
+console = PipeConsole(highlight=False, soft_wrap=True)
 
 
 class Command(TyperCommand):
@@ -226,7 +216,7 @@ def figure_table(titles: Iterable[str]) -> Table:
 
 def print_wide(table: Table) -> None:
     """Prints a table: as wide as the terminal, and with 120 columns into a pipe or file."""
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
+    PipeConsole(width=None if console.is_terminal else 120, highlight=False).print(table)
 
 
 def progress_bar(unit: str = "frames") -> Progress:

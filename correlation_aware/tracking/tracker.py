@@ -46,7 +46,8 @@ __all__ = [
 
 DEFAULT_MODEL = "siam_lite0_ca_two_scales_track"  # of models/two_scales.py
 TemplateUpdate = Literal["none", "confident"]
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @renamed_fields(window="window_weight", penalty="scale_penalty")

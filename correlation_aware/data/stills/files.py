@@ -149,7 +149,7 @@ def _files(stream: Any, url: str, errors: ErrorBudget) -> Iterator[dict[str, Any
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # it would keep all of them
+                vars(tar)["members"] = []  # it would keep all of them
                 if not member.isreg() or META.match(member.name):
                     continue
                 if member.issparse() or member.size > MOST_BYTES:  # it claims what the shard need not have
