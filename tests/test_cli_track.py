@@ -17,6 +17,7 @@ from correlation_aware._files import atomic_path
 from correlation_aware.cli import _common, _messages, demo, main
 from correlation_aware.cli._signals import ENDINGS, exit_by_signals
 from correlation_aware.demo_clip import draw_clip
+from correlation_aware.tracking import draw
 from correlation_aware.tracking.draw import COLORS
 from correlation_aware.tracking.tracker import Timings, TrackerConfig, TrackResult
 from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
@@ -373,8 +374,8 @@ def test_an_interrupted_demo_leaves_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "LENGTH", 12)
-    scripted(monkeypatch, (), 3, signal.SIGTERM)
-    assert run("demo", "--output", "new")[0] == 128 + signal.SIGTERM
+    monkeypatch.setattr(draw, "contact_sheet", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    assert run("demo", "--model", "sbt_test_track", "--output", "new")[0] == 128 + signal.SIGTERM
     assert os.listdir(tmp_path / "new") == []
 
 
