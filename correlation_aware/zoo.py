@@ -298,7 +298,7 @@ def _parse_name(name: str | Path) -> tuple[str, str]:
             f"There is no model {str(name)!r}: no folder is there. Name a folder of save_pretrained, "
             "hf-hub:organisation/name, or a model of `correlation-aware models`."
         )
-    architecture, _, tag = current_name(name).partition(".")
+    architecture, _, tag = current_name(str(name)).partition(".")
     _check_name(architecture)
     if tag:
         _check_tag(architecture, tag)
