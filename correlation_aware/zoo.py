@@ -23,8 +23,9 @@ from correlation_aware.models.contract import FeatureNet, TwoInputModel, choose_
 from correlation_aware.models.registry import near_names, on_register, registered_models, timm_models
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.weights import WeightsSource
+from correlation_aware.weights.files import SUFFIXES
 from correlation_aware.weights.manifest import RENAMED
-from correlation_aware.weights.sources import LOCATIONS, current_name, located_weights, tags_of
+from correlation_aware.weights.sources import LOCATIONS, current_name, located_weights, run_hint, tags_of
 
 __all__ = ["create_model", "from_pretrained", "has_weights", "is_location", "list_models"]
 
@@ -199,7 +200,9 @@ def _resolve_location(
     if folder is None:
         config, file = weights.fetch_repository(str(name), cache_dir=cache_dir)
     elif not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; save_pretrained writes such folders.")
+        raise FileNotFoundError(
+            f"{folder} has no config.json; save_pretrained writes such folders.{run_hint(folder)}"
+        )
     else:
         config = read_json(folder / "config.json")
     where = f"config.json of {name}"
@@ -284,12 +287,18 @@ def _tuples(value: Any) -> Any:
 
 def _parse_name(name: str | Path) -> tuple[str, str]:
     """Architecture and tag of what is not a location, both known; the tag may be empty."""
-    if isinstance(name, Path) or "/" in name or name.startswith("."):
+    is_path = isinstance(name, Path) or "/" in name or name.startswith(".")
+    if (is_path or Path(name).suffix.lower() in SUFFIXES) and Path(name).is_file():
+        raise ValueError(
+            f"The model {str(name)!r} is a file; a model is a name or a folder. Pass the file as its weights "
+            f"(`pretrained`, --weights), or name a folder with a config.json, such as {Path(name).parent}."
+        )
+    if is_path:
         raise ValueError(
             f"There is no model {str(name)!r}: no folder is there. Name a folder of save_pretrained, "
             "hf-hub:organisation/name, or a model of `correlation-aware models`."
         )
-    architecture, _, tag = current_name(name).partition(".")
+    architecture, _, tag = current_name(str(name)).partition(".")
     _check_name(architecture)
     if tag:
         _check_tag(architecture, tag)

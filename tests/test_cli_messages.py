@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from correlation_aware._version import __version__
 from correlation_aware.cli import app
 from correlation_aware.cli._messages import print_messages
 from correlation_aware.demo_clip import draw_clip
@@ -71,3 +72,8 @@ def test_without_a_console_nothing_is_printed(capsys):
 def test_warnings_of_other_packages_are_left_to_python():
     with pytest.warns(UserWarning, match="of another package"), print_messages(None):
         warnings.warn("of another package", UserWarning, stacklevel=1)
+
+
+def test_the_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"{__version__}\n")

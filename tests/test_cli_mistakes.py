@@ -93,6 +93,8 @@ MISTAKES = {
     "train track --output notes.txt": "notes.txt is a file; the output must be a folder",
     "train track --output new --resume": "new has no run to resume: there is no new/config.yaml.",
     "train track --output new --config track_cpuu": "There is no configuration file track_cpuu. The package",
+    "train track --output new --max-minutes nan": "--max-minutes nan is not a number of minutes",
+    "train finetune --videos empty --output new --max-minutes -1": "--max-minutes -1.0 is not a number",
     "train classify --output notes.txt": "notes.txt is a file; the output must be a folder",
     "train calibrate empty --output notes.txt": "notes.txt is a file; the output must be a folder",
     "train pairs --output pairs.txt": "pairs.txt: the name of the file must end in",

@@ -1,6 +1,7 @@
 """The commands `track` and `demo`: printed text, output files and exit codes."""
 
 import csv
+import os
 import re
 import signal
 import sys
@@ -13,9 +14,10 @@ import pytest
 
 import correlation_aware
 from correlation_aware._files import atomic_path
-from correlation_aware.cli import demo, main
+from correlation_aware.cli import _common, _messages, demo, main
 from correlation_aware.cli._signals import ENDINGS, exit_by_signals
 from correlation_aware.demo_clip import draw_clip
+from correlation_aware.tracking import draw
 from correlation_aware.tracking.draw import COLORS
 from correlation_aware.tracking.tracker import Timings, TrackerConfig, TrackResult
 from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
@@ -251,6 +253,22 @@ def test_a_truncated_video_is_tracked_to_its_last_frame(run: Run, tmp_path: Path
     assert re.search(r"The file ends after \d+ of 20 frames and may be incomplete", out)
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_does_not_end_the_command(
+    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for console in (_common.console, _messages.error_console):
+        monkeypatch.setattr(console, "quiet", False)  # it stays quiet
+    monkeypatch.setattr(_common, "spare_busy_cores", lambda: _messages.error_console.print("one thread"))
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as pipe:
+        patch.setattr(sys, stream, pipe)
+        code, *_ = run("track", video, *BOX, *MODEL, "--boxes", "b.csv", "--output", "b.mp4")
+    assert code in (0, 3)
+    assert len(table(tmp_path / "b.csv")) == 6 and (tmp_path / "b.mp4").exists()
+
+
 def test_wrong_usage_and_help(run: Run, video: Path) -> None:
     code, _, error = run("track", video)
     assert code == 2 and "--box" in error
@@ -343,6 +361,22 @@ def test_demo_needs_no_input_and_prints_everything(
     again = run("demo", "--model", "sbt_test_track", "--output", "new/folder")[1]
     figure = re.compile(r"mean IoU +([\d.]+)")
     assert figure.findall(again) == figure.findall(out)
+
+
+def test_demo_replaces_no_file_of_the_user(run: Run, video: Path) -> None:
+    content = video.read_bytes()
+    code, _, error = run("demo", "--model", "sbt_test_track", "--output", video.parent)
+    assert code == 1 and "clip.mp4 is not of a demo, which writes clip.mp4, demo.mp4, contact_sheet" in error
+    assert video.read_bytes() == content and os.listdir(video.parent) == ["clip.mp4"]
+
+
+def test_an_interrupted_demo_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "LENGTH", 12)
+    monkeypatch.setattr(draw, "contact_sheet", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    assert run("demo", "--model", "sbt_test_track", "--output", "new")[0] == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path / "new") == []
 
 
 def test_demo_rejects_a_file_as_its_folder(run: Run, video: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from correlation_aware.data.error_budget import ErrorBudget
+from correlation_aware.data.stills import files
 from correlation_aware.data.stills import pool as pools
 from correlation_aware.data.stills.files import Still, read_stills
 from correlation_aware.data.stills.geometry import Region, place, rounded_outline
@@ -73,6 +74,37 @@ def test_a_missing_or_truncated_shard_is_counted(tmp_path, caplog):
         stills = list(read_stills(str(tmp_path / "s-{000000..000002}.tar"), 100, ErrorBudget(limit=5)))
     assert len(stills) >= 8
     assert "s-000000.tar" in caplog.text and "s-000002.tar" in caplog.text
+
+
+def test_files_that_claim_more_than_a_shard_has_are_left_out(tmp_path, caplog, monkeypatch):
+    pytest.importorskip("webdataset")
+    content = image_bytes((40, 40, 3))
+    entries = [("1.jpg", content), ("2.jpg", bytes(9000)), ("2.txt", bytes(9000))]
+    write_shard(tmp_path / "a.tar", entries)
+    sparse = tarfile.TarInfo("3.jpg")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)  # the only part of the file
+    header[483:495] = b"%011o\0" % (8 << 30)  # its size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    end = sum(512 + len(data) + -len(data) % 512 for _, data in entries)
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:end] + header + bytes(512) + bytes(1024))
+    monkeypatch.setattr(files, "MOST_BYTES", 8000)
+    errors = ErrorBudget(limit=5)
+    with caplog.at_level(logging.WARNING):
+        (still,) = read_stills(str(tmp_path / "a.tar"), 100, errors)
+    assert still.image.shape == (40, 40, 3)
+    assert "2.jpg, which cannot be read (a file of 9000 bytes; images have at most 8000" in caplog.text
+    assert "3.jpg, which cannot be read (a sparse file of 8589934592 bytes" in caplog.text
+
+
+def test_encoded_images_in_memory_are_limited(monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    entries = [(str(i), "", bytes(30), None) for i in range(7)]
+    assert [len(chunk) for chunk in files._chunks(entries)] == [4, 3]
+    assert [len(chunk) for chunk in files._chunks([("", "", b"", None)] * 600)] == [256, 256, 88]
 
 
 @pytest.mark.parametrize(

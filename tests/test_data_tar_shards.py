@@ -203,3 +203,25 @@ def test_errors_of_shards(packed, server, tmp_path, monkeypatch):
         pass
     with pytest.raises(FileNotFoundError, match="has no videos"):
         TarShards(str(tmp_path / "empty.tar"))
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"v": 3}',
+        '{"v": {"groundtruth.txt": "ab"}}',
+        '{"v": {"groundtruth.txt": [0, 3, 4]}}',
+        '{"v": {"groundtruth.txt": [0.5, 3]}}',
+        '{"v": {"groundtruth.txt": [-5, 3]}}',
+        '{"v": {"groundtruth.txt": [512, -3]}}',
+        '{"v": {"00000000.jpg": [99999999999999999999, -99999999999999999999]}}',
+    ],
+)
+def test_an_index_of_something_else_is_named(packed, samples):
+    shard = packed.shards[0]
+    index = f'{{"bytes": {shard.stat().st_size}, "samples": {samples}}}'
+    shard.with_name(f"{shard.name}.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"\.index\.json is not an index of a shard; delete it"):
+        TarShards(str(shard))

@@ -122,6 +122,21 @@ def test_files_that_cannot_be_run_are_refused(folder):
     assert not (folder / "none.onnx").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"\x08\x07garbage", None], ids=["empty", "other", "cut"])
+def test_damaged_files_are_named(folder, tmp_path, content):
+    for graph in ("template", "search"):
+        whole = (folder / f"TrackModel.{graph}.onnx").read_bytes()
+        path = tmp_path / f"TrackModel.{graph}.onnx"
+        path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+        for read in (read_metadata, open_graph):
+            if content != b"" or read is open_graph:  # nothing at all is a message of protobuf
+                with pytest.raises(RuntimeError, match="is not an exported file, or a damaged one") as raised:
+                    read(path)
+                assert str(raised.value).startswith(str(path))
+    with pytest.raises((RuntimeError, ValueError), match=r"TrackModel\.template\.onnx"):
+        InferenceSession(tiny_tracker(), runtime="onnx", exported=tmp_path / "TrackModel")
+
+
 def test_clips_of_photographs_and_videos(photos, tmp_path):
     (clip,) = calibration_clips([str(photos)], count=1)
     assert clip.frames.shape == (24, 240, 320, 3) and clip.boxes.shape == (24, 4)

@@ -4,8 +4,10 @@ import copy
 import gc
 import pickle
 import sys
+import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -657,6 +659,38 @@ def test_a_copied_tracker_has_a_model_of_its_own():
             parameter.zero_()
     assert again.update(frames[1]).score == pytest.approx(0.5)  # all logits are 0
     assert tracker.update(frames[1]).score != pytest.approx(0.5)
+
+
+def test_two_threads_in_one_tracker_are_refused():
+    frames = np.random.default_rng(0).integers(0, 255, (3, 90, 120, 3), np.uint8)
+    tracker = ca.create_tracker(ca.create_model("sbt_test_track"), device="cpu")
+    tracker.init(frames[0], (30, 30, 24, 20))
+    expected = [copy.deepcopy(tracker).update(frame) for frame in frames[1:]]
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(*arguments):
+        inside.set()
+        assert go_on.wait(60)
+
+    hook = tracker.model.register_forward_pre_hook(wait)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(tracker.update, frames[1])
+        assert inside.wait(60)
+        calls = (
+            lambda: tracker.init(frames[2], (1, 2, 30, 40)),
+            lambda: tracker.add(frames[2], (1, 2, 30, 40)),
+            lambda: tracker.update(frames[2]),
+            lambda: tracker.update_template(frames[2]),
+            lambda: tracker.remove(0),
+        )
+        for call in calls:
+            with pytest.raises(RuntimeError, match="Two threads use this tracker at the same time"):
+                call()
+        go_on.set()
+        assert first.result() == expected[0]
+        hook.remove()
+        pool.submit(tracker.init, frames[0], (30, 30, 24, 20)).result()  # one after the other
+    assert tracker.update(frames[2]) == expected[1]
 
 
 def test_a_model_of_one_channel_tracks():

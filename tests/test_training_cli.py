@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,20 @@ def test_errors_of_a_configuration(run, tmp_path, change, message):
     assert message in str(result.exception)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_training_with_a_checkpoint_and_exit_code_130(
+    run, photos, tmp_path, monkeypatch, number
+):
+    monkeypatch.setattr(
+        train, "_line", lambda record: str(record["step"] == 1 and signal.raise_signal(number))
+    )
+    changes = ["model.name=sbt_test_track", "data.batch_size=2", "schedule.steps=4", "run.log_every=1"]
+    words = [w for c in [*changes, f"data.sources={{{photos}: 1}}"] for w in ("--set", c)]
+    result = run("train", "track", "--output", tmp_path / "run", "--device", "cpu", *words)
+    assert result.exit_code == 130 and "Stopped; --resume continues: step 2" in result.output, result.output
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "weights").is_dir()
+
+
 def test_missing_packages_are_named(run, tmp_path, monkeypatch):
     for name in ("accelerate", "yaml"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -216,7 +231,7 @@ def test_missing_packages_are_named(run, tmp_path, monkeypatch):
     "path", sorted(Path(training.__file__).parent.glob("configs/*.yaml")), ids=lambda p: p.stem
 )
 def test_shipped_configurations(path):
-    kind = TrackTraining if path.stem.startswith("track") else ClassifyTraining
+    kind = ClassifyTraining if path.stem.startswith("classify") else TrackTraining  # study, too
     config = load(kind, path)
     assert config.model.name in ca.list_models()
     if config.model.overrides.get("head"):

@@ -1,7 +1,10 @@
 """Configurations: YAML round trip, error messages, parameter groups and learning rates."""
 
+import dataclasses
+import re
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ import correlation_aware as ca
 from correlation_aware import training
 from correlation_aware.data.videos.subsets import VideoSet
 from correlation_aware.models.heads import MixerHead, PaperMixerHead
+from correlation_aware.training.classify import ClassifyTraining
 from correlation_aware.training.config import ModelConfig, OptimizerConfig, ScheduleConfig, load, to_yaml
 from correlation_aware.training.losses import LossConfig
 from correlation_aware.training.optimizer import (
@@ -20,7 +24,7 @@ from correlation_aware.training.optimizer import (
     make_optimizer,
     parameter_groups,
 )
-from correlation_aware.training.track import TrackTraining, make_track_trainer
+from correlation_aware.training.track import TrackTraining, make_track_model, make_track_trainer
 
 
 def test_yaml_round_trip(tmp_path):
@@ -72,6 +76,15 @@ def test_yaml_round_trip(tmp_path):
         ("optimizer.lr=-1", r"optimizer\.lr=-1\.0 must be"),
         ("optimizer.clip=-1", r"optimizer\.clip=-1\.0 must be above 0"),
         ("optimizer.ema=2", r"optimizer\.ema=2\.0 must be from 0 to 1"),
+        ("optimizer.lr=.inf", r"optimizer\.lr=inf must be at least 0 and finite"),
+        ("optimizer.clip=.inf", r"optimizer\.clip=inf must be above 0"),
+        ("run.seed=4294967296", r"run\.seed=4294967296 must be from 0 to 4294967295"),
+        ("data.videos={got10k:x: .nan}", r"weight of a dataset is nan; it must be at least 0 and finite"),
+        ("validation.sources={photos: -1}", r"validation\.sources=-1\.0 must be at least 0"),
+        (
+            "data.stills={black: 0.6, mean: 0.5}",
+            r"black, mean and reflect .* their sum 1\.3 must be at most 1",
+        ),
         ("run.accumulate=0", r"run\.accumulate=0 must be at least 1"),
         ("optimizer=3", "optimizer is a section"),
         ("optimizer.lr", r"is not key=value"),
@@ -82,6 +95,33 @@ def test_yaml_round_trip(tmp_path):
 def test_errors_name_the_key_and_the_value(change, message):
     with pytest.raises(ValueError, match=message):
         load(TrackTraining, None, [change])
+
+
+def numbers_of(config, prefix=""):
+    """Keys of all numbers of a configuration, and their form: a number, or the last one of a list."""
+    for name, hint in get_type_hints(type(config)).items():
+        value, kinds = getattr(config, name), {hint, *get_args(hint)}
+        if dataclasses.is_dataclass(value):
+            yield from numbers_of(value, f"{prefix}{name}.")
+        elif kinds & {int, float}:
+            yield f"{prefix}{name}", f"[{'0, ' * (len(value) - 1)}{{}}]" if isinstance(value, tuple) else "{}"
+
+
+@pytest.mark.parametrize("kind", [TrackTraining, ClassifyTraining])
+def test_no_number_is_negative_or_without_end(kind):
+    seen = 0
+    for key, form in numbers_of(kind()):
+        for bad in ("-1", ".nan", ".inf", "-.inf"):
+            with pytest.raises(ValueError, match=re.escape(key)):
+                load(kind, None, [f"{key}={form.format(bad)}"])
+        seen += 1
+    assert seen > 30
+
+
+def test_an_unknown_override_is_named():
+    config = ModelConfig("sbt_test_track", overrides={"nosuch": 1})
+    with pytest.raises(ValueError, match=r"model\.overrides=\{'nosuch': 1\}: Unknown argument 'nosuch'"):
+        make_track_model(config)
 
 
 def test_a_missing_file(tmp_path):

@@ -247,6 +247,13 @@ def test_a_time_limit_stops_a_run_and_the_newest_checkpoints_are_kept(tmp_path):
     assert tracker.name == "sbt_test_track"
 
 
+def test_a_time_limit_is_a_number_of_minutes(tmp_path):
+    for minutes in (-1, float("nan")):
+        with pytest.raises(ValueError, match=f"max_minutes={minutes} must be at least 0"):
+            make_trainer(tmp_path / "run").fit(max_minutes=minutes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_gradients_are_averaged_over_batches_and_clipped(tmp_path):
     trainer = make_trainer(tmp_path, 1, accumulate=2, drop_path=0.0)
     trainer.clip, pairs, steps = 0.01, training_runs.SyntheticPairs(), []

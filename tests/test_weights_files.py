@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from correlation_aware._files import atomic_path, sha256_file
-from correlation_aware.weights import check_finite, load_state_dict, read_state_dict, write_state_dict
+from correlation_aware.weights import check_finite, files, load_state_dict, read_state_dict, write_state_dict
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 OTHERS = {"a": torch.zeros(2, 3), "b": torch.tensor([0, 0])}
@@ -198,6 +198,24 @@ def test_a_file_that_refers_to_itself_ends(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"has no tensors by name, .*: keys 'epoch', 'model'"):
         read_state_dict(tmp_path / "w.pth")
+
+
+def test_wrappers_are_searched_once_each_and_to_any_depth(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 3}
+    for _ in range(40):  # 3^40 ways
+        content = dict.fromkeys(("state_dict", "model", "net"), content)
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"has no tensors by name, .*: keys 'state_dict', 'model', 'net'"):
+        read_state_dict(tmp_path / "w.pth")
+    inner, later = {"net": {"w": torch.ones(2)}}, {"w": torch.zeros(2)}
+    content = {"state_dict": {"epoch": 3}, "model": inner, "params": later}
+    torch.save(content, tmp_path / "w.pth")
+    assert read_state_dict(tmp_path / "w.pth")["w"].tolist() == [1, 1]
+    nested: Any = {"w": torch.ones(2)}
+    for _ in range(10 * sys.getrecursionlimit()):
+        nested = {"model": nested}
+    found = files._find_tensors(nested)
+    assert found is not None and found.keys() == {"w"}
 
 
 @pytest.mark.parametrize("name", ["SBT_ep0500", "SBT_ep0501"])

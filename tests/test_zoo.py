@@ -485,3 +485,22 @@ def test_a_folder_that_is_not_there_is_named_in_full(name, tmp_path, monkeypatch
     for create in (ca.create_model, ca.create_tracker):
         with pytest.raises(ValueError, match=message):
             create(name)
+
+
+def test_what_is_no_folder_of_a_model_is_told_from_it(tmp_path, monkeypatch):
+    saved = ca.save_pretrained(ca.create_model("sbt_test_track"), tmp_path / "saved")
+    file = saved / "model.safetensors"
+    with pytest.raises(ValueError, match=rf"{file}' is a file; .* --weights.* such as {saved}\."):
+        ca.create_tracker(file)
+    monkeypatch.chdir(saved)
+    with pytest.raises(ValueError, match=r"model 'model\.safetensors' is a file; .* such as \."):
+        ca.create_model("model.safetensors")
+    Path("sbt_test").write_text("a file named like a model")
+    assert ca.create_model("sbt_test").num_features
+    newest = tmp_path / "run" / "checkpoints" / "step-00000010" / "weights"
+    for folder in (newest, newest.parent.with_name("step-00000009") / "weights"):
+        folder.mkdir(parents=True)
+    for arguments in ({}, {"pretrained": tmp_path / "run"}):
+        name = "sbt_test_track" if arguments else tmp_path / "run"
+        with pytest.raises(FileNotFoundError, match=rf"folder of a run, whose newest weights are {newest}\."):
+            ca.create_tracker(name, **arguments)

@@ -5,9 +5,11 @@ Each command is the file of its name, and `app` is web_app.py. Options that seve
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
+from correlation_aware._version import __version__
 from correlation_aware.cli import (
     batch,
     bench,
@@ -48,8 +50,19 @@ for with_former_options in (train.app, eval.app, bench.app):
         command.cls = Command
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def group(context: typer.Context) -> None:
+def group(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Correlation-aware visual tracking: models, weights, and a tracker for your own video."""
     context.with_resource(print_messages(error_console))
 

@@ -1,21 +1,19 @@
 """Options, console and progress bars that several commands share."""
 
 import math
-import os
-import sys
 import warnings
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperCommand
 
-from correlation_aware.cli._messages import error_console
+from correlation_aware.cli._messages import PipeConsole
+from correlation_aware.cli._threads import spare_busy_cores
 from correlation_aware.runtime.session import RUNTIMES
 
 T = TypeVar("T")
@@ -95,15 +93,7 @@ DepthRange = Annotated[
 ]
 
 
-class _Console(Console):
-    """A console whose reader may go: the command completes its files without it."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still has to write
-
-
-console = _Console(highlight=False, soft_wrap=True)
+console = PipeConsole(highlight=False, soft_wrap=True)
 
 
 class Command(TyperCommand):
@@ -144,7 +134,7 @@ def load_tracker(
     config = decode_config(decode)
     if redetect is not None:
         config = replace(config, redetect=redetect)
-    _spare_busy_cores()
+    spare_busy_cores()
     runtime, colon, exported = runtime.partition(":")
     with warnings.catch_warnings():  # replaced by the yellow line below
         warnings.filterwarnings("ignore", ".*random weights", RuntimeWarning)
@@ -199,24 +189,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     return x, y, w, h
 
 
-def _spare_busy_cores() -> None:
-    """Takes one thread where other programs keep the cores busy: threads that wait for each other are slow.
-
-    A number of threads in OMP_NUM_THREADS stays.
-    """
-    import torch
-
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ or threads == 1 or not hasattr(os, "getloadavg"):
-        return
-    load = os.getloadavg()[0]
-    if load > cores:
-        torch.set_num_threads(1)
-        error_console.print(
-            f"{cores} cores with a load of {load:.1f}: one thread. OMP_NUM_THREADS={threads} takes {threads}."
-        )
-
-
 def parse_depth_range(text: str | None) -> tuple[float, float] | None:
     """The two numbers of --depth-range.
 
@@ -244,7 +216,7 @@ def figure_table(titles: Iterable[str]) -> Table:
 
 def print_wide(table: Table) -> None:
     """Prints a table: as wide as the terminal, and with 120 columns into a pipe or file."""
-    Console(width=None if console.is_terminal else 120, highlight=False).print(table)
+    PipeConsole(width=None if console.is_terminal else 120, highlight=False).print(table)
 
 
 def progress_bar(unit: str = "frames") -> Progress:

@@ -1,6 +1,8 @@
 """Warnings and log records of the library on the terminal, in yellow from warnings on."""
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +11,22 @@ from typing import TextIO
 
 from rich.console import Console
 
-__all__ = ["error_console", "print_messages"]
+__all__ = ["PipeConsole", "error_console", "print_messages"]
 
 PACKAGE = Path(__file__).parent.parent
 FORMER_NAME = "; the old name "  # in every warning about a renamed name or field
 
-error_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class PipeConsole(Console):
+    """A console whose reader may go, as in `| head`: the command completes its files without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        stream = sys.stderr if self.stderr else sys.stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what Python still has to write
+
+
+error_console = PipeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 class _ConsoleHandler(logging.Handler):

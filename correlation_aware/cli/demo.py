@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from correlation_aware.cli._common import Model, console, load_tracker, progress
 __all__ = ["demo"]
 
 LENGTH, FPS, TILES = 60, 20, 12
+FILES = ("clip.mp4", "demo.mp4", "contact_sheet.png")
 TRUTH = (250, 250, 250)  # RGB of the true box
 
 Box = tuple[float, float, float, float]
@@ -24,8 +26,9 @@ def demo(
 ) -> None:
     """Track a target in a generated clip, offline.
 
-    Writes clip.mp4, demo.mp4 and contact_sheet.png. The true box is thin and
-    white, the tracked box thick and colored.
+    Writes clip.mp4, demo.mp4 and contact_sheet.png, in place of those of an
+    earlier demo. The true box is thin and white, the tracked box thick and
+    colored.
     """
     import torch
 
@@ -37,32 +40,38 @@ def demo(
     from correlation_aware.tracking.video import VideoWriter, open_frames, write_image
 
     check_output_folder(output)
+    others = [output / name for name in FILES if (output / name).exists()]
+    if 0 < len(others) < len(FILES):
+        raise ValueError(
+            f"{others[0]} is not of a demo, which writes {', '.join(FILES)}: use another --output"
+        )
     torch.manual_seed(0)  # the same random weights in every run
     tracker = load_tracker(model)
     output.mkdir(parents=True, exist_ok=True)
-    clip, video, sheet = (output / name for name in ("clip.mp4", "demo.mp4", "contact_sheet.png"))
-
     truth: list[Box] = []
-    with VideoWriter(clip, FPS) as writer:
-        for frame, box in draw_clip(LENGTH):
-            writer.write(frame)
-            truth.append(box)
+    with TemporaryDirectory(dir=output, prefix=".demo-") as folder:  # all three files appear at the end
+        clip, video, sheet = (Path(folder) / name for name in FILES)
+        with VideoWriter(clip, FPS) as writer:
+            for frame, box in draw_clip(LENGTH):
+                writer.write(frame)
+                truth.append(box)
 
-    overlaps, tiles, began = [], [], time.perf_counter()
-    with open_frames(clip) as frames, VideoWriter(video, FPS) as writer, progress_bar() as bar:
-        task = bar.add_task("track", total=LENGTH)
-        for i, results in enumerate(Tracking(frames, tracker, truth[0])):
-            (result,) = results.targets
-            frame = draw_result(draw_box(results.frame, truth[i], TRUTH, thickness=1), result)
-            writer.write(frame)
-            if i:
-                overlaps.append(float(overlap(result.box, truth[i])))
-            if i % (LENGTH // TILES) == 0:
-                tiles.append((f"frame {i}", frame))
-            bar.advance(task)
-    speed = LENGTH / (time.perf_counter() - began)
-    captions, images = zip(*tiles)
-    write_image(sheet, contact_sheet(images, width=1600, captions=captions))
+        overlaps, tiles, began = [], [], time.perf_counter()
+        with open_frames(clip) as frames, VideoWriter(video, FPS) as writer, progress_bar() as bar:
+            task = bar.add_task("track", total=LENGTH)
+            for i, results in enumerate(Tracking(frames, tracker, truth[0])):
+                (result,) = results.targets
+                frame = draw_result(draw_box(results.frame, truth[i], TRUTH, thickness=1), result)
+                writer.write(frame)
+                if i:
+                    overlaps.append(float(overlap(result.box, truth[i])))
+                if i % (LENGTH // TILES) == 0:
+                    tiles.append((f"frame {i}", frame))
+                bar.advance(task)
+        speed = LENGTH / (time.perf_counter() - began)
+        captions, images = zip(*tiles)
+        write_image(sheet, contact_sheet(images, width=1600, captions=captions))
+        clip, video, sheet = (path.replace(output / path.name) for path in (clip, video, sheet))
 
     random = tracker.weights_name == "random"
     weights = "[yellow]random: the boxes mean nothing[/]" if random else escape(tracker.weights_name)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+EXIT_INTERRUPTED = 130
 CLEAR = 0.02  # change of the average overlap that is more than chance on a few videos
 
 app = typer.Typer(
@@ -59,7 +60,18 @@ Resume = Annotated[
         "--resume", help="Continue from the newest checkpoint, with the run's own --config by default."
     ),
 ]
-Minutes = Annotated[float | None, typer.Option(help="Time limit; training stops with a checkpoint.")]
+
+
+def _check_minutes(minutes: float | None) -> float | None:
+    if minutes is not None and not minutes >= 0:  # before all work, which the time limit is for
+        raise ValueError(f"--max-minutes {minutes} is not a number of minutes, such as 30 or 0.5")
+    return minutes
+
+
+Minutes = Annotated[
+    float | None,
+    typer.Option(callback=_check_minutes, help="Time limit; training stops with a checkpoint."),
+]
 
 
 @app.command()
@@ -75,8 +87,8 @@ def track(
 
     On several GPUs or nodes: accelerate launch --no_python correlation-aware
     train track ...; on CPUs torchrun --nproc_per_node 2 --no-python
-    correlation-aware train track ... Ctrl-C or SIGTERM stops with a checkpoint; a second one
-    stops immediately.
+    correlation-aware train track ... Ctrl-C or SIGTERM stops with a checkpoint
+    and exit code 130, --max-minutes with 0; a second Ctrl-C stops immediately.
     """
     train_tools.check_installed()
     from correlation_aware.training.config import load
@@ -299,10 +311,21 @@ def _run_messages(run: "TrackTraining | ClassifyTraining", device: str | None) -
 def _fit(
     trainer: "Trainer", run: "TrackTraining | ClassifyTraining", resume: bool, max_minutes: float | None
 ) -> "Outcome":
-    """Trains, and prints the configuration once all checks have passed."""
+    """Trains, and prints the configuration once all checks have passed.
+
+    Raises:
+        typer.Exit: A signal stopped the run before its end.
+    """
     from correlation_aware.training.config import to_yaml
 
-    with _progress(trainer.unit) as bar, stopped_by_signals(trainer.request_stop):
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        trainer.request_stop()
+
+    with _progress(trainer.unit) as bar, stopped_by_signals(stop):
         task: Any = None
         begin, first = time.monotonic(), 0
 
@@ -326,6 +349,8 @@ def _fit(
     if trainer.accelerator.is_main_process:
         state = "Done" if outcome.finished else "Stopped; --resume continues"
         console.print(f"{state}: step {outcome.step}, {escape(str(outcome.checkpoint / 'weights'))}")
+    if stopped and not outcome.finished:
+        raise typer.Exit(EXIT_INTERRUPTED)
     return outcome
 
 

@@ -165,16 +165,20 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
     Raises:
         ModuleNotFoundError: The package of the format is not installed.
+        RuntimeError: Another file, or a damaged one.
     """
     path = Path(path)
     if path.suffix == ".xml":
-        model = _openvino_core().read_model(str(path))
+        core = _openvino_core()
+        with _damage_named(path):
+            model = core.read_model(str(path))
         if not model.has_rt_info(["correlation_aware"]):
             return {}
         items = model.get_rt_info(["correlation_aware"]).astype(dict)
         return {str(key): str(value.value) for key, value in items.items()}
     (onnx,) = require("onnx")
-    model = onnx.load(str(path), load_external_data=False)
+    with _damage_named(path):
+        model = onnx.load(str(path), load_external_data=False)
     return {item.key: item.value for item in model.metadata_props}
 
 
@@ -190,6 +194,10 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
 
     Returns:
         A function from input arrays, by position, to a list of output arrays.
+
+    Raises:
+        ModuleNotFoundError: The package of the format is not installed.
+        RuntimeError: Another file, or a damaged one; of OpenVINO at the first call.
     """
     path = Path(path)
     if path.suffix == ".onnx":
@@ -198,7 +206,8 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
         options.intra_op_num_threads = threads
         # spinning threads would take a core from the other graph and from cropping
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with _damage_named(path):
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [item.name for item in session.get_inputs()]
         return lambda *arrays: session.run(None, dict(zip(names, arrays)))
     if path.suffix == ".xml":
@@ -212,13 +221,27 @@ def open_graph(path: str | Path, dtype: torch.dtype = torch.float32, threads: in
         @lru_cache(maxsize=4)
         def compiled(*shapes: tuple[int, ...]) -> Any:
             # with a dynamic batch OpenVINO copies each map before and after a depth-wise convolution
-            model = core.read_model(str(path))
+            with _damage_named(path):
+                model = core.read_model(str(path))
             model.reshape(dict(enumerate(map(list, shapes))))
             return core.compile_model(model, "CPU", hints)
 
         return lambda *arrays: [np.array(v) for v in compiled(*(a.shape for a in arrays))(arrays).values()]
-    program = torch.export.load(path).module()
+    with _damage_named(path):
+        program = torch.export.load(path).module()
     return lambda *arrays: [v.detach().numpy() for v in program(*map(torch.from_numpy, arrays))]
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Raises RuntimeError with the path for whatever the libraries of the formats raise of a damaged file."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise RuntimeError(
+            f"{path} is not an exported file, or a damaged one ({reason}). Export the model again."
+        ) from error
 
 
 @cache

@@ -1,14 +1,16 @@
 """The tracker: follows one target or several through the frames of a video."""
 
 import copy
+import functools
 import math
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -44,6 +46,8 @@ __all__ = [
 
 DEFAULT_MODEL = "siam_lite0_ca_two_scales_track"  # of models/two_scales.py
 TemplateUpdate = Literal["none", "confident"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @renamed_fields(window="window_weight", penalty="scale_penalty")
@@ -201,8 +205,30 @@ class Timings:
     frames: int = 0
 
 
+def _exclusive(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of a tracker that raises RuntimeError while another thread is in such a method of it."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        tracker = cast(Tracker, args[0])
+        if not tracker._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "Two threads use this tracker at the same time, which mixes their targets. Create one for "
+                "each thread: create_tracker(tracker.model) shares the weights."
+            )
+        try:
+            return method(*args, **kwargs)
+        finally:
+            tracker._lock.release()
+
+    return call
+
+
 class Tracker:
     """Follows one target or several through the frames of a video.
+
+    Several threads cannot use one tracker at the same time, which raises RuntimeError: create one for each
+    thread, of the same model.
 
     Args:
         session: Session of a `_track` model. It stores the template, so do not share it between trackers.
@@ -268,6 +294,13 @@ class Tracker:
         self._next_target = 0  # also the number of targets so far
         self._many = False
         self._warned = False
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock())
 
     def __copy__(self) -> "Tracker":
         """A deep copy: a shallow one would share the template."""
@@ -295,6 +328,7 @@ class Tracker:
         )
         return self.weights_name
 
+    @_exclusive
     @torch.inference_mode()
     def init(self, frame: NDArray[np.uint8], box: ArrayLike) -> None:
         """Starts tracking; replaces all earlier targets.
@@ -317,6 +351,7 @@ class Tracker:
         self.response = None
         self.timings = Timings()
 
+    @_exclusive
     @torch.inference_mode()
     def add(self, frame: NDArray[np.uint8], box: ArrayLike) -> tuple[int, ...]:
         """Adds targets to those that are tracked, if any; from now on `update` returns a list.
@@ -342,6 +377,7 @@ class Tracker:
         self._many, self.response = True, None
         return new
 
+    @_exclusive
     def remove(self, target: int) -> None:
         """Stops tracking a target; the others keep their numbers. From now on `update` returns a list.
 
@@ -361,6 +397,7 @@ class Tracker:
         self._boxes, self._targets = self._boxes[kept], tuple(self._targets[i] for i in kept)
         self._many, self.response = True, None
 
+    @_exclusive
     @torch.inference_mode()
     def update(self, frame: NDArray[np.uint8]) -> TrackResult | list[TrackResult]:
         """Tracks all targets in the next frame, in one forward pass.
@@ -461,6 +498,7 @@ class Tracker:
             for crop, s, b in zip(latest.crops, scores, boxes)
         ]
 
+    @_exclusive
     @torch.inference_mode()
     def update_template(self, frame: NDArray[np.uint8], box: ArrayLike | None = None) -> None:
         """Gives the model a recent template of every target: a crop of a frame around its box.

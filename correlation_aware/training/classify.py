@@ -30,7 +30,6 @@ from correlation_aware.training.engine import Trainer
 from correlation_aware.training.processes import make_accelerator
 from correlation_aware.training.shards import ShardReader
 from correlation_aware.training.start import load_start
-from correlation_aware.zoo import create_model
 
 __all__ = ["ClassifyTraining", "ImageBatch", "ImageData", "Images", "TeacherConfig", "make_classify_trainer"]
 
@@ -91,6 +90,11 @@ class TeacherConfig:
     checkpoint: str | None = None
     share: float = 0.5
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_values("teacher", self, share=(0, 1))
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"teacher.temperature={self.temperature} must be above 0 and finite.")
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
     dataset = _open_images("data.train", data.train, transform)
     classes = len(dataset.reader.class_to_idx)
     set_seed(config.run.seed)
-    model = create_model(config.model.name, **{"num_classes": classes, **config.model.overrides})
+    model = config.model.create(num_classes=classes)
     load_start(model, config.model)
     mix = None
     if data.mixup or data.cutmix:

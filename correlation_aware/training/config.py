@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from torch import nn
 
 from correlation_aware._deprecation import current_fields
 from correlation_aware._files import read_text
-from correlation_aware.zoo import is_location
+from correlation_aware.zoo import create_model, is_location
 
 __all__ = [
     "LoraConfig",
@@ -61,6 +62,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_values("model", self, pretrained_blocks=(1, math.inf), pretrained_stages=(1, math.inf))
+
+    def create(self, **arguments: Any) -> nn.Module:
+        """Creates the model with random weights.
+
+        Args:
+            arguments: Arguments of `create_model` that `overrides` may replace.
+
+        Raises:
+            ValueError: An unknown model, or an unknown or invalid override.
+        """
+        try:
+            return create_model(self.name, **{**arguments, **self.overrides})
+        except TypeError as error:
+            raise ValueError(f"model.overrides={self.overrides}: {error}") from error
 
     def start(self) -> str | None:
         """Name of the weights to start from, None for random ones.
@@ -153,7 +168,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         rates = dict.fromkeys(("lr", "backbone_lr", "factors", "weight_decay"), (0, math.inf))
         check_values("optimizer", self, **rates, layer_decay=(0, 1), betas=(0, 1), ema=(0, 1))
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"optimizer.clip={self.clip} must be above 0, or null for no clipping.")
 
 
@@ -258,8 +273,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_values("run", self, accumulate=(1, math.inf), log_every=(1, math.inf), keep=(1, math.inf))
-        others = ("seed", "validate_every", "checkpoint_steps", "checkpoint_minutes")
-        check_values("run", self, **dict.fromkeys(others, (0, math.inf)))
+        others = ("validate_every", "checkpoint_steps", "checkpoint_minutes")
+        check_values("run", self, **dict.fromkeys(others, (0, math.inf)), seed=(0, 2**32 - 1))
 
 
 def check_values(section: str, config: Any, **limits: tuple[float, float]) -> None:
@@ -268,18 +283,20 @@ def check_values(section: str, config: Any, **limits: tuple[float, float]) -> No
     Args:
         section: Name of the section, such as `schedule`.
         config: Its dataclass.
-        limits: Smallest and largest value by name of the attribute; values that are no numbers pass.
+        limits: Smallest and largest value by name of the attribute, infinity for none; values that are no
+            numbers pass.
 
     Raises:
-        ValueError: A number outside its limits, or NaN.
+        ValueError: A number outside its limits, infinity, or NaN.
     """
     for name, (low, high) in limits.items():
         values = getattr(config, name)
         if isinstance(values, Mapping):
             values = list(values.values())
         for value in values if isinstance(values, (list, tuple)) else [values]:
-            if isinstance(value, (int, float)) and not low <= value <= high:
-                limit = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            if isinstance(value, (int, float)) and not (low <= value <= high and value < math.inf):
+                limit = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:.10g}"
+                limit += " and finite" * (value == math.inf)
                 raise ValueError(f"{section}.{name}={value} must be {limit}.")
 
 

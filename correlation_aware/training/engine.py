@@ -158,10 +158,13 @@ class Trainer:
 
         Raises:
             ValueError: The folder contains a run and `resume` is false, or a run with another model, other
-                trained parameters, or another number of processes or accumulated batches; nothing is written.
+                trained parameters, or another number of processes or accumulated batches; a time limit below
+                0, or NaN. Nothing is written.
             RuntimeError: The loss is not finite, no checkpoint of the run can be read, or another process
                 trains in the folder.
         """
+        if max_minutes is not None and not max_minutes >= 0:
+            raise ValueError(f"max_minutes={max_minutes} must be at least 0, or None for no time limit.")
         with run_lock(self.folder) if self.accelerator.is_main_process else nullcontext(True) as free:
             taken = torch.tensor(float(not free), device=self.accelerator.device)
             if self.accelerator.reduce(taken, "sum").item():

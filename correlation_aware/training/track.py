@@ -40,7 +40,6 @@ from correlation_aware.training.engine import Trainer
 from correlation_aware.training.losses import LossConfig, best_location_iou, track_loss
 from correlation_aware.training.processes import make_accelerator
 from correlation_aware.training.start import load_start
-from correlation_aware.zoo import create_model
 
 __all__ = [
     "PairData",
@@ -96,10 +95,21 @@ class PairData:
     def __post_init__(self) -> None:
         object.__setattr__(self, "videos", {name: VideoSet.of(part) for name, part in self.videos.items()})
         check_values("data", self, sources=(0, math.inf), batch_size=(1, math.inf), max_side=(16, math.inf))
-        check_values("data", self, workers=(0, math.inf))
-        check_values("data", self, fault_limit=(0, math.inf))
-        check_values("data.frames", self.frames, negative=(0, 1), gap=(0, math.inf))
-        check_values("data.stills", self.stills, natural=(0, 1), negative=(0, 1), objects=(0, 1))
+        check_values("data", self, workers=(0, math.inf), fault_limit=(0, math.inf))
+        sizes = dict.fromkeys(("gap", "scale_jitter", "center_jitter"), (0.0, math.inf))
+        check_values("data.frames", self.frames, negative=(0, 1), **sizes)
+        probabilities = {name: (0.0, 1.0) for name in vars(self.stills) if name != "photometric"}
+        check_values("data.stills", self.stills, **{**probabilities, "scale_jitter": (0, math.inf)})
+        surroundings = self.stills.black + self.stills.mean + self.stills.reflect
+        if surroundings > 1.000001:
+            raise ValueError(
+                "data.stills: black, mean and reflect are parts of all cases; their sum "
+                f"{surroundings:g} must be at most 1."
+            )
+        for section, config in (("frames", self.frames), ("stills", self.stills)):
+            strengths = dict.fromkeys(("brightness", "contrast", "color"), (0.0, math.inf))
+            limits = {**dict.fromkeys(vars(config.photometric), (0.0, 1.0)), **strengths}
+            check_values(f"data.{section}.photometric", config.photometric, **limits)
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ class ValidationData:
             if part.weight != 1:
                 raise ValueError(f"validation.videos: {name} has weight {part.weight:g}, without an effect.")
         check_values("validation", self, video_count=(0, math.inf), count=(1, math.inf), seed=(0, math.inf))
+        check_values("validation", self, sources=(0, math.inf))
 
 
 @dataclass(frozen=True)
@@ -241,10 +252,9 @@ def make_track_model(config: ModelConfig) -> TrackModel:
     """Creates the model of a run with random weights.
 
     Raises:
-        ValueError: A model without a prediction head, or an unknown model.
-        TypeError: An unknown override.
+        ValueError: A model without a prediction head, an unknown model, or an unknown override.
     """
-    model = create_model(config.name, **config.overrides)
+    model = config.create()
     if not isinstance(model, TrackModel):
         name = config.name.partition(".")[0]
         raise ValueError(f"model.name={config.name} has no prediction head; use {name}_track.")

@@ -243,11 +243,16 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     return named
 
 
-def _find_tensors(content: Any, outer: tuple[Any, ...] = ()) -> Mapping[Any, Tensor] | None:
-    """The mapping of tensors in nested wrappers; `outer` are the mappings around `content`."""
-    if not isinstance(content, Mapping) or any(content is other for other in outer):
-        return None
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return content
-    inner = (_find_tensors(content.get(key), (*outer, content)) for key in _WRAPPERS)
-    return next((tensors for tensors in inner if tensors is not None), None)
+def _find_tensors(content: Any) -> Mapping[Any, Tensor] | None:
+    """The first mapping of tensors in nested wrappers, each of which is searched once."""
+    seen: set[int] = set()  # a pickle can have a wrapper in itself, and in many others
+    waiting = [content]
+    while waiting:
+        wrapper = waiting.pop()
+        if not isinstance(wrapper, Mapping) or id(wrapper) in seen:
+            continue
+        if wrapper and all(isinstance(value, Tensor) for value in wrapper.values()):
+            return wrapper
+        seen.add(id(wrapper))
+        waiting += [wrapper.get(key) for key in reversed(_WRAPPERS)]
+    return None

@@ -28,6 +28,7 @@ __all__ = [
     "local_file",
     "located_weights",
     "resolve_weights",
+    "run_hint",
     "tags_of",
     "timm_weights",
 ]
@@ -222,6 +223,12 @@ def _is_timms(text: str) -> bool:
     return bool(timm.models.is_model(model)) and model not in registered_models()
 
 
+def run_hint(folder: str | Path) -> str:
+    """A sentence that names the newest weights in the folder of a training run; empty for other folders."""
+    checkpoints = sorted(Path(folder).glob("checkpoints/step-*/weights"))
+    return f" It is the folder of a run, whose newest weights are {checkpoints[-1]}." if checkpoints else ""
+
+
 def local_file(path: str | Path) -> WeightsSource:
     """A file of weights, or a folder of `save_pretrained`.
 
@@ -232,7 +239,7 @@ def local_file(path: str | Path) -> WeightsSource:
     if file != Path(path) and not file.is_file():
         raise FileNotFoundError(
             f"The folder {path} has no model.safetensors, which save_pretrained writes. Name a file, or a "
-            "folder with weights."
+            f"folder with weights.{run_hint(path)}"
         )
     if not file.is_file():
         raise FileNotFoundError(f"There is no weights file {str(file)!r}.")

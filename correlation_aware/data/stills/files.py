@@ -1,8 +1,11 @@
 """Still images from WebDataset shards or a folder, with the mask and the class where they have one."""
 
+import lzma
+import re
+import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +22,11 @@ from correlation_aware.data.shard_files import expand_shards
 __all__ = ["Still", "read_stills"]
 
 MASK = ".mask.png"
+META = re.compile(r"__[^/]*__($|/)")  # files of WebDataset's own
+MOST_BYTES = 2**28  # of an image in a shard
 
 Image = NDArray[np.uint8]
+Entry = tuple[str, str, bytes, bytes | None]  # name, class, encoded image and mask
 
 
 class Still(NamedTuple):
@@ -62,7 +68,7 @@ def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = 
     path = Path(source)
     raw = _folder(path, errors) if path.is_dir() else _shards(str(source), errors)
 
-    def decode(entry: tuple[str, str, bytes, bytes | None]) -> Still | None:
+    def decode(entry: Entry) -> Still | None:
         name, label, image, mask = entry
         try:
             return _decode(image, mask, label, max_side)
@@ -72,7 +78,7 @@ def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = 
 
     empty = True
     with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(raw, 256)):  # limits the encoded images in memory
+        for chunk in _chunks(raw):
             errors.files += len(chunk)
             for still in pool.map(decode, chunk):
                 if still is not None:
@@ -82,7 +88,21 @@ def read_stills(source: str | Path, max_side: int, errors: ErrorBudget | None = 
         raise FileNotFoundError(f"{source} has no readable images ({', '.join(IMAGE_SUFFIXES)}).")
 
 
-def _folder(root: Path, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, bytes | None]]:
+def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Lists of entries, whose encoded images take a limited memory."""
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        chunk.append(entry)
+        size += len(entry[2])
+        if len(chunk) == 256 or size > MOST_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _folder(root: Path, errors: ErrorBudget) -> Iterator[Entry]:
     for path in walk_files(root):
         if path.suffix.lower() in UNREAD_SUFFIXES:
             errors.add(str(path), ValueError(f"not of a kind that is read: {', '.join(IMAGE_SUFFIXES)}"))
@@ -98,7 +118,7 @@ def _folder(root: Path, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, 
             yield str(path), label, image, mask_bytes
 
 
-def _shards(urls: str, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, bytes | None]]:
+def _shards(urls: str, errors: ErrorBudget) -> Iterator[Entry]:
     if not set(":{") & set(urls[2:]) and not Path(urls).exists():  # neither a URL nor several shards
         raise FileNotFoundError(f"There is no folder or shard {urls}.")
     for sample in _webdataset(urls, errors):
@@ -111,18 +131,39 @@ def _shards(urls: str, errors: ErrorBudget) -> Iterator[tuple[str, str, bytes, b
             yield name, _label(key), image, sample.get(MASK[1:])
 
 
-def _webdataset(source: str, errors: ErrorBudget) -> Iterable[Mapping[str, Any]]:
-    (webdataset,) = require("webdataset", message="Tar shards need {names}")
-    urls = expand_shards(source)
+def _webdataset(source: str, errors: ErrorBudget) -> Iterator[Mapping[str, Any]]:
+    """Files of shards by key. Every process reads all shards into its own pool: they are not split."""
+    (tariterators,) = require("webdataset.tariterators", message="Tar shards need {names}")
 
     def handler(error: Exception) -> bool:
         errors.add(f"{source}: {error}", type(error).__name__)  # webdataset names the shard in the message
         return True
 
-    # every process reads all shards into its own pool, so shards are not split between processes
-    return webdataset.WebDataset(
-        urls, shardshuffle=False, handler=handler, nodesplitter=None, workersplitter=None, empty_check=False
-    )
+    opened = tariterators.url_opener(({"url": url} for url in expand_shards(source)), handler)
+    files = (file for shard in opened for file in _files(shard["stream"], shard["url"], errors))
+    yield from tariterators.group_by_keys(files, handler=handler)
+
+
+def _files(stream: Any, url: str, errors: ErrorBudget) -> Iterator[dict[str, Any]]:
+    """Files of a shard, and {} at its end; of those that are no images and masks only the names."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*") as tar:
+            while (member := tar.next()) is not None:
+                vars(tar)["members"] = []  # it would keep all of them
+                if not member.isreg() or META.match(member.name):
+                    continue
+                if member.issparse() or member.size > MOST_BYTES:  # it claims what the shard need not have
+                    kind = "a sparse file" if member.issparse() else "a file"
+                    reason = f"{kind} of {member.size} bytes; images have at most {MOST_BYTES} and no holes"
+                    errors.add(f"{url}: {member.name}", ValueError(reason))
+                    continue
+                is_image = member.name.lower().endswith(IMAGE_SUFFIXES)
+                content = tar.extractfile(member) if is_image else None
+                data = b"" if content is None else content.read()
+                yield {"fname": member.name, "data": data, "__url__": url}
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+        errors.add(url, error)
+    yield {}
 
 
 def _label(key: str) -> str:

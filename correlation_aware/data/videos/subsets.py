@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,8 +36,8 @@ class VideoSet:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"The weight of a dataset is {self.weight:g}; it must be at least 0.")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"The weight of a dataset is {self.weight:g}; it must be at least 0 and finite.")
 
     @classmethod
     def of(cls, value: Any) -> "VideoSet":

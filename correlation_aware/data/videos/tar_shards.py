@@ -133,9 +133,8 @@ class TarShards:
         if index is None:
             return self._scan(shard, size)
         try:
-            content = json.loads(index)
-            expected, samples = int(content["bytes"]), content["samples"]
-        except (ValueError, KeyError, TypeError) as error:
+            expected, samples = _read_index(index)
+        except Exception as error:  # of another structure it raises anything
             raise ValueError(f"{shard}{INDEX_SUFFIX} is not an index of a shard; delete it.") from error
         if size > expected:
             raise ValueError(
@@ -168,6 +167,18 @@ class TarShards:
         if end + 512 > size or any(shard.read(end, 512)):
             self.damaged[str(shard)] = f"the header at byte {end} of {size} is damaged"
         return samples
+
+
+def _read_index(index: bytes) -> tuple[int, dict[str, dict[str, Sequence[int]]]]:
+    """Size of the shard, and offset and size of the members of every sample."""
+    content = json.loads(index)
+    samples = {key: dict(members.items()) for key, members in content["samples"].items()}
+    for members in samples.values():
+        for place in members.values():
+            offset, size = place
+            if not (type(offset) is type(size) is int and min(offset, size) >= 0):
+                raise ValueError(f"{place} is not an offset and a size")
+    return int(content["bytes"]), samples
 
 
 class _Reader(io.RawIOBase):
