@@ -12,7 +12,7 @@ from correlation_aware._devices import as_device
 from correlation_aware.bench import bench_tracking, machine
 from correlation_aware.cli import main
 from correlation_aware.cli._common import FORMER_OPTIONS, WEIGHTS_HELP
-from correlation_aware.runtime.session import RUNTIMES
+from correlation_aware.runtime import RUNTIMES
 from correlation_aware.tracking.tracker import create_tracker
 from correlation_aware.weights import hub
 

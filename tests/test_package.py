@@ -16,6 +16,7 @@ import pytest
 
 import correlation_aware as ca
 from correlation_aware._extras import EXTRAS, NAMES, require
+from correlation_aware._help import is_help
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,6 +140,39 @@ def test_command_line():
     assert row["params"] == 3_733_734 and row["macs"] > row["cached_macs"] > 2.9e9
     table = runner.invoke(app, ["models", "sbt_light_track", "--profile"])
     assert "3.73" in table.output and "3.03" in table.output
+
+
+@pytest.mark.parametrize("words", [["--help"], ["track", "--help"], [], ["--version"], ["weights", "--help"]])
+def test_help_imports_no_torch(words):
+    """The import of PyTorch and timm takes seconds, and completion of a command asks at every TAB."""
+    command = [sys.executable, "-X", "importtime", "-m", "correlation_aware", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout and "correlation_aware.cli" in done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "timm", "numpy", "cv2"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "completion", "expected"),
+    [
+        (["/usr/bin/correlation-aware", "track", "--help"], False, True),
+        (["C:/Scripts/correlation-aware.exe", "--version"], False, True),
+        (["correlation-aware"], False, True),
+        (["correlation-aware", "track"], True, True),
+        (["correlation-aware", "track", "video.mp4"], False, False),
+        (["correlation-aware", "track", "--help", "video.mp4"], False, False),
+        (["train.py", "--help"], False, False),
+        (["-c", "--help"], False, False),
+        (["-m", "--help"], False, False),  # of another module, which imports this package
+        ([], False, False),
+    ],
+)
+def test_only_the_own_help_leaves_the_models_out(monkeypatch, argv, completion, expected):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest", "-k", "correlation_aware"])
+    if completion:
+        monkeypatch.setenv("_CORRELATION_AWARE_COMPLETE", "complete_bash")
+    assert is_help() == expected
 
 
 def test_a_mistake_is_one_line_and_exit_code_1(monkeypatch, capsys):

@@ -15,7 +15,7 @@ from correlation_aware.bench.machine import dtype_name
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.ops import get_backend, set_backend
-from correlation_aware.runtime.session import Runtime
+from correlation_aware.runtime import Runtime
 from correlation_aware.tracking.tracker import Timings, Tracker, check_tracker_name, create_tracker
 
 __all__ = ["TrackRow", "bench_tracker", "check_runtimes"]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from correlation_aware.ops import Backend, set_backend
+from correlation_aware.runtime import RUNTIMES, Runtime
 from correlation_aware.runtime.graphs import SessionModel
-from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
+from correlation_aware.runtime.session import InferenceSession
 
 __all__ = [
     "REFERENCE",

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from correlation_aware.cli._messages import PipeConsole
 from correlation_aware.cli._threads import spare_busy_cores
-from correlation_aware.runtime.session import RUNTIMES
+from correlation_aware.runtime import RUNTIMES
 
 T = TypeVar("T")
 
@@ -128,8 +128,7 @@ def load_tracker(
         decode: Choice of the box, see `create_tracker`.
         redetect: Whether to search for a lost target, see `TrackerConfig`; None for the default.
     """
-    from correlation_aware import create_tracker
-    from correlation_aware.tracking.tracker import decode_config
+    from correlation_aware.tracking.tracker import create_tracker, decode_config
 
     config = decode_config(decode)
     if redetect is not None:

@@ -305,7 +305,7 @@ def tracker(
     from correlation_aware.bench.bench_models import check_model
     from correlation_aware.bench.bench_tracking import bench_tracker, check_runtimes
     from correlation_aware.bench.contenders import Skipped
-    from correlation_aware.runtime.session import RUNTIMES
+    from correlation_aware.runtime import RUNTIMES
     from correlation_aware.tracking.tracker import check_tracker_name
 
     run = Benchmark("tracker", device, dtype, threads, as_json)

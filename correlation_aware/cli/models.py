@@ -35,8 +35,8 @@ def models(
     On a terminal by family, with the tags of their weights; in a pipe names
     alone, one per line.
     """
-    from correlation_aware import list_models
     from correlation_aware.models.registry import near_names
+    from correlation_aware.zoo import list_models
 
     for option, size in (("--template-size", template_size), ("--search-size", search_size)):
         if size is not None and not profile:
@@ -95,9 +95,9 @@ def _by_family(names: list[str]) -> str:
 
 
 def _row(name: str, template_size: int | None, search_size: int | None) -> dict[str, Any]:
-    from correlation_aware import create_model
     from correlation_aware.models.profile import profile
     from correlation_aware.models.registry import reported_costs
+    from correlation_aware.zoo import create_model
 
     model: Any = create_model(name, device="meta")
     options = {"template_size": template_size, "search_size": search_size}

@@ -67,10 +67,10 @@ def profile_settings(
     as_json: Json = False,
 ) -> None:
     """Parameters and GMACs of every variant beside the paper's, with the reason of a deviation."""
-    from correlation_aware import create_model
     from correlation_aware.models.profile import profile
     from correlation_aware.study.scale import at_scale, check_scale
     from correlation_aware.study.settings import table
+    from correlation_aware.zoo import create_model
 
     check_scale(scale)
     rows = []

@@ -193,9 +193,9 @@ def finetune(
     clips of other targets. --set takes the keys of `train track`.
     """
     train_tools.check_installed()
-    from correlation_aware import create_tracker
     from correlation_aware.evaluation.synthetic import ClipValidation
     from correlation_aware.evaluation.videos import VideoValidation
+    from correlation_aware.tracking.tracker import create_tracker
     from correlation_aware.training.config import change
     from correlation_aware.training.finetune import finetune_config
     from correlation_aware.training.track import held_out_videos, make_track_trainer

@@ -3,14 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from correlation_aware import weights
 from correlation_aware._files import (
     atomic_path,
     check_output_file,
@@ -18,8 +16,11 @@ from correlation_aware._files import (
     read_json,
     sha256_file,
 )
-from correlation_aware.weights import WeightsEntry, WeightsSource
-from correlation_aware.weights.hub import hash_in_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from correlation_aware.weights import WeightsEntry, WeightsSource
 
 app = typer.Typer(help="List, verify, download, convert and publish weights.", no_args_is_help=True)
 
@@ -44,6 +45,8 @@ def list_entries(
     as_json: Annotated[bool, typer.Option("--json", help="The entries as JSON.")] = False,
 ) -> None:
     """Show the weights that are known."""
+    from correlation_aware import weights
+
     manifest = weights.load_manifest()
     if as_json:
         typer.echo(json.dumps({name: entry.to_json() for name, entry in manifest.items()}, indent=2))
@@ -66,6 +69,8 @@ def list_entries(
 @app.command()
 def verify(name: RemoteOrLocal) -> None:
     """Check a file's hash and that every number in it is finite; download it first if it is not there."""
+    from correlation_aware import weights
+
     source = weights.resolve_weights(name)
     path = source.fetch()
     state_dict = weights.read_state_dict(path)
@@ -81,6 +86,8 @@ def download(
     to: Annotated[Path | None, typer.Option(help="Folder for a copy; otherwise only the cache.")] = None,
 ) -> None:
     """Download weights, verify them and print their path."""
+    from correlation_aware import weights
+
     if to is not None:
         check_output_folder(to)
     source = weights.resolve_weights(name)
@@ -112,6 +119,8 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")] = False,
 ) -> None:
     """Rewrite somebody's checkpoint as safetensors with this package's parameter names."""
+    from correlation_aware import weights
+
     if format not in weights.format_names():
         raise ValueError(f"--format {format!r} is not one of {', '.join(weights.format_names())}.")
     if dest.exists() and not force:
@@ -152,7 +161,7 @@ def push(
 
     The weights are loaded into the model first; what does not fit is refused.
     """
-    from correlation_aware import publish
+    from correlation_aware import publish, weights
 
     model, _, tag = name.partition(".")
     plan = publish.push(
@@ -179,16 +188,19 @@ def push(
         typer.echo("\nNothing was uploaded. Add --upload to do it.")
 
 
-def _origin(entry: WeightsEntry) -> str:
+def _origin(entry: "WeightsEntry") -> str:
     return "bundled" if entry.source == "bundled" else str(entry.url or entry.repository)
 
 
-def _pixels(entry: WeightsEntry) -> str:
+def _pixels(entry: "WeightsEntry") -> str:
     return str(entry.input_size or f"{entry.template_size}, {entry.search_size}")
 
 
-def _verified_by(source: WeightsSource) -> str:
+def _verified_by(source: "WeightsSource") -> str:
     """What the hash of a file was compared with."""
+    from correlation_aware import weights
+    from correlation_aware.weights.hub import hash_in_name
+
     if source.path is not None:
         digest = sha256_file(source.path)
         known = [name for name, entry in weights.load_manifest().items() if entry.sha256 == digest]
@@ -198,6 +210,6 @@ def _verified_by(source: WeightsSource) -> str:
     return f"as in the {'manifest' if source.entry and source.entry.sha256 else 'Hub'}"
 
 
-def _content(state_dict: dict[str, Tensor]) -> str:
+def _content(state_dict: "dict[str, Tensor]") -> str:
     numbers = sum(tensor.numel() for tensor in state_dict.values())
     return f"{len(state_dict)} tensors, {numbers / 1e6:.3f} M numbers"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from correlation_aware._extras import require
 from correlation_aware._files import file_lock, read_json, sha256_file, write_text
 from correlation_aware.models.contract import TemplateState, common_batch
 from correlation_aware.ops import packed_weights
+from correlation_aware.runtime import RUNTIMES, Runtime
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
 from correlation_aware.runtime.export import (
     SUFFIXES,
@@ -35,13 +36,7 @@ from correlation_aware.runtime.export import (
 from correlation_aware.runtime.fused_convolutions import fuse_convolutions, refresh
 from correlation_aware.runtime.graphs import SessionModel, cast_input, split_graphs
 
-__all__ = ["RUNTIMES", "InferenceSession", "Runtime", "export_cache"]
-
-# To add a runtime: its name here, which the options, their help and the benchmarks follow, and its branch in
-# `InferenceSession`. One that runs exported files also needs `open_graph` of `runtime/export.py`, the default
-# device of `create_tracker`, and `FILE_RUNTIMES` of `bench/contenders.py`.
-Runtime = Literal["auto", "eager", "compile", "cudagraph", "onnx", "openvino"]
-RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+__all__ = ["InferenceSession", "export_cache"]
 
 Step = Callable[..., tuple[Tensor, ...]]
 GRAPHS = ("template", "search")  # that a session runs

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from correlation_aware.models.tracker import TrackModel
-from correlation_aware.runtime.session import Runtime
+from correlation_aware.runtime import Runtime
 from correlation_aware.tracking.frame_source import Frame, FrameSource
 from correlation_aware.tracking.tracker import Tracker, TrackerConfig, TrackResult, create_tracker
 from correlation_aware.tracking.video import open_frames

@@ -23,8 +23,9 @@ from correlation_aware._devices import as_device
 from correlation_aware._fields import check_values
 from correlation_aware.models.contract import refuse_wrapper
 from correlation_aware.models.tracker import TrackModel
+from correlation_aware.runtime import RUNTIMES, Runtime
 from correlation_aware.runtime.graphs import description
-from correlation_aware.runtime.session import RUNTIMES, InferenceSession, Runtime
+from correlation_aware.runtime.session import InferenceSession
 from correlation_aware.tracking.boxes import distinct, vote
 from correlation_aware.tracking.crop import Crop, as_boxes, as_rgb, clip_box
 from correlation_aware.tracking.device_crop import crop_resize, to_device, upload_region
