@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 
-import correlation_aware
 from correlation_aware._files import atomic_path
 from correlation_aware.cli import _common, _messages, demo, main
 from correlation_aware.cli._signals import ENDINGS, exit_by_signals
@@ -74,7 +73,10 @@ class Scripted:
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(correlation_aware, "create_tracker", lambda *_, **__: Scripted(*arguments))  # type: ignore[arg-type]
+    def create(*_: object, **__: object) -> Scripted:
+        return Scripted(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("correlation_aware.tracking.tracker.create_tracker", create)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -148,7 +150,7 @@ def test_the_search_for_lost_targets_is_an_option(
         configs.append(config)
         return Scripted(())
 
-    monkeypatch.setattr(correlation_aware, "create_tracker", create)
+    monkeypatch.setattr("correlation_aware.tracking.tracker.create_tracker", create)
     assert run("track", video, *BOX, *words)[0] == 0
     assert configs[0].redetect == expected and configs[0].window_weight == (0 if "paper" in words else 0.49)
 
