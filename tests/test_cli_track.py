@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from correlation_aware._files import atomic_path
 from correlation_aware.cli import _common, _messages, demo, main
@@ -301,9 +302,22 @@ def test_a_trail_joins_the_centers(run: Run, video: Path, monkeypatch: pytest.Mo
     assert rows.mean() == pytest.approx(50, abs=1.5) and columns.min() >= 46 and columns.max() <= 60
 
 
+def test_the_score_maps_of_all_targets_are_drawn(run: Run, video: Path) -> None:
+    """From the first update on, in gray search regions; the boxes are the same."""
+    boxes = (*BOX, "--box", "70,20,30,30")
+    for name, words in (("with", ("--score-map",)), ("without", ())):
+        torch.manual_seed(0)  # of the weights
+        run("track", video, *boxes, *MODEL, "--output", f"{name}.mp4", "--boxes", f"{name}.csv", *words)
+    assert Path("with.csv").read_bytes() == Path("without.csv").read_bytes()
+    shown, plain = (np.stack(list(open_frames(f"{name}.mp4"))).astype(int) for name in ("with", "without"))
+    changed = np.abs(shown - plain).max(axis=3) > 20
+    assert changed[0].mean() < 0.01 and (changed[1:].mean(axis=(1, 2)) > 0.2).all()
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
+        (("--score-map",), "--score-map has no effect without --output FILE or --show"),
         (("--select",), "--box and --select exclude each other"),
         (("--format", "mot"), "--format mot has no effect without --boxes"),
         (("--trail", "5"), "--trail 5 has no effect without --output"),

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from correlation_aware.demo_clip import draw_clip
-from correlation_aware.tracking.draw import COLORS, contact_sheet, draw_box, draw_result, target_color
+from correlation_aware.tracking.crop import Crop
+from correlation_aware.tracking.draw import (
+    COLORS,
+    contact_sheet,
+    draw_box,
+    draw_result,
+    draw_score_maps,
+    target_color,
+)
 from correlation_aware.tracking.tracker import TrackResult
 
 GRAY = np.full((120, 160, 3), 128, np.uint8)
@@ -28,6 +36,40 @@ def test_the_line_follows_the_box() -> None:
     assert (
         drawn[40, 39:41, 0].astype(int).sum() > drawn[40, 39:41, 1].astype(int).sum() + 100
     )  # red on the left edge
+
+
+def test_a_score_map_is_drawn_over_its_search_region() -> None:
+    """One location of 4 x 4 is high: a region of 80 px is bright around its middle alone."""
+    scores = np.zeros((4, 4), np.float32)
+    scores[1, 2] = 1
+    drawn = draw_score_maps(GRAY, [(scores, Crop(30, 20, 80))]).astype(int)
+    assert (GRAY == 128).all()
+    row, column = np.unravel_index(drawn.sum(axis=2).argmax(), GRAY.shape[:2])
+    assert (
+        abs(row - (20 + 1.5 * 20)) <= 1 and abs(column - (30 + 2.5 * 20)) <= 1
+    )  # the middle of the location
+    assert drawn[50, 80, 0] > drawn[50, 80, 2] + 80  # yellow
+    left, right, top, bottom = touched(drawn)
+    assert (left, right, top, bottom) == pytest.approx((30, 110, 20, 100), abs=3)  # the line has a contour
+    assert drawn[90, 40].max() < 100  # a score of 0 darkens the gray
+    lower = np.zeros((4, 4), np.float32), Crop(50, 30, 60)  # of another target, over the high location
+    both = draw_score_maps(GRAY, [(scores, Crop(30, 20, 80)), lower])
+    assert (both[row, column] == drawn[row, column]).all()
+
+
+@pytest.mark.parametrize("crop", [Crop(-60, -50, 120), Crop(100, 70, 120), Crop(-50_000, -50_000, 10**5)])
+def test_a_search_region_may_extend_beyond_the_frame(crop: Crop) -> None:
+    """Also one that no memory holds. Inside the frame it is what a larger frame shows there."""
+    scores = np.random.default_rng(0).random((8, 8), np.float32)
+    drawn = draw_score_maps(GRAY, [(scores, crop)])
+    assert drawn.shape == GRAY.shape and (drawn != GRAY).any()
+    if crop.side < 1000:
+        wide = np.full((480, 640, 3), 128, np.uint8)
+        expected = draw_score_maps(wide, [(scores, Crop(crop.x + 200, crop.y + 200, crop.side))])
+        inner = np.s_[205:315, 205:355]  # without the line of the region along the frame
+        error = np.abs(drawn[5:115, 5:155].astype(int) - expected[inner]).max()
+        assert error <= 3  # weights of the interpolation have 1/32 pixel
+    assert (draw_score_maps(GRAY, [(scores, Crop(500, 500, 50))]) == GRAY).all()
 
 
 @pytest.mark.parametrize("edge", [40, 40.5])

@@ -82,6 +82,9 @@ def track(
     trail: Annotated[
         int, typer.Option(min=0, metavar="N", help="Draw the path of the last N frames in --output.")
     ] = 0,
+    score_map: Annotated[
+        bool, typer.Option("--score-map", help="Draw the score map over the search region in --output.")
+    ] = False,
     show: Annotated[bool, typer.Option("--show", help="Show the frames in a window; q ends it.")] = False,
     depth_range: DepthRange = None,
 ) -> None:
@@ -109,9 +112,11 @@ def track(
         raise ValueError(f"--format {format} has no effect without --boxes FILE")
     if trail and not (output or show):
         raise ValueError(f"--trail {trail} has no effect without --output FILE or --show")
+    if score_map and not (output or show):
+        raise ValueError("--score-map has no effect without --output FILE or --show")
     _check_paths(source, output, boxes)
     depth = parse_depth_range(depth_range)
-    from correlation_aware.tracking.draw import draw_results
+    from correlation_aware.tracking.draw import draw_results, draw_score_maps
     from correlation_aware.tracking.results import ResultWriter
     from correlation_aware.tracking.stream import Tracking
     from correlation_aware.tracking.video import VideoWriter, open_frames
@@ -146,7 +151,11 @@ def track(
                     if table is not None:
                         table.write(results)
                     if video is not None or show:
-                        image = draw_results(results.frame, results.targets, trails if trail else None)
+                        image = results.frame
+                        if score_map and (response := tracker.response) is not None:
+                            scores = response.scores.float().cpu().numpy()
+                            image = draw_score_maps(image, zip(scores, response.crops))
+                        image = draw_results(image, results.targets, trails if trail else None)
                         if video is not None:
                             video.write(image)
                         if show and window is not None and not window.show(image):

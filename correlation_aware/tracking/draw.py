@@ -1,4 +1,4 @@
-"""Draws boxes on frames, and contact sheets of frames."""
+"""Draws boxes and score maps on frames, and contact sheets of frames."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -6,13 +6,25 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
+from correlation_aware.tracking.crop import Crop
 from correlation_aware.tracking.video import Frame
 
 if TYPE_CHECKING:
     from correlation_aware.tracking.tracker import TrackResult
 
-__all__ = ["COLORS", "contact_sheet", "draw_box", "draw_result", "draw_results", "target_color"]
+__all__ = [
+    "COLORS",
+    "REGION",
+    "contact_sheet",
+    "draw_box",
+    "draw_result",
+    "draw_results",
+    "draw_score_maps",
+    "heat_over_image",
+    "target_color",
+]
 
 Color = tuple[int, int, int]  # RGB
 
@@ -29,6 +41,7 @@ COLORS: tuple[Color, ...] = (  # neighbors differ in hue and in lightness, for c
 LOST: Color = (235, 55, 50)
 INK: Color = (18, 18, 20)
 PAPER: Color = (250, 250, 250)
+REGION: Color = (110, 185, 255)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SHIFT = 4  # bits of sub-pixel position in OpenCV's drawing
 
@@ -76,6 +89,64 @@ def draw_results(
     for result in results:
         label = f"#{result.target}" if len(results) > 1 else None
         image = draw_result(image, result, label, target_color(result.target))
+    return image
+
+
+def heat_over_image(
+    image: Frame, heat: ArrayLike, extent: tuple[float, float] = (1.0, 1.0), smooth: bool = False
+) -> Frame:
+    """An image in gray with values over it in color: black for 0, yellow for 1.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        heat: (h, w) values in 0..1.
+        extent: Fraction of the image's height and width that the values cover, from its top left corner.
+        smooth: Whether values are interpolated; otherwise each is a rectangle.
+    """
+    height, width = image.shape[:2]
+    values = np.zeros((height, width), np.float32)
+    covered = round(width * extent[1]), round(height * extent[0])
+    interpolation = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
+    values[: covered[1], : covered[0]] = cv2.resize(
+        np.asarray(heat, np.float32), covered, interpolation=interpolation
+    )
+    bytes_ = np.clip(values * 255, 0, 255).round().astype(np.uint8)
+    color = cv2.cvtColor(cv2.applyColorMap(bytes_, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+    weight = 0.25 + 0.5 * np.sqrt(values.clip(0, 1))[..., None]
+    return np.clip(0.75 * gray * (1 - weight) + color * weight * 1.2, 0, 255).round().astype(np.uint8)
+
+
+def draw_score_maps(frame: Frame, maps: Iterable[tuple[ArrayLike, Crop]]) -> Frame:
+    """A copy of a frame whose search regions are gray, with the score maps over them, from black to yellow.
+
+    Args:
+        frame: uint8 RGB of shape (H, W, 3).
+        maps: (h, w) scores in 0..1 and their search region, of each target. Where regions overlap, the
+            highest score is drawn; what is outside the frame is left out.
+    """
+    image = np.ascontiguousarray(frame).copy()
+    height, width = image.shape[:2]
+    highest = np.full((height, width), -1, np.float32)  # where there is no region
+    crops = []
+    for scores, crop in maps:
+        crops.append(crop)
+        top, left = max(crop.y, 0), max(crop.x, 0)
+        bottom, right = min(crop.y + crop.side, height), min(crop.x + crop.side, width)
+        if bottom <= top or right <= left:
+            continue
+        values = np.asarray(scores, np.float32)
+        steps = values.shape[1] / crop.side, values.shape[0] / crop.side  # locations per pixel
+        starts = (left - crop.x + 0.5) * steps[0] - 0.5, (top - crop.y + 0.5) * steps[1] - 0.5
+        matrix = np.array([[steps[0], 0, starts[0]], [0, steps[1], starts[1]]])
+        flags, size = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (right - left, bottom - top)
+        visible = cv2.warpAffine(values, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        region = highest[top:bottom, left:right]
+        np.maximum(region, visible, out=region)
+    covered = highest >= 0
+    image[covered] = heat_over_image(image, highest)[covered]
+    for crop in crops:
+        image = draw_box(image, (crop.x, crop.y, crop.side, crop.side), REGION, thickness=1)
     return image
 
 

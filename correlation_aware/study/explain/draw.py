@@ -7,16 +7,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from correlation_aware._extras import require
 from correlation_aware.study.explain.measures import BACKGROUND, DISTRACTOR, TARGET
-from correlation_aware.tracking.crop import Crop
-from correlation_aware.tracking.draw import draw_box
 from correlation_aware.tracking.video import Frame
 
 __all__ = [
-    "REGION",
     "SCALE",
     "TRUTH",
     "Row",
@@ -24,14 +21,11 @@ __all__ = [
     "draw_curves",
     "draw_features",
     "draw_tiles",
-    "heat_over_image",
     "mark_location",
-    "paste_heat",
 ]
 
 SCALE = 1.25  # pixels of a PNG over those of its place on the page
 TRUTH = (250, 250, 250)
-REGION = (110, 185, 255)
 INK, FAINT = "#1d1f24", "#60646c"
 GAP, LINE = 10, 17  # between tiles, and height of a line of text
 LABELS = {  # name, color, marker; the colors of the paper, and markers for color-blind readers
@@ -69,43 +63,6 @@ class Row:
 
     heading: str
     tiles: Sequence[Tile]
-
-
-def heat_over_image(
-    image: Frame, heat: ArrayLike, extent: tuple[float, float] = (1.0, 1.0), smooth: bool = False
-) -> Frame:
-    """An image in gray with values over it in color: black for 0, yellow for 1.
-
-    Args:
-        image: uint8 RGB (H, W, 3).
-        heat: (h, w) values in 0..1.
-        extent: Fraction of the image's height and width that the values cover, from its top left corner.
-        smooth: Whether values are interpolated; otherwise each is a rectangle.
-    """
-    height, width = image.shape[:2]
-    values = np.zeros((height, width), np.float32)
-    covered = round(width * extent[1]), round(height * extent[0])
-    interpolation = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
-    values[: covered[1], : covered[0]] = cv2.resize(
-        np.asarray(heat, np.float32), covered, interpolation=interpolation
-    )
-    bytes_ = np.clip(values * 255, 0, 255).round().astype(np.uint8)
-    color = cv2.cvtColor(cv2.applyColorMap(bytes_, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
-    weight = 0.25 + 0.5 * np.sqrt(values.clip(0, 1))[..., None]
-    return np.clip(0.75 * gray * (1 - weight) + color * weight * 1.2, 0, 255).round().astype(np.uint8)
-
-
-def paste_heat(frame: Frame, scores: ArrayLike, crop: Crop) -> Frame:
-    """A frame whose search region shows the score map; what is outside the region stays as it is."""
-    height, width = frame.shape[:2]
-    region = heat_over_image(crop.cut(frame, crop.side), scores, smooth=True)
-    top, left = max(crop.y, 0), max(crop.x, 0)
-    bottom, right = min(crop.y + crop.side, height), min(crop.x + crop.side, width)
-    image = frame.copy()
-    if bottom > top and right > left:
-        image[top:bottom, left:right] = region[top - crop.y : bottom - crop.y, left - crop.x : right - crop.x]
-    return draw_box(image, (crop.x, crop.y, crop.side, crop.side), REGION, thickness=1)
 
 
 def mark_location(image: Frame, x: float, y: float) -> Frame:

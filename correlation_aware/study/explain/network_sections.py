@@ -14,7 +14,6 @@ from correlation_aware.study.explain.draw import (
     Tile,
     draw_features,
     draw_tiles,
-    heat_over_image,
     mark_location,
 )
 from correlation_aware.study.explain.features import arrange, sample_locations, search_features
@@ -28,6 +27,7 @@ from correlation_aware.study.explain.measures import (
 from correlation_aware.study.explain.page import Figure, Section
 from correlation_aware.study.explain.scene import Scene, file_stem
 from correlation_aware.study.explain.trace import Trace
+from correlation_aware.tracking.draw import heat_over_image
 from correlation_aware.tracking.video import Frame
 
 __all__ = ["attention", "features"]

@@ -7,21 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from correlation_aware.study.explain.draw import (
-    REGION,
     TRUTH,
     Row,
     Tile,
     draw_curves,
     draw_tiles,
-    heat_over_image,
-    paste_heat,
 )
 from correlation_aware.study.explain.measures import find_failures
 from correlation_aware.study.explain.page import Figure, Section, Table
 from correlation_aware.study.explain.scene import Scene, file_stem
 from correlation_aware.study.explain.trace import Trace
 from correlation_aware.tracking.crop import Crop
-from correlation_aware.tracking.draw import draw_box, target_color
+from correlation_aware.tracking.draw import REGION, draw_box, draw_score_maps, heat_over_image, target_color
 from correlation_aware.tracking.video import Frame
 
 __all__ = ["failure_frames", "failures", "overview", "response_maps", "score_maps"]
@@ -73,7 +70,9 @@ def score_maps(scene: Scene, frame: int) -> Section:
     tiles, alts = [], []
     for i, trace in enumerate(scene.traces):
         scores, crop = trace.response(frame)
-        image = paste_heat(_enlarged(scene.frames[frame]), scores, _scaled(crop, scene.frames[frame]))
+        image = draw_score_maps(
+            _enlarged(scene.frames[frame]), [(scores, _scaled(crop, scene.frames[frame]))]
+        )
         image = _draw_boxes(image, scene, trace, i, frame, _factor(scene.frames[frame]))
         text = _describe(scene, trace, frame)
         tiles.append(Tile(image, trace.name, text))
