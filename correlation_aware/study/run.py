@@ -28,6 +28,7 @@ from correlation_aware.data.videos.sequences import SequenceSet
 from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
 from correlation_aware.evaluation.synthetic import ClipValidation
 from correlation_aware.evaluation.videos import VideoValidation
+from correlation_aware.models.contract import Sizes
 from correlation_aware.models.profile import profile
 from correlation_aware.models.tracker import TrackModel
 from correlation_aware.study.scale import at_scale, check_scale
@@ -236,8 +237,7 @@ def run_study(
             _store_pairs(jobs, folder, processes, stop)
         for result in _each(_run_one, jobs, processes, stop):
             on_result(result)
-        if len(list((folder / "results").iterdir())) >= len(plan.seeds) * len(plan.settings()):
-            shutil.rmtree(folder / "pairs", ignore_errors=True)
+        shutil.rmtree(folder / "pairs", ignore_errors=True)  # all variants have their results
     return read_results(folder)
 
 
@@ -313,12 +313,13 @@ def _store_pairs(jobs: Sequence[Job], folder: Path, processes: int, stop: Event 
     """Makes the pairs of every seed and image size, if they are not there yet."""
     for plan, name, seed, _, _ in jobs:
         config = training_of(plan, plan.settings()[name], seed)
-        model = make_track_model(config.model)
-        path, steps, size = _pairs_folder(folder, model, seed), config.schedule.steps, config.data.batch_size
+        model = create_model(config.model.name, device="meta", **config.model.overrides)
+        sizes = cast(TrackModel, model).sizes
+        path, steps, size = _pairs_folder(folder, sizes, seed), config.schedule.steps, config.data.batch_size
         if StoredPairs.is_complete(path):
             continue
         shutil.rmtree(path, ignore_errors=True)
-        StoredPairs.create(path, steps, size, model.sizes)
+        StoredPairs.create(path, steps, size, sizes)
         parts = [(config, path, part, processes) for part in range(processes)]
         (names, *_) = list(_each(_fill_part, parts, processes, stop))
         StoredPairs.finish(path, names)
@@ -342,9 +343,8 @@ def _fill_part(
     return list(getattr(source, "names", ()))
 
 
-def _pairs_folder(folder: Path, model: TrackModel, seed: int) -> Path:
-    sizes = "-".join(f"{value:g}" for value in astuple(model.sizes))
-    return folder / "pairs" / f"seed{seed}-{sizes}"
+def _pairs_folder(folder: Path, sizes: Sizes, seed: int) -> Path:
+    return folder / "pairs" / "-".join([f"seed{seed}", *(f"{value:g}" for value in astuple(sizes))])
 
 
 def _run_one(
@@ -359,7 +359,7 @@ def _run_one(
     pairs: PairSource | None = None
     if plan.stored:
         model = make_track_model(config.model)
-        pairs = normalized_for(model, StoredPairs(_pairs_folder(folder, model, seed)))
+        pairs = normalized_for(model, StoredPairs(_pairs_folder(folder, model.sizes, seed)))
     trainer = make_track_trainer(config, run, device, pairs)
 
     def on_step(step: int) -> None:
