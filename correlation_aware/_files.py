@@ -10,11 +10,13 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 if sys.platform != "win32":
     import fcntl
@@ -28,9 +30,12 @@ __all__ = [
     "file_lock",
     "frame_numbers",
     "git_hash_file",
+    "is_device",
     "is_file_name",
+    "is_stdout",
     "list_frames",
     "natural_order",
+    "open_device",
     "parse_json",
     "read_json",
     "read_text",
@@ -47,6 +52,7 @@ UNREAD_SUFFIXES = (
     *(".avif", ".cr2", ".dng", ".exr", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".nef"),
     *(".pbm", ".pgm", ".pnm", ".ppm", ".tga"),
 )
+OPEN_FILE = re.compile(r"/(?:dev|proc/self)/fd/(\d+)|/dev/(stdout|stderr)")
 PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 _logger = logging.getLogger(__name__)
@@ -57,13 +63,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields an empty temporary file in the folder of `path`, with its suffix.
 
     Where `path` is a link, the file that it leads to is written, and the link stays. The file is renamed to
-    `path` at the end of the block, unless the block removed it, and is removed if the block raises.
+    `path` at the end of the block, unless the block removed it, and is removed if the block raises. A device
+    or pipe stays, too: at the end of the block it gets the bytes of the temporary file.
 
     Raises:
-        ValueError: `path` exists and is no regular file.
+        ValueError: `path` exists and is a folder or a disk.
         OSError: The folder does not exist or is not writable.
     """
     path = Path(path)
+    if is_device(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            temporary.touch()
+            yield temporary
+            if temporary.exists():
+                with open_device(path) as device, temporary.open("rb") as file:
+                    shutil.copyfileobj(file, device)
+        return
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} exists and is not a regular file; choose another name")
     if not path.parent.is_dir():
@@ -82,6 +98,32 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_device(path: str | Path) -> bool:
+    """Whether what is written to a path goes to a terminal, another device, a pipe or an open file."""
+    path = Path(path)
+    return bool(OPEN_FILE.fullmatch(str(path))) or path.is_fifo() or path.is_char_device()
+
+
+def is_stdout(path: str | Path) -> bool:
+    """Whether a path is the standard output."""
+    return _descriptor(path) == 1
+
+
+def open_device(path: str | Path) -> BinaryIO:
+    """Opens a path of `is_device` for writing; a pipe waits for its reader.
+
+    An open file is written where it stands, so that it keeps what is in it already.
+    """
+    descriptor = _descriptor(path)
+    return open(path if descriptor is None else os.dup(descriptor), "wb")
+
+
+def _descriptor(path: str | Path) -> int | None:
+    """Number of the open file that a path such as /dev/stdout names."""
+    match = OPEN_FILE.fullmatch(str(path))
+    return match and (int(match[1]) if match[1] else {"stdout": 1, "stderr": 2}[match[2]])
 
 
 def remove_leftovers(path: str | Path) -> None:
@@ -108,13 +150,13 @@ def check_output_file(path: str | Path, suffixes: Sequence[str] = ()) -> None:
         suffixes: Allowed suffixes, in lower case; any by default.
 
     Raises:
-        ValueError: Another suffix, or `path` exists and is no regular file.
+        ValueError: Another suffix, or `path` exists and is a folder or a disk.
         OSError: The folder does not exist or is not writable.
     """
     if suffixes and Path(path).suffix.lower() not in suffixes:
         raise ValueError(f"{path}: the name of the file must end in {', '.join(suffixes)}")
     with atomic_path(path) as temporary:
-        temporary.unlink()
+        temporary.unlink()  # a device gets nothing
 
 
 def check_output_folder(path: str | Path) -> None:

@@ -1,9 +1,11 @@
 """The commands `track` and `demo`: printed text, output files and exit codes."""
 
 import csv
+import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +114,21 @@ def test_a_video_is_tracked_into_a_video_and_a_table(run: Run, video: Path, tmp_
     ):
         assert words in out
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.mp4", "out.csv", "out.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no /dev/stdout")
+def test_boxes_alone_are_on_the_standard_output(video: Path) -> None:
+    words = ("track", video, *BOX, *MODEL, "--format", "jsonl", "--boxes", "/dev/stdout")
+    command = (sys.executable, "-m", "correlation_aware", *map(str, words))
+    out = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert [json.loads(line)["frame"] for line in out.splitlines()] == list(range(6)), "no other line"
+
+
+def test_an_older_file_that_is_replaced_is_told(run: Run, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("mine\n")
+    out = run("track", video, *BOX, *MODEL, "--boxes", "out.csv", "--output", "out.mp4")[1]
+    assert "Wrote out.mp4\nWrote out.csv, in place of an older file\n" in out
+    assert len(table(tmp_path / "out.csv")) == 6
 
 
 def test_every_target_has_its_color(run: Run, tmp_path: Path) -> None:
@@ -357,7 +374,7 @@ def test_demo_needs_no_input_and_prints_everything(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "LENGTH", 12)
-    code, out, _ = run("demo", "--model", "sbt_test_track", "--output", "new/folder")
+    code, out, _ = run("demo", "--model", "sbt_test_track", "--weights", "random", "--output", "new/folder")
     assert code == 0
     folder = tmp_path / "new" / "folder"
     assert sorted(file.name for file in folder.iterdir()) == ["clip.mp4", "contact_sheet.png", "demo.mp4"]

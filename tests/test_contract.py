@@ -9,6 +9,7 @@ import torch
 import correlation_aware as ca
 from correlation_aware.models.contract import FeatureNet
 from correlation_aware.models.heads import CellHead
+from correlation_aware.runtime.session import InferenceSession
 
 TEMPLATE, SEARCH = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 64, 64)
 
@@ -83,6 +84,25 @@ def test_a_network_of_one_level_says_so():
     net = ca.create_model("sbt_test")
     with pytest.raises(ValueError, match="SBT gives level 2 alone"):
         ca.TwoInputModel.forward_intermediates(net, TEMPLATE, SEARCH, (0,))
+
+
+@pytest.mark.parametrize("name", ["sbt_test", "siam_test", "supersbt_test", "onestream_vit_test"])
+def test_images_of_another_kind_are_refused(name):
+    net = ca.create_model(name)
+    session = InferenceSession(net, device="cpu")
+    session.set_template(TEMPLATE)
+    uint8 = SEARCH.byte()
+    for image, kind in ((uint8, "tensor of uint8"), (uint8.numpy(), "ndarray"), (None, "NoneType")):
+        message = rf"search is a {kind}; expected a tensor of floats, \(batch, 3, height, width\)"
+        with pytest.raises(TypeError, match=message):
+            net(TEMPLATE, image)
+        with pytest.raises(TypeError, match=message):
+            session(image)
+        for encode in (lambda image: net(image, SEARCH), session.set_template):
+            with pytest.raises(TypeError, match=rf"template is a {kind}; expected a tensor"):
+                encode(image)
+    with pytest.raises(TypeError, match="or the state that encode_template returned"):
+        net([None], SEARCH)
 
 
 def test_an_empty_batch_is_refused():

@@ -1,7 +1,9 @@
 """Files of every kind: written whole, and the frames of one folder in one order for all who read them."""
 
 import multiprocessing
+import os
 import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -157,6 +159,27 @@ def test_atomic_path_that_cannot_be_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
     write_text("Größe\n", tmp_path / "new")
     assert (tmp_path / "new").read_bytes() == "Größe\n".encode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_pipes_and_devices_are_written_through(tmp_path: Path) -> None:
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    check_output_file(pipe)  # writes nothing, and waits for no reader
+    write_text("text", pipe)
+    reader.join(timeout=10)
+    assert got == ["text"] and pipe.is_fifo()
+    write_text("text", "/dev/null")
+    assert Path("/dev/null").is_char_device()
+    with (tmp_path / "file").open("w") as file:
+        file.write("before\n")
+        file.flush()
+        write_text("text\n", f"/dev/fd/{file.fileno()}")
+        file.write("after\n")
+    assert (tmp_path / "file").read_text() == "before\ntext\nafter\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
 
 
 def test_output_paths_are_checked_without_a_trace(tmp_path: Path) -> None:

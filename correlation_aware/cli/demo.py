@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from correlation_aware.cli._common import Model, console, load_tracker, progress_bar
+from correlation_aware.cli._common import Model, Weights, console, load_tracker, progress_bar
 
 __all__ = ["demo"]
 
@@ -23,6 +23,7 @@ Box = tuple[float, float, float, float]
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("correlation_aware_demo"),
     model: Model = None,
+    weights: Weights = None,
 ) -> None:
     """Track a target in a generated clip, offline.
 
@@ -46,7 +47,7 @@ def demo(
             f"{others[0]} is not of a demo, which writes {', '.join(FILES)}: use another --output"
         )
     torch.manual_seed(0)  # the same random weights in every run
-    tracker = load_tracker(model)
+    tracker = load_tracker(model, weights)
     output.mkdir(parents=True, exist_ok=True)
     truth: list[Box] = []
     with TemporaryDirectory(dir=output, prefix=".demo-") as folder:  # all three files appear at the end
@@ -74,10 +75,10 @@ def demo(
         clip, video, sheet = (path.replace(output / path.name) for path in (clip, video, sheet))
 
     random = tracker.weights_name == "random"
-    weights = "[yellow]random: the boxes mean nothing[/]" if random else escape(tracker.weights_name)
+    loaded = "[yellow]random: the boxes mean nothing[/]" if random else escape(tracker.weights_name)
     table = Table.grid(padding=(0, 2))
     table.add_row("model", f"[bold]{tracker.name}[/] on {tracker.device}")
-    table.add_row("weights", weights)
+    table.add_row("weights", loaded)
     table.add_row("clip", f"{LENGTH} generated frames")
     table.add_row("speed", f"{speed:.1f} frames/s, including decoding and writing")
     table.add_row("mean IoU", f"{sum(overlaps) / len(overlaps):.3f} with the true boxes; 1 at best")

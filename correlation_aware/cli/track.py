@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from correlation_aware._files import is_stdout
 from correlation_aware.cli._common import (
     Decode,
     DepthRange,
@@ -115,6 +116,8 @@ def track(
     if score_map and not (output or show):
         raise ValueError("--score-map has no effect without --output FILE or --show")
     _check_paths(source, output, boxes)
+    replaced = [path for path in (output, boxes) if path is not None and path.is_file()]
+    console.stderr = boxes is not None and is_stdout(boxes)  # the standard output is for the boxes alone
     depth = parse_depth_range(depth_range)
     from correlation_aware.tracking.draw import draw_results, draw_score_maps
     from correlation_aware.tracking.results import ResultWriter
@@ -175,7 +178,8 @@ def track(
         console.print(f"{frames.dropped} frames came while the tracker was busy and were dropped")
     _print_speed(tracking, count, total, write_seconds)
     for path in filter(None, (output, boxes)):
-        console.print(f"Wrote {escape(str(path))}")
+        older = ", in place of an older file" if path in replaced else ""
+        console.print(f"Wrote {escape(str(path))}{older}")
     if video is not None and video.codec == "mp4v":
         console.print("Browsers do not play its codec, MPEG-4 Part 2; pip install av for H.264", style="dim")
     if interrupted or any(lost.values()):

@@ -208,8 +208,16 @@ def check_image(image: Tensor, name: str, in_chans: int, min_side: int = 1, mult
         multiple: Number that must divide height and width.
 
     Raises:
+        TypeError: No tensor, or one of integers.
         ValueError: Another number of dimensions or channels, a wrong size, or an empty batch.
     """
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        dtype = str(getattr(image, "dtype", "")).removeprefix("torch.")
+        kind = f"tensor of {dtype}" if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(
+            f"{name} is a {kind}; expected a tensor of floats, (batch, {in_chans}, height, width), such as "
+            "(image / 255 - mean) / std."
+        )
     if image.ndim != 4 or image.shape[1] != in_chans:
         raise ValueError(
             f"{name} has shape {tuple(image.shape)}; expected (batch, {in_chans}, height, width)."
@@ -508,10 +516,16 @@ class TwoInputModel(nn.Module):
         """A template's state, whether an image or the state is given.
 
         Raises:
+            TypeError: Neither of them.
             ValueError: A template image of the wrong shape.
         """
         if isinstance(template, Tensor):
             return self.encode_template(template)
+        if not isinstance(template, (tuple, list)) or not all(isinstance(t, Tensor) for t in template):
+            raise TypeError(
+                f"template is a {type(template).__name__}; expected a tensor of floats, (batch, "
+                f"{self.in_chans}, height, width), or the state that encode_template returned."
+            )
         return template if isinstance(template, TemplateState) else make_state(template)
 
 

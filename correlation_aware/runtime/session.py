@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from correlation_aware._devices import as_device, as_dtype
 from correlation_aware._extras import require
 from correlation_aware._files import file_lock, read_json, sha256_file, write_text
-from correlation_aware.models.contract import TemplateState, common_batch
+from correlation_aware.models.contract import TemplateState, check_image, common_batch
 from correlation_aware.ops import packed_weights
 from correlation_aware.runtime import RUNTIMES, Runtime
 from correlation_aware.runtime.cuda_graph import CudaGraphStep
@@ -152,7 +152,8 @@ class InferenceSession:
             template: (B, 3, Hz, Wz) template images, normalized, on any device.
 
         Raises:
-            ValueError: An image size that the runtime has no graph for.
+            TypeError: No tensor, or one of integers.
+            ValueError: A wrong shape, or an image size that the runtime has no graph for.
             RuntimeError: Something moved the model to another device or dtype.
         """
         self._state = self.encode(template)
@@ -164,7 +165,8 @@ class InferenceSession:
             template: (B, 3, Hz, Wz) template images, normalized, on any device.
 
         Raises:
-            ValueError: An image size that the runtime has no graph for.
+            TypeError: No tensor, or one of integers.
+            ValueError: A wrong shape, or an image size that the runtime has no graph for.
             RuntimeError: Something moved the model to another device or dtype.
         """
         self._check_image(template, "template", self.model.sizes.template_size)
@@ -234,6 +236,7 @@ class InferenceSession:
 
         Raises:
             RuntimeError: No template is set, or something moved the model to another device or dtype.
+            TypeError: No tensor, or one of integers.
             ValueError: The batch sizes of templates and search images differ, and neither of them is 1; an
                 image size that the runtime has no graph for.
         """
@@ -303,7 +306,8 @@ class InferenceSession:
             )
 
     def _check_image(self, image: Tensor, name: str, side: int) -> None:
-        """Checks what PyTorch's runtimes take and exported graphs do not: another size of the image."""
+        """Checks an image before it is cast, and its size for exported graphs."""
+        check_image(image, name, self.model.in_chans)
         expected = (self.model.in_chans, side, side)
         if self.runtime in ("onnx", "openvino") and tuple(image.shape[1:]) != expected:
             raise ValueError(

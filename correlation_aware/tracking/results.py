@@ -4,11 +4,12 @@ import csv
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from correlation_aware._files import atomic_path
+from correlation_aware._files import atomic_path, is_device, open_device
 
 if TYPE_CHECKING:
     from correlation_aware.tracking.stream import FrameResults
@@ -22,7 +23,8 @@ SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "coco"}  # of formats tha
 class ResultWriter:
     """Writes results to a file, which exists under its name only when it is complete.
 
-    Use it in a `with` block: the file is removed when the block fails. The formats are
+    Use it in a `with` block: the file is removed when the block fails. A device or a pipe, such as
+    /dev/stdout, gets the results frame by frame. The formats are
 
     - `csv`: a row per frame and target, with the columns `COLUMNS`;
     - `jsonl`: an object per frame: `{"frame": 0, "time": 0.0, "targets": [{"target": 0, "box": [x, y, w, h],
@@ -48,8 +50,12 @@ class ResultWriter:
             what = f"format={format!r} is unknown" if format else f"the name {path} tells no format"
             raise ValueError(f"{what}: use one of {', '.join(FORMATS)}, or a name in {', '.join(SUFFIXES)}")
         self._stack = ExitStack()
-        temporary = self._stack.enter_context(atomic_path(self.path))
-        file = self._stack.enter_context(temporary.open("w", newline="", encoding="utf-8"))
+        text: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
+        if is_device(self.path):
+            file = TextIOWrapper(open_device(self.path), **text, line_buffering=True)
+        else:
+            file = self._stack.enter_context(atomic_path(self.path)).open("w", **text)
+        self._stack.callback(file.close)
         self._write, self._end = FORMATS[format](file)
 
     def write(self, results: "FrameResults") -> None:
