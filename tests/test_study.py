@@ -123,7 +123,7 @@ def test_the_settings_of_table_1_build_as_the_paper_has_them(name):
     setting = study.TABLE_1[name]
     model = ca.create_model(setting.model, device="meta", **setting.overrides)
     params = sum(p.numel() for p in model.parameters()) / 1e6
-    limits = {"A1": 0.32, "A2": 0.65, "A3": 0.36}  # their notes have the reasons
+    limits = {"A1": 0.25, "A2": 0.65, "A3": 0.36}  # their notes have the reasons
     assert abs(params / setting.reported.params - 1) < limits.get(name, 0.15)
 
 
@@ -356,6 +356,18 @@ def test_mistakes_end_before_the_first_step(run, photos, tmp_path, words, messag
     assert not (tmp_path / "study").exists()
 
 
+def test_pretrained_blocks_reach_the_training(photos, sequences):
+    """Fig. 8 and "converges faster": all weights, those of the first blocks, or none."""
+    training = load(TrackTraining, None, [f"data.sources={{{photos}: 1}}"])
+    expected = {"fig8": {"0": (None, None), "7": ("w", 7), "17": ("w", 17)}}
+    expected["convergence"] = {"scratch": (None, None), "pretrained": ("w", None)}
+    for table, starts in expected.items():
+        plan = study_run.Plan(table, training, sequences=str(sequences), pretrained="w")
+        for name, start in starts.items():
+            model = study_run.training_of(plan, plan.settings()[name], seed=0).model
+            assert (model.pretrained, model.pretrained_blocks) == start
+
+
 def test_pretrained_tables_need_weights(run, photos, sequences, tmp_path):
     words = ["--output", tmp_path / "s", "--photographs", photos, "--sequences", sequences, "--steps", 2]
     with pytest.raises(ValueError, match="--start"):
@@ -419,6 +431,7 @@ def test_the_metric_that_all_results_have_is_plotted(run, tmp_path):
 def test_plots_of_pretrained_blocks_and_of_two_studies(tmp_path):
     pytest.importorskip("matplotlib")
     results = fake_results("fig8", {"0": [0.3], "7": [0.4], "17": [0.5, 0.6]})
+    results[-1] |= {"curve": [*results[-1]["curve"], {"step": 3, "loss": 0.8, "iou": 0.3}]}  # at a checkpoint
     names = [path.name for path in plot_study({"a": results, "b": results}, tmp_path)]
     assert names == ["scores.png", "size.png", "curves.png", "pretrained_blocks.png"]
     placed = plot_study({"a": fake_results("fig4", {"C1": [0.3, 0.5], "C9": [0.6]})}, tmp_path)

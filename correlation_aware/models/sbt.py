@@ -441,7 +441,8 @@ class SBT(StagedNetwork, TwoInputModel):
         TwoInputModel.__init__(self, cfg.levels(), in_chans, sizes)
         if not cfg.cross_positions:
             raise ValueError(
-                f"cross_blocks={cfg.cross_blocks} names no EoC-CA block: the template would have no effect."
+                f"cross_blocks={cfg.cross_blocks} names no EoC-CA block: the template would have no effect. "
+                "Networks with correlation after them are siam_sbt_base_dw, _ca and _dcf."
             )
         cross = cfg.attention_of(*cfg.cross_positions[0])
         if cross in WINDOWS and self.sizes.template_size != self.sizes.search_size:

@@ -315,9 +315,13 @@ def _draw_curves(figure: Any, groups: Groups, studies: Studies, metric: str) -> 
     lines = itertools.count()
     for key, study in studies.items():
         for s in groups[key]:
-            curves = [r["curve"] for r in study if r["setting"] == s.setting.name]
-            steps = [record["step"] for record in curves[0]]
-            ious = np.array([[record["iou"] for record in curve] for curve in curves])
+            curves = [
+                {record["step"]: record["iou"] for record in r["curve"]}
+                for r in study
+                if r["setting"] == s.setting.name
+            ]
+            steps = sorted(set.intersection(*map(set, curves)))  # a checkpoint in between adds a record
+            ious = np.array([[curve[step] for step in steps] for curve in curves])
             number = next(lines)
             label = s.setting.name if len(studies) == 1 else f"{key}: {s.setting.name}"
             axes.plot(steps, ious.mean(axis=0), color=f"C{number % 10}", linewidth=1.2, label=label)

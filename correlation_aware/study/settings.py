@@ -116,13 +116,14 @@ TABLE_1 = _table(
             "strides": (4,),
             "cross_blocks": ((1, 3, 5, 7, 9, 11),),
             "attention": "global",
-            "position": "absolute",
+            "position": "sinusoidal",
             "patch_embed": "patchify",
         },
         reported=Reported(22.5, 35.1, 47.5),
         origin="inferred",
-        note="Width and depth are those of ViT-S, which is 22.9 M without a head: the mixer head for 64 x 64 "
-        "locations has 6.6 M. The reported FLOPs do not fit the stride of 4 that the paper states (footnotes "
+        note="Width and depth are those of ViT-S, 21.3 M here without a head: the mixer head for 64 x 64 "
+        "locations has 6.6 M. Absolute positions are sinusoidal, as Sec. 3.3 says; a learned table would add "
+        "1.6 M. The reported FLOPs do not fit the stride of 4 that the paper states (footnotes "
         "1 and 3): 4096 search tokens cost 226 GMACs; at stride 8 it would be 34.7.",
     ),
     Setting(
@@ -136,8 +137,10 @@ TABLE_1 = _table(
         },
         reported=Reported(40.2, 36.5, 56.4),
         origin="inferred",
-        note="The paper gives no widths and depths; those of SBT-base keep the comparison to the attention, "
-        "with a third of the parameters. Swin-S's first three stages with this head: 34.7 M, 53.4 G.",
+        note="Relative positions are Swin's learned bias, where Sec. 3.3 speaks of sinusoidal functions of "
+        "distances. The paper gives no widths and depths; those of SBT-base keep the comparison to the "
+        "attention, with a third of the parameters. Swin-S's first three stages with this head: 34.7 M, "
+        "53.4 G.",
     ),
     Setting(
         "A3",
@@ -157,7 +160,8 @@ TABLE_1 = _table(
         "A6",
         overrides={"position": "relative"},
         reported=Reported(21.0, 19.3, 63.1),
-        note="Relative positions in EoC-SA blocks alone: between two images the paper does not say what.",
+        note="Relative positions in EoC-SA blocks alone: between two images the paper does not say what. "
+        "They are Swin's learned bias, where Sec. 3.3 speaks of sinusoidal functions of distances.",
     ),
     Setting(
         "A7",
@@ -212,11 +216,15 @@ TABLE_1 = _table(
     ),
 )
 
+HEADLESS = (
+    "Without the head, which the paper's parameters seem to leave out, 3.02 M and 3.04 GMACs: 20 % below the "
+    "paper's GMACs, unexplained."
+)
 TABLE_2 = _table(
     *(
         Setting(f"sbt_{size}", f"sbt_{size}_track", reported=Reported(*figures), note=note)
         for size, figures, note in (
-            ("light", (3.03, 3.81, 60.2), "GMACs are 20 % below the paper's, unexplained."),
+            ("light", (3.03, 3.81, 60.2), HEADLESS),
             ("small", (13.80, 11.92, 66.8), WITH_HEAD),
             ("base", (21.27, 19.27, 69.9), WITH_HEAD),
             ("large", (35.20, 31.46, 70.4), WITH_HEAD),

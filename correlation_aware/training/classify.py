@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import timm
@@ -164,11 +164,17 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
     """
     data = config.data
     accelerator = make_accelerator(config.run, device)
-    transform = _train_transform(data)
-    dataset = _open_images("data.train", data.train, transform)
+    dataset = _open_images("data.train", data.train, None)
     classes = len(dataset.reader.class_to_idx)
     set_seed(config.run.seed)
     model = config.model.create(num_classes=classes)
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    prepared = {key: cfg[key] for key in ("interpolation", "mean", "std")}
+    dataset.transform = _train_transform(data, **prepared)
+    validate = None
+    if data.val is not None:
+        transform = create_transform(data.size, crop_pct=cfg["crop_pct"], **prepared)
+        validate = _Accuracy(data, _open_images("data.val", data.val, transform, dataset.reader.class_to_idx))
     load_start(model, config.model)
     mix = None
     if data.mixup or data.cutmix:
@@ -202,16 +208,16 @@ def make_classify_trainer(config: ClassifyTraining, folder: str | Path, device: 
         schedule=config.schedule,
         run=config.run,
         text=to_yaml(config),
-        validate=None if data.val is None else _Accuracy(data, dataset.reader.class_to_idx),
+        validate=validate,
         unit="images",
         best="top1",
     )
 
 
-def _train_transform(data: ImageData) -> Any:
-    transform = create_transform(
-        data.size, is_training=True, auto_augment=data.auto_augment, re_prob=data.erase, re_mode="pixel"
-    )
+def _train_transform(data: ImageData, **prepared: Any) -> Any:
+    """Random crops and augmentation; `prepared` is how images are prepared for the model, in timm's terms."""
+    prepared |= {"auto_augment": data.auto_augment, "re_prob": data.erase, "re_mode": "pixel"}
+    transform = create_transform(data.size, is_training=True, **prepared)
     for policy in transform.transforms:
         for op in getattr(policy, "ops", ()):  # of RandAugment
             if op.name.startswith("Posterize"):
@@ -248,10 +254,9 @@ def _open_images(
 
 
 class _Accuracy:
-    """Top-1 accuracy on the validation images."""
+    """Top-1 accuracy on the validation images, which are prepared as timm does for the model."""
 
-    def __init__(self, data: ImageData, class_to_idx: dict[str, int]) -> None:
-        dataset = _open_images("data.val", str(data.val), create_transform(data.size), class_to_idx)
+    def __init__(self, data: ImageData, dataset: ImageDataset) -> None:
         self.loader = DataLoader(
             dataset, data.batch_size, num_workers=data.workers, generator=torch.Generator().manual_seed(0)
         )
