@@ -304,8 +304,11 @@ def test_other_weights_bring_their_own_description(half, tmp_path):
     assert again.pretrained_cfg["mean"] == (0.485, 0.456, 0.406) and again.weights_name == BUNDLED[0]
 
 
-def test_weights_for_another_size_are_a_warning(caplog):
+def test_weights_for_another_size_are_a_warning(caplog, tmp_path):
+    folder = ca.save_pretrained(ca.create_model("sbt_test_cls"), tmp_path / "classifier")
     with caplog.at_level(logging.WARNING, "correlation_aware"):
+        ca.load_pretrained(ca.create_model("sbt_test"), folder, partial=True)
+        assert "trained with" not in caplog.text, "a classifier's 224 px do not matter"
         ca.create_model("sbt_light_cell_track", pretrained=BUNDLED[1])
     assert "trained with search images of 128 px; this model is made for 256 px" in caplog.text
 

@@ -105,7 +105,7 @@ class WeightsSource:
         """What is known of the weights, in timm's terms: `mean`, `std`, `tag`, `license`, `input_size`.
 
         It comes from the entry, from timm, or from the `config.json` that `save_pretrained` writes beside the
-        file. Of a single file nothing is known.
+        file. Of a single file nothing is known. `input_size` is the search image, of networks that have one.
         """
         if self.timm_cfg is not None:
             return {key: self.timm_cfg[key] for key in ("mean", "std", "license")}
@@ -120,8 +120,10 @@ class WeightsSource:
                 **({"input_size": (3, size, size)} if size else {}),
             }
         saved = self._config(cache_dir).get("pretrained_cfg")
-        keys = ("mean", "std", "license", "input_size")
-        return {key: saved[key] for key in keys if key in saved} if isinstance(saved, dict) else {}
+        if not isinstance(saved, dict):
+            return {}
+        keys = ("mean", "std", "license", *(("input_size",) if "template_size" in saved else ()))
+        return {key: saved[key] for key in keys if key in saved}
 
     def training_data(self, cache_dir: str | Path | None = None) -> list[dict[str, Any]]:
         """Records of the videos that the weights were trained on, see `describe_videos`.
