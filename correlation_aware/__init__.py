@@ -1,9 +1,12 @@
 """A zoo of two-input feature networks for visual tracking: search features that depend on the target."""
 
-from correlation_aware._help import is_help
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from correlation_aware._program import is_command_line
 from correlation_aware._version import __version__
 
-if not is_help():  # whose import also registers the models with timm
+if TYPE_CHECKING or not is_command_line():  # these imports also register the models with timm
     from correlation_aware.data.videos.readers import register_reader
     from correlation_aware.data.videos.sequences import Video
     from correlation_aware.models.contract import Sizes, TemplateState, TwoInputModel
@@ -15,6 +18,12 @@ if not is_help():  # whose import also registers the models with timm
     from correlation_aware.tracking.tracker import TrackerConfig, TrackResult, create_tracker
     from correlation_aware.weights import load_pretrained, register_weights, save_pretrained
     from correlation_aware.zoo import create_model, from_pretrained, list_models
+
+# of the public names
+PLACES = (
+    *("zoo", "weights", "tracking.stream", "tracking.tracker", "data.videos.readers"),
+    *("models.registry", "models.heads", "models.sbt"),
+)
 
 __all__ = [
     "FrameResults",
@@ -41,3 +50,12 @@ __all__ = [
     "save_pretrained",
     "track",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name in the command line, which prints help and finds mistakes without PyTorch."""
+    for place in PLACES if name in __all__ else ():
+        module = import_module(f"correlation_aware.{place}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

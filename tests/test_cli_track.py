@@ -105,10 +105,10 @@ def test_a_video_is_tracked_into_a_video_and_a_table(run: Run, video: Path, tmp_
     for words in (
         "6 frames in",
         "frames/s",
-        "decode",
-        "crop",
-        "model",
-        "post",
+        "target #1: seen in ",
+        " of 6 frames, last box ",
+        "read the frame",
+        "network",
         "Wrote out.mp4",
         "Wrote out.csv",
     ):
@@ -122,6 +122,30 @@ def test_boxes_alone_are_on_the_standard_output(video: Path) -> None:
     command = (sys.executable, "-m", "correlation_aware", *map(str, words))
     out = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     assert [json.loads(line)["frame"] for line in out.splitlines()] == list(range(6)), "no other line"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no /dev/stdout")
+def test_a_reader_that_has_enough_does_not_end_the_tracking(video: Path, tmp_path: Path) -> None:
+    words = (
+        "track",
+        video,
+        *BOX,
+        *MODEL,
+        "--format",
+        "jsonl",
+        "--boxes",
+        "/dev/stdout",
+        "--output",
+        "out.mp4",
+    )
+    command = (sys.executable, "-m", "correlation_aware", *map(str, words))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert json.loads(process.stdout.readline())["frame"] == 0
+        process.stdout.close()
+        messages = process.stderr.read().decode()
+    assert process.returncode in (0, 3) and "Wrote out.mp4" in messages
+    assert len(list(open_frames(tmp_path / "out.mp4"))) == 6
 
 
 def test_an_older_file_that_is_replaced_is_told(run: Run, video: Path, tmp_path: Path) -> None:
@@ -191,7 +215,8 @@ def test_a_target_lost_at_the_end_is_exit_code_3(
     scripted(monkeypatch, (5,))
     code, out, _ = run("track", video, *BOX, *BOX, "--output", "out.mp4")
     assert code == 3
-    assert "frame 5: target #0 lost (score 0.10)" in out and "#1" not in out
+    assert "frame 5: target #0 lost (score 0.10)" in out and "#1 lost" not in out
+    assert "target #0: seen in 5 of 6 frames, last box 25,30,16,14\ntarget #1: seen in 6 of 6 frames, " in out
     assert len(list(open_frames(tmp_path / "out.mp4"))) == 6
 
 

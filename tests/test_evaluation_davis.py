@@ -411,7 +411,7 @@ def test_a_segmenter_of_somebody(root, tmp_path, monkeypatch):
     assert report["all"]["J"] == 100 and report["tracker"] == "my_masks.Follow"
     result, _ = run(root, "--tracker", "my_masks:Scores", expect=1)
     assert "frame 00001 is float64 (2, 48, 64); expected integer labels (48, 64)" in str(result.exception)
-    with pytest.raises(TypeError, match=r"int, which is not a tracker: it needs init\(frame, mask\)"):
+    with pytest.raises(ValueError, match=r"int, which is not a tracker: it needs init\(frame, mask\)"):
         create_segmenter("my_masks:nothing")
     with pytest.raises(ValueError, match="neither module:factory nor one of still, stm-ca"):
         create_segmenter("sam")

@@ -148,7 +148,7 @@ def test_a_tracker_of_a_module_in_the_current_folder(module):
         ("absent:make", ModuleNotFoundError, "there is no module absent in the current folder or installed"),
         ("needs:make", ModuleNotFoundError, "No module named 'a_missing_package'"),
         ("somebodys:absent", ValueError, "somebodys has no function absent; it has Fixed, Lost, nothing"),
-        ("somebodys:nothing", TypeError, r"nothing\(\) returned int, which is not a tracker"),
+        ("somebodys:nothing", ValueError, r"nothing\(\) returned int, which is not a tracker"),
     ],
 )
 def test_mistakes_name_what_is_known(module, text, error, words):

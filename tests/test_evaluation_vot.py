@@ -309,9 +309,9 @@ def test_what_a_refiner_returns_is_checked():
     empty = Fixed(np.zeros((20, 30), bool))
     np.testing.assert_array_equal(refine(empty, frame, box), box_mask((20, 30), box))
     assert not refine(empty, frame, box - (50, 0, 0, 0)).any() and empty.calls == 1
-    with pytest.raises(TypeError, match=r"Fixed\.refine returned an array of float64"):
+    with pytest.raises(ValueError, match=r"Fixed\.refine returned an array of float64"):
         refine(Fixed(np.zeros((20, 30))), frame, box)
-    with pytest.raises(TypeError, match="returned list"):
+    with pytest.raises(ValueError, match="returned list"):
         refine(Fixed([[True]]), frame, box)
     with pytest.raises(ValueError, match=r"shape \(30, 20\); expected \(20, 30\)"):
         refine(Fixed(own.T), frame, box)
@@ -327,7 +327,7 @@ def test_a_refiner_of_the_users_own(tmp_path, monkeypatch):
     mask = refine(create_refiner("own_refiner:Make"), frame, np.array([0.0, 0, 9, 9]))
     np.testing.assert_array_equal(mask_box(mask), (5, 4, 4, 2))
     assert isinstance(create_refiner("grabcut"), GrabCut)
-    with pytest.raises(TypeError, match=r"not a refiner: it needs refine\(frame, box\)"):
+    with pytest.raises(ValueError, match=r"not a refiner: it needs refine\(frame, box\)"):
         create_refiner("own_refiner:Other")
     with pytest.raises(ImportError, match="no module missing_refiner"):
         create_refiner("missing_refiner:make")

@@ -16,7 +16,7 @@ import pytest
 
 import correlation_aware as ca
 from correlation_aware._extras import EXTRAS, NAMES, require
-from correlation_aware._help import is_help
+from correlation_aware._program import is_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -142,37 +142,56 @@ def test_command_line():
     assert "3.73" in table.output and "3.03" in table.output
 
 
-@pytest.mark.parametrize("words", [["--help"], ["track", "--help"], [], ["--version"], ["weights", "--help"]])
-def test_help_imports_no_torch(words):
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--help"], ["track", "--help"], [], ["--version"], ["weights", "--help"]),
+        *(
+            ["trakc", "video.mp4"],
+            ["track", "video.mp4", "--box", "1 2 3"],
+            ["track", "video.mp4", "--bx", "1"],
+        ),
+    ],
+)
+def test_help_and_mistakes_import_no_torch(words):
     """The import of PyTorch and timm takes seconds, and completion of a command asks at every TAB."""
     command = [sys.executable, "-X", "importtime", "-m", "correlation_aware", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout and "correlation_aware.cli" in done.stderr
+    assert (done.stdout or done.returncode) and "correlation_aware.cli" in done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "timm", "numpy", "cv2"}
 
 
+def test_the_command_line_has_the_public_names():
+    """A plug-in of the user, which a command imports, uses them as any program does."""
+    code = f"""
+import sys
+sys.argv = ["correlation-aware", "models"]
+import correlation_aware as ca
+print("torch" in sys.modules)
+from correlation_aware import {", ".join(ca.__all__)}
+print(ca.create_model("sbt_test").num_features)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "32"], done.stderr
+
+
 @pytest.mark.parametrize(
-    ("argv", "completion", "expected"),
+    ("argv", "expected"),
     [
-        (["/usr/bin/correlation-aware", "track", "--help"], False, True),
-        (["C:/Scripts/correlation-aware.exe", "--version"], False, True),
-        (["correlation-aware"], False, True),
-        (["correlation-aware", "track"], True, True),
-        (["correlation-aware", "track", "video.mp4"], False, False),
-        (["correlation-aware", "track", "--help", "video.mp4"], False, False),
-        (["train.py", "--help"], False, False),
-        (["-c", "--help"], False, False),
-        (["-m", "--help"], False, False),  # of another module, which imports this package
-        ([], False, False),
+        (["/usr/bin/correlation-aware", "track", "--help"], True),
+        (["C:/Scripts/correlation-aware.exe", "--version"], True),
+        (["correlation-aware"], True),
+        (["train.py", "--help"], False),
+        (["-c", "--help"], False),
+        (["-m", "--help"], False),  # of another module, which imports this package
+        ([], False),
     ],
 )
-def test_only_the_own_help_leaves_the_models_out(monkeypatch, argv, completion, expected):
+def test_only_the_own_command_line_imports_late(monkeypatch, argv, expected):
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest", "-k", "correlation_aware"])
-    if completion:
-        monkeypatch.setenv("_CORRELATION_AWARE_COMPLETE", "complete_bash")
-    assert is_help() == expected
+    assert is_command_line() == expected
 
 
 def test_a_mistake_is_one_line_and_exit_code_1(monkeypatch, capsys):

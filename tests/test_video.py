@@ -25,6 +25,18 @@ def video(tmp_path: Path) -> Path:
     return writer.path
 
 
+def test_frames_keep_their_times(tmp_path: Path) -> None:
+    """Of a file with a variable rate, or a camera that dropped frames; the first frame is the start."""
+    pytest.importorskip("av")
+    times = [*(i / 30 for i in range(10)), *(0.5 + 0.2 * i for i in range(5))]
+    with VideoWriter(tmp_path / "video.mp4", fps=30) as writer:
+        for i, time in enumerate(times):
+            writer.write(plain(10 * i), time=7 + time)
+    with open_frames(writer.path) as source:
+        read = [source.time for _ in source]
+    assert read == pytest.approx(times, abs=1e-4)  # a time stamp is about 1/90000 s
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "frames").mkdir()

@@ -304,6 +304,12 @@ def test_other_weights_bring_their_own_description(half, tmp_path):
     assert again.pretrained_cfg["mean"] == (0.485, 0.456, 0.406) and again.weights_name == BUNDLED[0]
 
 
+def test_the_backbone_of_a_bundled_tracker_is_named():
+    with pytest.raises(ValueError, match=r"some: pretrained='sbt_light_cell_track\.stills' loads its part"):
+        ca.create_model("sbt_light", pretrained=True)
+    assert ca.create_model("sbt_light", pretrained="sbt_light_cell_track.stills").weights_name == BUNDLED[0]
+
+
 def test_weights_for_another_size_are_a_warning(caplog, tmp_path):
     folder = ca.save_pretrained(ca.create_model("sbt_test_cls"), tmp_path / "classifier")
     with caplog.at_level(logging.WARNING, "correlation_aware"):

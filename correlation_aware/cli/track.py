@@ -125,6 +125,7 @@ def track(
     from correlation_aware.tracking.video import VideoWriter, open_frames
 
     lost: dict[int, bool] = defaultdict(bool)
+    seen: dict[int, int] = defaultdict(int)  # frames
     trails: Trails = defaultdict(lambda: deque(maxlen=trail + 1))
     interrupted, count, write_seconds = False, 0, 0.0
     with ExitStack() as stack:
@@ -147,6 +148,7 @@ def track(
                     for result in results.targets:
                         x, y, w, h = result.box
                         trails[result.target].append((x + w / 2, y + h / 2))
+                        seen[result.target] += not result.lost
                         if result.lost != lost[result.target]:
                             lost[result.target] = result.lost
                             number = result.target if len(results.targets) > 1 else None
@@ -160,7 +162,7 @@ def track(
                             image = draw_score_maps(image, zip(scores, response.crops))
                         image = draw_results(image, results.targets, trails if trail else None)
                         if video is not None:
-                            video.write(image)
+                            video.write(image, results.time)
                         if show and window is not None and not window.show(image):
                             break
                     write_seconds += time.perf_counter() - written
@@ -176,6 +178,10 @@ def track(
         )
     if frames.dropped:
         console.print(f"{frames.dropped} frames came while the tracker was busy and were dropped")
+    for result in results.targets if count else ():
+        name = f"target #{result.target}" if len(results.targets) > 1 else "target"
+        latest = ",".join(f"{value:.0f}" for value in result.box)
+        console.print(f"{name}: seen in {seen[result.target]} of {count} frames, last box {latest}")
     _print_speed(tracking, count, total, write_seconds)
     for path in filter(None, (output, boxes)):
         older = ", in place of an older file" if path in replaced else ""
@@ -255,18 +261,18 @@ def _print_speed(tracking: "Tracking", count: int, total: float, write_seconds: 
     timings = tracking.tracker.timings
     tracked, count = max(1, timings.frames), max(1, count)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("", "ms/frame", "frames/s alone"):
+    for title in ("", "ms per frame"):
         table.add_column(title, justify="right" if title else "left")
     stages = (
-        ("decode", tracking.decode_seconds / count),
+        ("read the frame", tracking.decode_seconds / count),
         ("crop", timings.crop / tracked),
-        ("model", timings.model / tracked),
-        ("post", timings.post / tracked),
-        ("draw, write", write_seconds / count),
+        ("network", timings.model / tracked),
+        ("choose the box", timings.post / tracked),
+        ("draw and write", write_seconds / count),
     )
     for name, seconds in stages:
         if seconds > 1e-5:  # a stage that is not used takes no time
-            table.add_row(name, f"{1e3 * seconds:.2f}", f"{1 / seconds:.0f}")
+            table.add_row(name, f"{1e3 * seconds:.2f}")
     speed = count / total if total else 0.0
     console.print(f"{count} frames in {total:.1f} s: [bold]{speed:.1f} frames/s[/]")
     console.print(table)

@@ -207,7 +207,7 @@ class AppServer:
                 drawing = stack.enter_context(VideoWriter(video.drawing, frames.fps))
                 for results in Tracking(frames, self._tracker, boxes):
                     table.write(results)
-                    drawing.write(draw_results(results.frame, results.targets))
+                    drawing.write(draw_results(results.frame, results.targets), results.time)
                     video.latest, video.count = results, video.count + 1
                     if video.stop.is_set():
                         break

@@ -91,9 +91,8 @@ def create_refiner(text: str) -> Refiner:
             The current folder is searched for the module too.
 
     Raises:
-        ValueError: An unknown refiner.
+        ValueError: An unknown refiner, or a factory of something without a method `refine`.
         ImportError: The module cannot be imported.
-        TypeError: What the factory returns has no method `refine`.
     """
     if text == "grabcut":
         return GrabCut()
@@ -114,8 +113,7 @@ def refine(refiner: Refiner, frame: Frame, box: Array) -> Mask:
         and the visible part of the box where the refiner returns an empty mask.
 
     Raises:
-        TypeError: The refiner returns something else than a bool array.
-        ValueError: It returns a mask of another shape.
+        ValueError: The refiner returns something else than a bool array, or one of another shape.
     """
     inside = box_mask(frame.shape[:2], box)
     if not inside.any():
@@ -124,7 +122,7 @@ def refine(refiner: Refiner, frame: Frame, box: Array) -> Mask:
     name = type(refiner).__name__
     if not isinstance(mask, np.ndarray) or mask.dtype != bool:
         kind = f"an array of {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(f"{name}.refine returned {kind}; expected a bool array, such as mask > 0.5")
+        raise ValueError(f"{name}.refine returned {kind}; expected a bool array, such as mask > 0.5")
     if mask.shape != inside.shape:
         raise ValueError(f"{name}.refine returned a mask of shape {mask.shape}; expected {inside.shape}")
     return mask if mask.any() else inside

@@ -115,10 +115,9 @@ def create_baseline(text: str) -> NamedTracker:
             box)` and `update(frame)`. The current folder is searched for the module too.
 
     Raises:
-        ValueError: An unknown tracker, or a wrong number of files.
+        ValueError: An unknown tracker, a wrong number of files, or a factory of something else.
         FileNotFoundError: No such file.
         ImportError: The module cannot be imported, or OpenCV has no such tracker.
-        TypeError: What the factory returns is not a tracker.
     """
     for key, (names, create) in TRACKERS.items():
         if text == key or text.startswith(f"{key}:"):
@@ -159,9 +158,8 @@ def create_from_module(
         The object and the file of the module.
 
     Raises:
-        ValueError: Not `module:factory`, or no such function.
+        ValueError: Not `module:factory`, no such function, or what it returns lacks a method.
         ImportError: The module cannot be imported.
-        TypeError: What the factory returns lacks a method.
     """
     path, colon, attribute = text.partition(":")
     if not colon or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", path) or not attribute.isidentifier():
@@ -183,7 +181,7 @@ def create_from_module(
         raise ValueError(f"{option} {text}: {path} has no function {attribute}; it has {', '.join(names)}")
     created = factory()
     if not all(callable(getattr(created, method.partition("(")[0], None)) for method in methods):
-        raise TypeError(
+        raise ValueError(
             f"{option} {text}: {attribute}() returned {type(created).__name__}, which is not a "
             f"{option.lstrip('-')}: it needs {' and '.join(methods)}"
         )

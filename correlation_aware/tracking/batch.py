@@ -203,7 +203,7 @@ def track_job(
             count += 1
             table.write(results)
             if drawing is not None:
-                drawing.write(draw_results(results.frame, results.targets))
+                drawing.write(draw_results(results.frame, results.targets), results.time)
         if late := [target for target in job.targets if target.frame > frames.index]:
             raise ValueError(
                 f"target {late[0].id} starts in frame {late[0].frame}, and the last frame is {frames.index}"

@@ -17,13 +17,14 @@ from correlation_aware._extras import require
 __all__ = ["CODECS", "Encoder", "count_frames", "default_codec", "open_encoder"]
 
 CODECS = ("h264", "mp4v", "vp9")
+TICKS = 90_000  # time stamps per second, about, as of most cameras and files
 
 
 class Encoder(Protocol):
     """Encodes frames of one size to a file."""
 
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        """Appends one RGB frame, (H, W, 3)."""
+    def write(self, frame: NDArray[np.uint8], time: float | None = None) -> None:
+        """Appends one RGB frame, (H, W, 3), at a time in seconds; one frame after the latest by default."""
 
     def close(self) -> None:
         """Completes the file."""
@@ -79,9 +80,18 @@ class _PyAV:
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"preset": "veryfast", "crf": "20"}
+        factor = max(1, TICKS // rate.numerator)  # so that a frame at the usual rate takes whole ticks
+        self._tick = Fraction(1, rate.numerator * factor)
+        self._frame_ticks = rate.denominator * factor
+        self._stream.time_base = self._stream.codec_context.time_base = self._tick
+        self._next = self._earliest = 0  # time stamps of the next frame: as usual, and at least
 
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        self._file.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    def write(self, frame: NDArray[np.uint8], time: float | None = None) -> None:
+        image = self._av.VideoFrame.from_ndarray(frame, format="rgb24")
+        ticks = self._next if time is None else round(time / self._tick)
+        image.pts, image.time_base = max(ticks, self._earliest), self._tick
+        self._earliest, self._next = image.pts + 1, image.pts + self._frame_ticks
+        self._file.mux(self._stream.encode(image))
 
     def close(self) -> None:
         try:
@@ -97,7 +107,7 @@ class _OpenCV:
         if not self._video.isOpened():
             raise RuntimeError(f"OpenCV cannot write {code} ({size[0]} x {size[1]}, {fps:g} fps)")
 
-    def write(self, frame: NDArray[np.uint8]) -> None:
+    def write(self, frame: NDArray[np.uint8], time: float | None = None) -> None:
         self._video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ class ResultWriter:
     """Writes results to a file, which exists under its name only when it is complete.
 
     Use it in a `with` block: the file is removed when the block fails. A device or a pipe, such as
-    /dev/stdout, gets the results frame by frame. The formats are
+    /dev/stdout, gets the results frame by frame, until its reader closes it. The formats are
 
     - `csv`: a row per frame and target, with the columns `COLUMNS`;
     - `jsonl`: an object per frame: `{"frame": 0, "time": 0.0, "targets": [{"target": 0, "box": [x, y, w, h],
@@ -55,6 +55,8 @@ class ResultWriter:
             file = TextIOWrapper(open_device(self.path), **text, line_buffering=True)
         else:
             file = self._stack.enter_context(atomic_path(self.path)).open("w", **text)
+        self._has_reader = True
+        self._stack.enter_context(suppress(BrokenPipeError))  # of the last lines
         self._stack.callback(file.close)
         self._write, self._end = FORMATS[format](file)
 
@@ -64,7 +66,11 @@ class ResultWriter:
         Raises:
             ValueError: Several targets in the format `got10k`.
         """
-        self._write(results)
+        try:
+            if self._has_reader:
+                self._write(results)
+        except BrokenPipeError:  # such as `head`, which has read enough
+            self._has_reader = False
 
     def close(self) -> None:
         """Completes the file and moves it to its path."""
@@ -76,7 +82,7 @@ class ResultWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is None and self._has_reader:
             self._end()
         self._stack.__exit__(kind, error, trace)
 

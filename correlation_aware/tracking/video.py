@@ -253,6 +253,7 @@ class VideoWriter:
         self.codec = default_codec() if codec is None else codec
         self._video: Encoder | None = None
         self._size = (0, 0)  # width, height
+        self._start: float | None = None  # time of the first frame
         if self.path.suffix.lower() != ".mp4":
             raise ValueError(f"the name of a video must end in .mp4: {path}")
         _check_text(self.path)
@@ -263,8 +264,13 @@ class VideoWriter:
         self._stack = ExitStack()
         self._temporary = self._stack.enter_context(atomic_path(self.path))
 
-    def write(self, frame: Frame) -> None:
+    def write(self, frame: Frame, time: float | None = None) -> None:
         """Appends one uint8 RGB frame of shape (H, W, 3).
+
+        Args:
+            frame: The frame.
+            time: Time in seconds since the first frame, which `h264` keeps: a frame is shown until the next
+                one. By default, and with the other codecs, frames follow at `fps`.
 
         Raises:
             ValueError: A frame of another type or shape.
@@ -276,7 +282,10 @@ class VideoWriter:
             height, width = frame.shape[:2]
             self._size = (width + width % 2, height + height % 2)
             self._video = open_encoder(self._temporary, self._fps, self._size, self.codec)
-        self._video.write(_fit(frame, *self._size))
+        if time is not None:
+            self._start = time if self._start is None else self._start
+            time -= self._start
+        self._video.write(_fit(frame, *self._size), time)
         self.frames += 1
 
     def close(self) -> None:

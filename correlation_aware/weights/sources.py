@@ -345,6 +345,11 @@ def _hint(text: str, model: str) -> str:
     former = [new for old, new in RENAMED.items() if old.partition(".")[0] == model]
     if former:
         return f"Its former weights are {' and '.join(former)} now: names of their own."
+    trackers = [
+        name for name in load_manifest() if name.startswith((f"{model}_track.", f"{model}_cell_track."))
+    ]
+    if trackers:
+        return f"A tracker with this network has some: pretrained={trackers[0]!r} loads its part of them."
     near = near_names(text, load_manifest())
     hint = f"Near: {', '.join(near[:4])}. " if len(near) <= 4 else ""
     return f"{hint}`correlation-aware weights list` shows them all."
