@@ -317,6 +317,10 @@ def test_a_reader_that_goes_does_not_end_the_command(
 def test_wrong_usage_and_help(run: Run, video: Path) -> None:
     code, _, error = run("track", video)
     assert code == 2 and "--box" in error
+    code, _, error = run("track", video, "--box", "100", "80", "40", "40.5")
+    assert code == 2 and "a box is one word: --box 100,80,40,40.5" in error
+    code, _, error = run("track", video, "--box", "1,2,3")
+    assert code == 1 and error.startswith("error: --box '1,2,3' is not x,y,w,h: four numbers")
     code, out, _ = run("track", "--help")
     assert code == 0 and "Exit codes" in out and "--weights" in out
 

@@ -77,7 +77,11 @@ def main() -> None:
         if not isinstance(error, mistakes) and type(error).__module__ != "cv2":
             raise  # a fault of this package, which its traceback explains
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        error_console.print(f"[red]error:[/red] {type(error).__name__}: ", end="")
+        is_sentence = (
+            isinstance(error, (ValueError, RuntimeError, OSError, ImportError)) and str(text).strip()
+        )
+        kind = "" if is_sentence else f"{type(error).__name__}: "
+        error_console.print(f"[red]error:[/red] {kind}", end="")
         readable = str(text).encode(errors="backslashreplace").decode()  # a file name need not be UTF-8
         error_console.print(readable.strip(), markup=False)
         sys.exit(1)

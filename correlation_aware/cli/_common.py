@@ -1,6 +1,7 @@
 """Options, console and progress bars that several commands share."""
 
 import math
+import re
 import warnings
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
@@ -101,7 +102,13 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         names = {name for parameter in self.params for name in parameter.opts}
-        return super().parse_args(ctx, [_current_spelling(word, names) for word in args])
+        words = [_current_spelling(word, names) for word in args]
+        if "--box" in words:
+            numbers = words[words.index("--box") + 1 :][:4]
+            if len(numbers) == 4 and all(re.fullmatch(r"[\d.]+,?", number) for number in numbers):
+                box = ",".join(number.rstrip(",") for number in numbers)
+                raise typer.BadParameter(f"a box is one word: --box {box}", param_hint="--box")
+        return super().parse_args(ctx, words)
 
 
 def _current_spelling(word: str, names: Container[str]) -> str:
