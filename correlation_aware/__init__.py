@@ -19,8 +19,8 @@ if TYPE_CHECKING or not is_command_line():  # these imports also register the mo
     from correlation_aware.weights import load_pretrained, register_weights, save_pretrained
     from correlation_aware.zoo import create_model, from_pretrained, list_models
 
-# of the public names
-PLACES = (
+# modules that have the public names
+_PLACES = (
     *("zoo", "weights", "tracking.stream", "tracking.tracker", "data.videos.readers"),
     *("models.registry", "models.heads", "models.sbt"),
 )
@@ -54,7 +54,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A public name in the command line, which prints help and finds mistakes without PyTorch."""
-    for place in PLACES if name in __all__ else ():
+    for place in _PLACES if name in __all__ else ():
         module = import_module(f"correlation_aware.{place}")
         if hasattr(module, name):
             return getattr(module, name)

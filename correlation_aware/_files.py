@@ -117,7 +117,10 @@ def open_device(path: str | Path) -> BinaryIO:
     An open file is written where it stands, so that it keeps what is in it already.
     """
     descriptor = _descriptor(path)
-    return open(path if descriptor is None else os.dup(descriptor), "wb")
+    try:
+        return open(path if descriptor is None else os.dup(descriptor), "wb")
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
 
 
 def _descriptor(path: str | Path) -> int | None:

@@ -173,6 +173,8 @@ def test_pipes_and_devices_are_written_through(tmp_path: Path) -> None:
     assert got == ["text"] and pipe.is_fifo()
     write_text("text", "/dev/null")
     assert Path("/dev/null").is_char_device()
+    with pytest.raises(OSError, match="/dev/fd/7777 cannot be written: "):
+        write_text("text", "/dev/fd/7777")
     with (tmp_path / "file").open("w") as file:
         file.write("before\n")
         file.flush()
