@@ -16,6 +16,8 @@ import torch
 from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.pairs import MixedPairs, denormalize
 from correlation_aware.data.photometric import PhotometricConfig
+from correlation_aware.data.videos import pooled_pairs
+from correlation_aware.data.videos.pooled_pairs import PooledVideoPairs
 from correlation_aware.data.videos.published import (
     GOT10K_SPLITS,
     in_got10k_split,
@@ -291,9 +293,13 @@ def bright_box(image):
     return torch.cat([(low + high) / 2, (high - low).float()]) / image.shape[-1]
 
 
-def test_video_pairs_have_their_boxes(got10k):
+both_kinds = pytest.mark.parametrize("kind", [VideoPairs, PooledVideoPairs])
+
+
+@both_kinds
+def test_video_pairs_have_their_boxes(got10k, kind):
     config = VideoConfig(photometric=QUIET)
-    pairs = VideoPairs([(Got10k(got10k), 1.0)], 24, Sizes(64, 128), config=config)
+    pairs = kind([(Got10k(got10k), 1.0)], 24, Sizes(64, 128), config=config)
     batch = pairs.batch(0)
     assert batch.template.shape == (24, 3, 64, 64) and batch.search.shape == (24, 3, 128, 128)
     assert batch.positive.all()
@@ -305,8 +311,9 @@ def test_video_pairs_have_their_boxes(got10k):
     assert centers.max() > 0.15 and batch.boxes[:, 2].max() > 1.2 * batch.boxes[:, 2].min()
 
 
-def test_video_pairs_depend_only_on_seed_and_number(got10k):
-    first, second = (VideoPairs([(Got10k(got10k), 1.0)], 4, Sizes(32, 64), seed=2) for _ in range(2))
+@both_kinds
+def test_video_pairs_depend_only_on_seed_and_number(got10k, kind):
+    first, second = (kind([(Got10k(got10k), 1.0)], 4, Sizes(32, 64), seed=2) for _ in range(2))
     straight = [first.batch(number) for number in range(3)]
     for number in (2, 1):
         for a, b in zip(second.batch(number), straight[number]):
@@ -314,12 +321,13 @@ def test_video_pairs_depend_only_on_seed_and_number(got10k):
     assert not torch.equal(straight[0].search, straight[1].search)
 
 
-def test_the_gap_and_invisible_frames_are_respected(tmp_path):
+@both_kinds
+def test_the_gap_and_invisible_frames_are_respected(tmp_path, kind):
     colors = [60, 120, 180, 240]  # a frame's brightness tells which it is
     for i, (color, box) in enumerate(zip(colors, BOXES)):
         draw_frame(tmp_path / f"{i}.png", box, (color,) * 3)
     write_boxes(tmp_path / "groundtruth.txt", boxes=[BOXES[0], BOXES[1], ("nan",) * 4, BOXES[3]])
-    batch = VideoPairs(
+    batch = kind(
         [(Folder(tmp_path), 1.0)], 40, Sizes(32, 64), config=VideoConfig(gap=1, photometric=QUIET)
     ).batch(0)
     used = {
@@ -328,33 +336,61 @@ def test_the_gap_and_invisible_frames_are_respected(tmp_path):
     assert used == {(60, 120), (120, 60), (240, 240)}  # the last one sees no other frame within the gap
 
 
-def test_negatives_take_the_template_of_another_video(tmp_path):
+@both_kinds
+def test_negatives_take_the_template_of_another_video(tmp_path, kind):
     for name, color in (("dark", 90), ("light", 250)):
         draw_frames(tmp_path / name, ["1.png", "2.png"], color=(color,) * 3)
         write_boxes(tmp_path / name / "groundtruth.txt", boxes=BOXES[:2])
     config = VideoConfig(negative=0.5, photometric=QUIET)
-    batch = VideoPairs([(Folder(tmp_path), 1.0)], 40, Sizes(32, 64), config=config).batch(0)
+    batch = kind([(Folder(tmp_path), 1.0)], 40, Sizes(32, 64), config=config).batch(0)
     assert 5 < (~batch.positive).sum() < 25
     for template, search, positive in zip(
         denormalize(batch.template), denormalize(batch.search), batch.positive
     ):
         assert (abs(int(template.amax()) - int(search.amax())) < 20) == bool(positive)
-    alone = VideoPairs([(Folder(tmp_path / "dark"), 1.0)], 2, Sizes(32, 64), config=VideoConfig(negative=1.0))
+    alone = kind([(Folder(tmp_path / "dark"), 1.0)], 2, Sizes(32, 64), config=VideoConfig(negative=1.0))
+    if kind is PooledVideoPairs:
+        assert alone.batch(0).positive.all()
+        return
     with pytest.raises(RuntimeError, match="negative pairs need two"):
         alone.batch(0)
 
 
-def test_datasets_are_sampled_by_weight(tmp_path):
+@both_kinds
+def test_datasets_are_sampled_by_weight(tmp_path, kind):
     for name, color in (("dark", 90), ("light", 250)):
         draw_frames(tmp_path / name, ["1.png", "2.png"], color=(color,) * 3)
         write_boxes(tmp_path / name / "groundtruth.txt", boxes=BOXES[:2])
     sets = [(Folder(tmp_path / "dark"), 1.0), (Folder(tmp_path / "light"), 3.0)]
-    search = denormalize(
-        VideoPairs(sets, 80, Sizes(16, 32), config=VideoConfig(photometric=QUIET)).batch(0).search
-    )
+    search = denormalize(kind(sets, 80, Sizes(16, 32), config=VideoConfig(photometric=QUIET)).batch(0).search)
     assert 0.6 < (search.flatten(1).amax(dim=1) > 170).float().mean() < 0.9
     with pytest.raises(ValueError, match="weights"):
-        VideoPairs([(Folder(tmp_path), 0.0)], 2)
+        kind([(Folder(tmp_path), 0.0)], 2)
+
+
+def test_frames_in_memory_are_cut_and_shrunk_around_the_target(tmp_path):
+    """A large frame is kept as far as crops show it: the pairs are those of the whole frame."""
+    size, box = (1200, 1600), (700, 500, 160, 90)
+    image = np.zeros((*size, 3), np.uint8)
+    image[500:590, 700:860] = 230
+    for name in ("1.png", "2.png"):
+        assert cv2.imwrite(str(tmp_path / name), image)
+    write_boxes(tmp_path / "groundtruth.txt", boxes=[box, box])
+    config = VideoConfig(photometric=QUIET, scale_jitter=0.1)
+    pairs = PooledVideoPairs([(Folder(tmp_path), 1.0)], 16, Sizes(32, 64), config=config)
+    assert pairs.pool.width[:, 0].max() < 200  # 64 px show four targets of 120 px
+    batch = pairs.batch(0)
+    for search, box in zip(denormalize(batch.search), batch.boxes):
+        if (box[:2] + box[2:] / 2).max() < 1 and (box[:2] - box[2:] / 2).min() > 0:
+            assert (bright_box(search) - box).abs().max() * 64 < 1.5
+
+
+def test_frames_that_do_not_fit_in_memory_are_an_error(got10k, monkeypatch):
+    monkeypatch.setattr(pooled_pairs, "MOST_PIXELS", 1000)
+    with pytest.raises(ValueError, match="frames_in_memory=false"):
+        PooledVideoPairs([(Got10k(got10k), 1.0)], 2, Sizes(32, 64))
+    with pytest.raises(ValueError, match="no video with a visible target"):
+        PooledVideoPairs([([], 1.0)], 2, Sizes(32, 64))
 
 
 def test_broken_files_are_named_once_and_left_out(got10k, caplog):

@@ -22,6 +22,7 @@ from correlation_aware.data.error_budget import ErrorBudget
 from correlation_aware.data.pairs import MixedPairs, PairBatch, PairSource, Renormalized
 from correlation_aware.data.stills.pool import read_pool
 from correlation_aware.data.stills.still_pairs import StillConfig, StillPairs
+from correlation_aware.data.videos.pooled_pairs import PooledVideoPairs
 from correlation_aware.data.videos.sequences import SequenceSet
 from correlation_aware.data.videos.subsets import VideoSet, names_of, open_videos, shorten
 from correlation_aware.data.videos.training_data import describe_videos, merge_records
@@ -71,6 +72,8 @@ class PairData:
         cache: Folder that keeps the analyzed photographs: they are read once, and processes and runs share
             them; null to keep them in the memory of every process.
         max_side: Maximum height and width of a photograph in pixels; larger ones are downscaled.
+        frames_in_memory: Whether the frames of the videos are read once, at the start, and kept on the device
+            of the pairs, where they are cropped: for a GPU and videos that fit, see `PooledVideoPairs`.
         workers: Processes per training process that prepare batches on the CPU; 0 to prepare them in the
             training process, on its device.
         worker_start: How these processes start: `fork`, which shares photographs in memory, or `spawn`, which
@@ -86,6 +89,7 @@ class PairData:
     batch_size: int = 32
     cache: str | None = None
     max_side: int = 320
+    frames_in_memory: bool = False
     workers: int = 0
     worker_start: Literal["fork", "spawn"] | None = None
     fault_limit: float = 100
@@ -301,7 +305,7 @@ def open_pairs(
             for line in summary.text():
                 _logger.log(logging.WARNING if line.startswith("  WRONG") else logging.INFO, "%s", line)
         remote = any("://" in name for name in data.videos)  # the time of a frame is that of a request
-        frames = VideoPairs(
+        frames = (PooledVideoPairs if data.frames_in_memory else VideoPairs)(
             sets,
             data.batch_size,
             sizes,

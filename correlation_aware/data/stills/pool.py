@@ -45,6 +45,7 @@ class ImagePool:
         weights: Relative sampling frequency of each photograph; equal by default.
         device: Device of the pixels. All other tensors are on the CPU.
         plain_background: Whether to segment objects on a plain background where a photograph has no mask.
+        rectangles: Whether to find salient rectangles, without which `sample_regions` has objects alone.
 
     Attributes:
         pixels: (P,) int32, red, green, blue and alpha packed into four bytes. Alpha is the object's mask, or
@@ -67,9 +68,10 @@ class ImagePool:
         weights: Iterable[float] | None = None,
         device: str | torch.device = "cpu",
         plain_background: bool = True,
+        rectangles: bool = True,
     ) -> None:
         pieces: list[NDArray[np.int32]] = []
-        table = analyze(stills, pieces.append, plain_background)
+        table = analyze(stills, pieces.append, plain_background, rectangles)
         self._fill(_concatenate(pieces).to(device), table, weights)
 
     @classmethod
@@ -197,13 +199,16 @@ def _read_all(
             yield still
 
 
-def analyze(stills: Iterable[Still], write: Write, plain_background: bool = True) -> dict[str, Tensor]:
+def analyze(
+    stills: Iterable[Still], write: Write, plain_background: bool = True, rectangles: bool = True
+) -> dict[str, Tensor]:
     """Finds objects and salient regions of N photographs.
 
     Args:
         stills: Photographs.
         write: Function that takes the packed pixels of every photograph, in order.
         plain_background: See `ImagePool`.
+        rectangles: See `ImagePool`.
 
     Returns:
         Columns with a row for every photograph: `sizes` (N, LEVELS, 2), height and width; `mean` (N, 3);
@@ -215,7 +220,7 @@ def analyze(stills: Iterable[Still], write: Write, plain_background: bool = True
     """
     entries: list[_Entry] = []
     numbered = enumerate(stills)
-    prepare = partial(_prepare, plain_background=plain_background)
+    prepare = partial(_prepare, plain_background=plain_background, rectangles=rectangles)
     with ThreadPoolExecutor() as threads:
         while chunk := list(islice(numbered, 256)):  # limits the decoded images in memory
             for pixels, entry in threads.map(prepare, chunk):
@@ -262,7 +267,9 @@ class _Entry(NamedTuple):
     label: str  # name of the class, "" if unknown
 
 
-def _prepare(numbered: tuple[int, Still], plain_background: bool) -> tuple[NDArray[np.int32], _Entry]:
+def _prepare(
+    numbered: tuple[int, Still], plain_background: bool, rectangles: bool
+) -> tuple[NDArray[np.int32], _Entry]:
     """Packed pixels of all levels of a photograph, and its entry of the pool."""
     number, still = numbered
     raw_mask = plain_background_mask(still.image) if still.mask is None and plain_background else still.mask
@@ -272,10 +279,13 @@ def _prepare(numbered: tuple[int, Still], plain_background: bool) -> tuple[NDArr
     if mask is not None:
         box, outline = tight_outline(mask)
     pixels = np.concatenate([level.reshape(-1, 4).view(np.int32)[:, 0] for level in levels])
+    salient = np.ones((RECTANGLES, 4), np.float32)
+    if rectangles:
+        salient = salient_rectangles(still.image, RECTANGLES, np.random.default_rng(number))
     return pixels, _Entry(
         sizes=[(level.shape[0], level.shape[1]) for level in levels],
         mean=still.image.reshape(-1, 3).mean(axis=0),
-        rectangles=salient_rectangles(still.image, RECTANGLES, np.random.default_rng(number)),
+        rectangles=salient,
         masked=mask is not None,
         box=box,
         outline=outline,
