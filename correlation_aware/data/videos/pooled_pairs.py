@@ -92,7 +92,8 @@ class PooledVideoPairs(VideoPairs):
                             "memory. Use data.frames_in_memory=false, or fewer videos."
                         )
                     yield from (Still(target.image) for target in video)
-                weights.extend([weight / (len(counts) - before)] * (len(counts) - before))
+                found = len(counts) - before
+                weights.extend([weight / max(1, found)] * found)
 
         stills = read()
         first = next(stills, None)
