@@ -118,7 +118,7 @@ def test_the_client_of_numpy_and_onnxruntime_gives_the_boxes_of_the_tracker(
     path = Path(__file__).resolve().parent.parent / "examples" / "onnx_client.py"
     imports = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
     assert imports == ["json", "numpy", "onnxruntime"]
-    config = ca.TrackerConfig(box_vote=vote, window_weight=window)
+    config = ca.TrackerConfig(box_vote=vote, window_weight=window, redetect=False)  # the client has none
     tracker = ca.create_tracker(tracker_model, device="cpu", runtime="onnx", config=config)
     (search,) = cached.glob("*-onnx/*.search.onnx")
     client = runpy.run_path(str(path))["OnnxTracker"](str(search).removesuffix(".search.onnx"))
@@ -177,6 +177,24 @@ def test_search_images_of_chosen_templates(needs, runtime, tracker_model, cached
         torch.testing.assert_close(alone[1][0], boxes[i], atol=1e-4, rtol=1e-3)
     session.set_template(templates[:1])
     torch.testing.assert_close(session.encode(templates[:1])[0], state[0])
+
+
+def test_a_search_adds_no_batch_size_that_openvino_compiles(needs, tracker_model, cached, monkeypatch):
+    """The number of crops of lost targets, and of boxes to look at, changes from frame to frame."""
+    needs("openvino")
+    sizes, batches, open_graph = tracker_model.sizes, [], session_module.open_graph
+
+    def recording(*arguments):
+        function = open_graph(*arguments)
+        return lambda *arrays: batches.append(len(arrays[-1])) or function(*arrays)
+
+    monkeypatch.setattr(session_module, "open_graph", recording)
+    session = InferenceSession(tracker_model, runtime="openvino")
+    session.set_template(torch.zeros(2, 3, sizes.template_size, sizes.template_size))
+    images = torch.zeros(5, 3, sizes.search_size, sizes.search_size)
+    assert batches == [1, 1]
+    assert session(images[:2])[0].shape[0] == 2 and session(images, [0, 1, 1, 1, 0])[0].shape[0] == 5
+    assert batches == [1, 1, 2, 1, 1, 1, 1, 1]
 
 
 def test_a_session_computes_as_its_model():

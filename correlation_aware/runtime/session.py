@@ -130,6 +130,8 @@ class InferenceSession:
             self._check_cpu_runtime(self.runtime)
             self.files = _exported(model, self.runtime) if exported is None else self._given(self.runtime)
             self._encode, self._search = (self._from_file(file) for file in self.files)
+            if self.runtime == "openvino":
+                self._encode = _one_by_one(self._encode)
             return
         if self.runtime == "cudagraph":
             self._check_cudagraph()
@@ -248,7 +250,10 @@ class InferenceSession:
         batch = common_batch(state, search)
         if len(search) < batch:
             search = search.expand(batch, -1, -1, -1)
-        return self._search(*(state if state.batch == batch else state.expand(batch)), search)
+        # with `templates` the batch size changes from call to call
+        by_one = self.runtime == "openvino" and templates is not None
+        step = _one_by_one(self._search) if by_one else self._search
+        return step(*(state if state.batch == batch else state.expand(batch)), search)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles have their own model and include the template."""
@@ -345,6 +350,16 @@ class InferenceSession:
             return tuple(torch.from_numpy(array) for array in function(*arrays))
 
         return step
+
+
+def _one_by_one(step: Step) -> Step:
+    """A step that runs each item of a batch alone: OpenVINO compiles for a second at each new batch size."""
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = [step(*items) for items in zip(*(tensor.split(1) for tensor in inputs))]
+        return tuple(torch.cat(parts) for parts in zip(*outputs))
+
+    return run
 
 
 def _run_once(model: nn.Module) -> Tensor:
