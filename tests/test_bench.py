@@ -28,6 +28,7 @@ from correlation_aware.bench.timing import time_interleaved
 from correlation_aware.cli import app
 from correlation_aware.demo_clip import draw_clip
 from correlation_aware.ops import get_backend
+from correlation_aware.runtime.session import InferenceSession
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -247,6 +248,20 @@ def test_training_and_tracker():
     row = results[2][0]
     assert min(row.crop, row.model, row.post) > 0
     assert row.targets_per_second == pytest.approx(2 * row.frames_per_second)
+
+
+def test_frames_of_the_tracker_have_one_search_crop_per_target(monkeypatch):
+    """Also with random weights, which lose their targets."""
+    batches, call = [], InferenceSession.__call__
+
+    def counting(session, search, templates=None):
+        batches.append(len(search))
+        return call(session, search, templates)
+
+    monkeypatch.setattr(InferenceSession, "__call__", counting)
+    rows = list(bench_tracker("sbt_test_track", [1, 2], CPU, [("eager", torch.float32)], size=(96, 128)))
+    assert [row.targets for (row,) in rows] == [1, 2] and batches == sorted(batches)
+    assert set(batches) == {1, 2}
 
 
 def test_reports_are_plotted(tmp_path, small_ceilings):

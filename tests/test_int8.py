@@ -84,6 +84,23 @@ def test_the_report_is_of_the_crops_held_back(folder):
     assert report["ms_int8"] > 0 and report["mb_int8"] > 0
 
 
+def test_lost_targets_are_not_searched_for(tmp_path, monkeypatch):
+    """A crop per frame calibrates, also of a network that loses every target."""
+    crops = []
+
+    def recording(source, output, inputs):
+        crops.extend(len(search) for _, search in inputs)
+        quantize(source, output, inputs)
+
+    monkeypatch.setattr("correlation_aware.evaluation.int8.quantize", recording)
+    model = tiny_tracker()
+    with torch.no_grad():
+        model.head.cls[2].bias[0] -= 20  # all scores are near 0
+    export(model, tmp_path, "onnx", ["template", "search"])
+    quantize_tracker(model, tmp_path / "TrackModel", clips(5))
+    assert crops == [1] * 4 * 3
+
+
 def test_a_tracker_runs_given_files(folder):
     model, clip = tiny_tracker(), list(draw_clip(4, (120, 160)))
     trackers = {

@@ -301,7 +301,12 @@ def tracker(
     threads: Threads = None,
     as_json: Json = None,
 ) -> None:
-    """Time the stages of a tracked frame, for one and for more targets, on a generated clip."""
+    """Time the stages of a tracked frame, for one and for more targets, on a generated clip.
+
+    Lost targets are not searched for, as in `track --no-redetect`: a frame
+    has one search crop for each target. `eval longterm` shows what the search
+    costs.
+    """
     from correlation_aware.bench.bench_models import check_model
     from correlation_aware.bench.bench_tracking import bench_tracker, check_runtimes
     from correlation_aware.bench.contenders import Skipped

@@ -195,7 +195,7 @@ def finetune(
     train_tools.check_installed()
     from correlation_aware.evaluation.synthetic import ClipValidation
     from correlation_aware.evaluation.videos import VideoValidation
-    from correlation_aware.tracking.tracker import create_tracker
+    from correlation_aware.tracking.tracker import TrackerConfig, create_tracker
     from correlation_aware.training.config import change
     from correlation_aware.training.finetune import finetune_config
     from correlation_aware.training.track import held_out_videos, make_track_trainer
@@ -210,7 +210,7 @@ def finetune(
         others = None if clips is None else ClipValidation({clips: 1.0}, clip_count)
 
         def measure(name: str | Path) -> dict[str, float]:
-            tracker = create_tracker(name, device=device)
+            tracker = create_tracker(name, device=device, config=TrackerConfig(redetect=False))
             results = zip(validation.names, validation.results(tracker))
             overlaps = {name: float(result.ious.mean()) for name, result in results}
             average = {"mean of held-out videos": sum(overlaps.values()) / len(overlaps)}

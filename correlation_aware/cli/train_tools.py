@@ -99,7 +99,7 @@ def calibrate(
     from correlation_aware.weights import save_pretrained
 
     check_output_folder(output)
-    tracker = load_tracker(model, weights, device)
+    tracker = load_tracker(model, weights, device, redetect=False)  # it changes boxes and scores by the score
     calibrate_head = getattr(tracker.model.head, "calibrate", None)
     if calibrate_head is None:
         raise ValueError(

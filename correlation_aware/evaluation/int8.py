@@ -20,13 +20,14 @@ from correlation_aware.models.tracker import TrackModel
 from correlation_aware.runtime.export import open_graph
 from correlation_aware.runtime.quantize import quantize
 from correlation_aware.runtime.session import InferenceSession
-from correlation_aware.tracking.tracker import Tracker
+from correlation_aware.tracking.tracker import Tracker, TrackerConfig
 
 __all__ = ["CalibrationClip", "Int8Report", "calibration_clips", "quantize_tracker"]
 
 LENGTH = 24  # frames of a clip
 EVERY = 3  # of whose search crops one is kept
 HELD_BACK = 4  # of as many clips one is held back
+CONFIG = TrackerConfig(redetect=False)  # one search crop per frame
 TIMED = 20  # crops that are timed
 
 
@@ -139,6 +140,7 @@ def quantize_tracker(model: TrackModel, exported: str | Path, clips: Iterable[Ca
 
     The tracker in float32 follows the targets of the clips, and its search crops calibrate the graph. Every
     fourth clip is held back and measures it. The template graph, which runs once per target, is float32.
+    Lost targets are not searched for.
     Writes `EXPORTED.int8.search.onnx` and `EXPORTED.int8.template.onnx`.
 
     Args:
@@ -162,7 +164,7 @@ def quantize_tracker(model: TrackModel, exported: str | Path, clips: Iterable[Ca
     for number, clip in enumerate(clips):
         held = number % HELD_BACK == HELD_BACK - 1
         session.inputs.clear()
-        result = _track(Tracker(session), clip)
+        result = _track(Tracker(session, CONFIG), clip)
         inputs[held].extend(session.inputs[::EVERY])
         if held:
             held_back.append(clip)
@@ -172,7 +174,7 @@ def quantize_tracker(model: TrackModel, exported: str | Path, clips: Iterable[Ca
     source, output = (path.with_name(f"{path.name}.search.onnx") for path in (exported, int8))
     shutil.copyfile(f"{exported}.template.onnx", f"{int8}.template.onnx")
     quantize(source, output, inputs[False])
-    tracker = Tracker(InferenceSession(model, "cpu", torch.float32, "onnx", int8))
+    tracker = Tracker(InferenceSession(model, "cpu", torch.float32, "onnx", int8), CONFIG)
     after = [_track(tracker, clip) for clip in held_back]
     differences, times = _compare(source, output, inputs[True])
     (score_mean, box_mean), (score_max, box_max) = differences.mean(axis=0), differences.max(axis=0)
