@@ -30,7 +30,7 @@ from correlation_aware.tracking import browser_page
 from correlation_aware.tracking.browser_page import PACKAGES, SOURCES, NpmPackage, fetch_package, write_page
 from correlation_aware.tracking.video import open_frames
 
-CONFIG = ca.TrackerConfig(box_vote=8.0, window_weight=0.3)
+CONFIG = ca.TrackerConfig(box_vote=8.0, window_weight=0.3, redetect=False)
 SIZE = (120, 160)  # height, width
 BOXES = (
     (40, 30, 40, 30),
@@ -191,7 +191,7 @@ def test_what_a_page_does_not_do(small_package, tmp_path, monkeypatch):
     paths = {name: tmp_path / "other" / f"tiny.{name}.onnx" for name in ("template", "search")}
     with pytest.raises(ValueError, match=r"have to be in .*page, the folder of the page"):
         write_page(model, tmp_path / "page", paths)
-    with pytest.raises(ValueError, match="neither redetect nor template_update"):
+    with pytest.raises(ValueError, match="neither redetect nor template_update: set redetect=False"):
         write_page(model, tmp_path / "other", paths, ca.TrackerConfig(redetect=True))
     with pytest.raises(ValueError, match="TinyNet has no prediction head"):
         write_page(model.backbone, tmp_path / "other", paths)

@@ -181,7 +181,12 @@ def test_a_folder_is_tracked_up_to_a_limit_without_files(run: Run, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [((), False), (("--no-redetect",), False), (("--redetect", "--decode", "paper"), True)],
+    [
+        ((), True),
+        (("--no-redetect",), False),
+        (("--decode", "paper"), False),
+        (("--redetect", "--decode", "paper"), True),
+    ],
 )
 def test_the_search_for_lost_targets_is_an_option(
     run: Run, video: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: bool

@@ -15,6 +15,7 @@ from correlation_aware.cli import eval as cli_eval
 from correlation_aware.cli import eval_clips
 from correlation_aware.cli import train as cli_train
 from correlation_aware.data.stills.synthetic_clips import Clip
+from correlation_aware.data.videos.sequences import Video
 from correlation_aware.evaluation import long_term
 from correlation_aware.evaluation.calibration import (
     fit_calibration,
@@ -25,7 +26,9 @@ from correlation_aware.evaluation.calibration import (
 from correlation_aware.evaluation.long_term import LongTermResult, long_term_scores, track_clip
 from correlation_aware.evaluation.one_pass import overlap
 from correlation_aware.evaluation.synthetic import ClipValidation, evaluate_clip
-from correlation_aware.tracking.tracker import TrackerConfig, TrackResult
+from correlation_aware.evaluation.videos import VideoValidation
+from correlation_aware.tracking.tracker import Tracker, TrackerConfig, TrackResult
+from correlation_aware.tracking.video import write_image
 
 
 class Scripted:
@@ -137,6 +140,35 @@ def test_a_plot(tmp_path):
     assert cv2.imread(str(tmp_path / "plot.png")).shape[0] > 300
 
 
+@pytest.fixture
+def searches_of_trackers(monkeypatch):
+    """Whether trackers search for lost targets, for each `init` of one."""
+    searches, init = [], Tracker.init
+
+    def recording(tracker, frame, box):
+        searches.append(tracker.config.redetect)
+        init(tracker, frame, box)
+
+    monkeypatch.setattr(Tracker, "init", recording)
+    return searches
+
+
+def test_the_score_is_not_used_before_it_is_calibrated(photos, run, tmp_path, searches_of_trackers):
+    """In training and for its calibration there is no search for lost targets, which depends on it."""
+    model = ca.create_model("sbt_test_track").eval()
+    ClipValidation({str(photos): 1.0}, count=1)(model)
+    frames = [np.full((64, 64, 3), value, np.uint8) for value in (90, 100)]
+    for frame, name in zip(frames, "01"):
+        write_image(tmp_path / f"{name}.png", frame)
+    files = [tmp_path / f"{name}.png" for name in "01"]
+    video = Video("video", files, np.tile(np.array([20.0, 20, 16, 16]), (2, 1)), np.ones(2, bool))
+    VideoValidation([[video]])(model)
+    run("train", "calibrate", photos, "--model", "sbt_test_track", "--count", 1, "--output", tmp_path / "out")
+    assert searches_of_trackers == [False] * 3
+    run("eval", "clips", photos, "--model", "sbt_test_track", "--weights", "random", "--count", 1)
+    assert searches_of_trackers[3:] == [True]  # what a user gets
+
+
 def test_validation_in_training(photos):
     validate = ClipValidation({str(photos): 1.0}, count=1)
     model = ca.create_model("sbt_test_track")
@@ -231,8 +263,9 @@ def test_eval_longterm(run, photos, tmp_path, monkeypatch):
     assert "elsewhere" in result.output and "redetect=1" in result.output
     result = run(*words, "--sweep", "redetect_crop=2")
     assert "Near: redetect_crops" in str(result.exception)
-    result = run(*words, "--sweep", "redetect_crops=2,8")
-    assert "redetect_crops=... has no effect without --sweep redetect=1" in str(result.exception)
+    result = run(*words, "--decode", "paper", "--sweep", "redetect_crops=2,8")
+    assert "redetect_crops=... has no effect with redetect off: add" in str(result.exception)
+    assert len(eval_clips._grid(["redetect_crops=2,8"], TrackerConfig())) == 2
     assert len(eval_clips._grid(["redetect=0,1", "redetect_crops=2,8"], TrackerConfig())) == 4
 
 

@@ -12,9 +12,10 @@ import correlation_aware as ca
 from correlation_aware.models.heads import TrackOutput
 from correlation_aware.tracking import redetect
 from correlation_aware.tracking.redetect import Appearance, Memory, color_histogram, pooled_features, tiles
+from correlation_aware.tracking.tracker import DECODES
 
 START = (42.0, 42.0, 36.0, 36.0)  # of the target in the drawn clip
-ON = ca.TrackerConfig(redetect=True)
+ON, OFF = ca.TrackerConfig(redetect=True), ca.TrackerConfig(redetect=False)
 
 
 def noise(height=240, width=320, seed=0):
@@ -84,7 +85,7 @@ def center_of(result):
 
 def test_a_target_that_returns_elsewhere_is_found_and_a_look_alike_is_not_taken(model):
     clip = long_term_clip()
-    on, off = (ca.create_tracker(model, device="cpu", config=config) for config in (ON, ca.TrackerConfig()))
+    on, off = (ca.create_tracker(model, device="cpu", config=config) for config in (ON, OFF))
     results = {}
     for tracker in (on, off):
         tracker.init(clip[0][0], START)
@@ -97,6 +98,25 @@ def test_a_target_that_returns_elsewhere_is_found_and_a_look_alike_is_not_taken(
         assert center_of(result) == pytest.approx(center, abs=3)
     without = results[off][7:13]  # the look-alike is tracked
     assert not any(r.lost for r in without) and center_of(without[-1]) == pytest.approx((96, 110), abs=4)
+
+
+def test_it_is_the_default_except_for_the_papers_and_the_released_choice():
+    assert ca.TrackerConfig() == ON and make_tracker(None).config.redetect
+    assert {name: config.redetect for name, config in DECODES.items()} == {
+        "default": True,
+        "paper": False,
+        "released": False,
+    }
+
+
+def test_switched_off_a_lost_target_is_tracked_on_in_one_crop(monkeypatch):
+    tracker = make_tracker(OFF)
+    tracker.init(noise(), (140, 100, 30, 20))
+    counts = count_crops(tracker, monkeypatch)
+    set_scores(tracker, 0.1)
+    results = [tracker.update(noise()) for _ in range(3)]
+    assert counts == [1] * 3 and all(result.lost for result in results)
+    assert results[0].box != results[1].box != (140, 100, 30, 20)
 
 
 def test_without_the_check_of_appearances_the_look_alike_is_taken(model, monkeypatch):
@@ -334,7 +354,8 @@ def test_colors_and_features_of_a_box():
         ({"redetect": "yes"}, "redetect='yes' must be True or False"),
         ({"redetect_crops": 1}, "redetect_crops=1 must be at least 2"),
         ({"redetect_threshold": 1.5}, "redetect_threshold=1.5 must be in 0..1"),
-        ({"redetect": True, "redetect_threshold": 0.2}, "must be at least lost_threshold=0.3"),
+        ({"redetect_threshold": 0.2}, "must be at least lost_threshold=0.3"),
+        ({"lost_threshold": 0.7}, "redetect_threshold=0.6 must be .*Raise it, or set redetect=False"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

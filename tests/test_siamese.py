@@ -494,7 +494,7 @@ def test_the_tracker_updates_the_filters_of_targets_that_are_not_lost():
         session.update_template(torch.zeros(2, 3, 64, 64), [False, True])
     assert torch.equal(session._state[0][0], torch.lerp(start[0], second.session._state[0], 0.25)[0])
     assert not torch.equal(session._state[0][1], torch.lerp(start[0], second.session._state[0], 0.25)[1])
-    lost = Tracker(session, TrackerConfig(lost_threshold=1))
+    lost = Tracker(session, TrackerConfig(lost_threshold=1, redetect=False))
     lost.init(frame, (30, 30, 20, 20))
     start = session._state
     for _ in range(2):

@@ -81,7 +81,8 @@ Redetect = Annotated[
     bool | None,
     typer.Option(
         "--redetect/--no-redetect",
-        help="Search the whole frame for a lost target; by default as TrackerConfig.redetect, off.",
+        help="Search the whole frame for a lost target, whose box stays until it is found again; on by "
+        "default, off with --decode paper and released.",
     ),
 ]
 
@@ -133,7 +134,7 @@ def load_tracker(
         device: PyTorch device; None for a GPU if there is one.
         runtime: Runtime of `InferenceSession`; `onnx:PATH` and `openvino:PATH` run exported files.
         decode: Choice of the box, see `create_tracker`.
-        redetect: Whether to search for a lost target, see `TrackerConfig`; None for the default.
+        redetect: Whether to search for a lost target, see `TrackerConfig`; None for that of `decode`.
     """
     from correlation_aware.tracking.tracker import create_tracker, decode_config
 

@@ -217,5 +217,5 @@ def _grid(sweep: Sequence[str], default: "TrackerConfig") -> dict[str, "TrackerC
     }
     for name in (name for axis in axes for name, _ in axis):
         if name.startswith("redetect_") and not any(config.redetect for config in grid.values()):
-            raise ValueError(f"--sweep {name}=... has no effect without --sweep redetect=1: add it")
+            raise ValueError(f"--sweep {name}=... has no effect with redetect off: add --sweep redetect=1")
     return grid

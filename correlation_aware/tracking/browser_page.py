@@ -149,8 +149,8 @@ def write_page(
         model: The model that was exported.
         folder: Folder of the page, in which the exported files are.
         graphs: Paths of the ONNX files of the graphs `template` and `search`.
-        config: Settings of the choice of the best location; the defaults if None. `redetect` and
-            `template_update` are not supported.
+        config: Settings of the choice of the best location; the defaults with `redetect=False` if None.
+            `redetect` and `template_update` are not supported.
 
     Returns:
         The files that were written.
@@ -159,10 +159,13 @@ def write_page(
         ValueError: A model or a setting that the page does not support, or files in another folder.
         ConnectionError, RuntimeError: As `fetch_package`.
     """
-    folder, config = Path(folder), config or TrackerConfig()
+    folder, config = Path(folder), config or TrackerConfig(redetect=False)
     network = check_page_model(model)
     if config.redetect or config.template_update != "none":
-        raise ValueError("The page in a browser has neither redetect nor template_update.")
+        raise ValueError(
+            "The page in a browser has neither redetect nor template_update: set redetect=False, and leave "
+            "template_update out."
+        )
     if any(path.parent.resolve() != folder.resolve() for path in graphs.values()):
         raise ValueError(f"The exported files have to be in {folder}, the folder of the page.")
     check_output_folder(folder / "vendor")

@@ -79,11 +79,13 @@ class TrackerConfig:
             least `update_threshold` and that are not lost. The first template stays in any case.
         update_interval: Frames from one update to the next: 25 in the authors' code for TrackingNet.
         update_threshold: Smallest score in 0..1 for an update: 0.6 in the authors' code.
-        redetect: Whether to search the frame for a lost target. Its box stays where it was, and its score is
-            at most `lost_threshold`, until the target is found again: something that looks like it, and not
-            like other objects that were seen beside it, with a score of at least `redetect_threshold` in two
-            frames in a row. A box that jumps to something else than the target is lost, too.
-        redetect_threshold: Smallest score in 0..1 of a target that is found again.
+        redetect: Whether to search the frame for a lost target, True by default. Its box stays where it was,
+            and its score is at most `lost_threshold`, until the target is found again: something that looks
+            like it, and not like other objects that were seen beside it, with a score of at least
+            `redetect_threshold` in two frames in a row. A box that jumps to something else than the target is
+            lost, too. False tracks on around the last box, and a lost frame costs no more than others.
+        redetect_threshold: Smallest score in 0..1 of a target that is found again, at least `lost_threshold`
+            with `redetect`.
         redetect_crops: Largest number of search crops per frame and lost target, at least 2; they are in the
             batch of the frame.
     """
@@ -98,7 +100,7 @@ class TrackerConfig:
     template_update: TemplateUpdate = "none"
     update_interval: int = 25
     update_threshold: float = 0.6
-    redetect: bool = False
+    redetect: bool = True
     redetect_threshold: float = 0.6
     redetect_crops: int = 4
 
@@ -120,7 +122,8 @@ class TrackerConfig:
         if self.redetect and self.redetect_threshold < self.lost_threshold:
             raise ValueError(
                 f"redetect_threshold={self.redetect_threshold} must be at least "
-                f"lost_threshold={self.lost_threshold}: a target that is found again would be lost at once."
+                f"lost_threshold={self.lost_threshold}: a target that is found again would be lost at once. "
+                "Raise it, or set redetect=False."
             )
         for name in ("window_weight", "scale_penalty", "box_vote", "lost_threshold", "margin", "min_size"):
             if getattr(self, name) is not None:  # PyTorch does not take all whole numbers
@@ -130,9 +133,11 @@ class TrackerConfig:
 DECODES = {
     "default": TrackerConfig(),
     # Inference Details of the paper: the location with the highest score, and its box
-    "paper": TrackerConfig(window_weight=0, scale_penalty=0, damp_size=False, box_vote=0),
+    "paper": TrackerConfig(window_weight=0, scale_penalty=0, damp_size=False, box_vote=0, redetect=False),
     # lib/test/tracker/sbt.py of https://github.com/phiphiphi31/SBT
-    "released": TrackerConfig(window_weight=0.49, scale_penalty=0, damp_size=False, box_vote=0),
+    "released": TrackerConfig(
+        window_weight=0.49, scale_penalty=0, damp_size=False, box_vote=0, redetect=False
+    ),
 }
 
 
@@ -762,7 +767,8 @@ def create_tracker(
         config: Settings of the choice of the best location, see `TrackerConfig`. Image sizes and crop factors
             are the model's: create it with, for example, `search_factor=5` and pass the model.
         decode: Name of such settings, instead of `config`: `default`; `paper`, the location with the highest
-            score and its box, nothing else; or `released`, the authors' code, which adds a Hann window.
+            score and its box, nothing else; or `released`, the authors' code, which adds a Hann window. The
+            last two have no `redetect`.
 
     Raises:
         ValueError: A model without a prediction head or in a wrapper such as that of `torch.compile`, an
