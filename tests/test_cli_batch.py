@@ -160,7 +160,7 @@ def test_finished_videos_are_not_tracked_again_and_runs_are_not_mixed(
     for words, jobs, message in (
         (("--format", "mot"), "jobs.csv", r"run format: csv there, mot now"),
         (("--decode", "paper"), "jobs.csv", r"run config: \{.*\} there, \{.*\} now"),
-        (("--no-redetect",), "jobs.csv", r"run config: \{.*'redetect': True.*\} there, \{.*'redetect': False"),
+        (("--no-redetect",), "jobs.csv", r"run config: .*'redetect': True.*\} there, \{.*'redetect': False"),
         ((), "other.csv", r"jobs a: a.mp4 .* #7 frame 3 .* #7 frame 2 .*; jobs d: None there, d.mp4 #0"),
     ):
         error = run("out", *words, jobs=jobs).exception

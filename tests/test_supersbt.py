@@ -397,7 +397,7 @@ def test_confident_targets_update_their_second_template():
     assert torch.equal(state[1][confident], recent[0][confident])
     assert torch.equal(state[1][1 - confident], first[0][1 - confident])
     lost = two_template_tracker(**settings, update_threshold=0)
-    lost.config = replace(lost.config, lost_threshold=1)
+    lost.config = replace(lost.config, lost_threshold=1, redetect=False)
     lost.init(frames[0], BOXES)
     first = lost.session._state
     lost.update(frames[1]), lost.update(frames[2])
