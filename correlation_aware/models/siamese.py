@@ -248,9 +248,7 @@ class CorrelationFilter(CorrelationNeck):
         """See `CorrelationNeck`; numerator (B, 2, dim, H, W), real and imaginary, denominator (B, H, W)."""
         height, width = template.shape[2:]
         like = torch.empty(0, dtype=torch.float32, device=template.device)
-        windows = [
-            torch.hann_window(n + 2, periodic=False, device=like.device)[1:-1] for n in (height, width)
-        ]
+        windows = [_hann_window(n, like.device) for n in (height, width)]
         z = template.float() * torch.outer(*windows) / template.shape[1] ** 0.5
         labels = [self._label(n, like.device) for n in (height, width)]
         (zr, zi), (yr, yi) = _dft(z), _dft(torch.outer(*labels))
@@ -396,7 +394,9 @@ def pixel_correlation(features: Tensor, kernel: Tensor) -> Tensor:
 
 def _hann_window(length: int, device: torch.device) -> Tensor:
     """A Hann window whose zeros are just outside: (length,)."""
-    return torch.hann_window(length + 2, periodic=False, device=device)[1:-1]
+    # not torch.hann_window, for which PyTorch 2.11 has no ONNX operator
+    steps = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    return 0.5 - 0.5 * torch.cos(steps * (2 * math.pi / (length + 1)))
 
 
 def _waves(frequencies: int, positions: Tensor) -> tuple[Tensor, Tensor]:
