@@ -93,7 +93,7 @@ def test_sessions_of_one_model_are_apart(model):
     assert not torch.equal(second(search)[0], alone)
     assert torch.equal(first(search)[0], alone)
     shared.to("cpu")
-    with pytest.raises(RuntimeError, match="moved to torch.float32 on cpu"):
+    with pytest.raises(RuntimeError, match=r"moved to torch\.float32 on cpu"):
         first(search)
 
 
