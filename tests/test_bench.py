@@ -161,7 +161,7 @@ def test_errors_of_a_user(others):
 
 
 def test_default_weights_are_those_of_the_name_and_nothing_is_downloaded():
-    assert load("sbt_light_cell_track")[1] == "sbt_light_cell_track.stills"  # bundled
+    assert load("sbt_light_cell_track")[1] == "sbt_light_cell_track.video"  # bundled
     assert load("sbt_light_half_track.video")[1] == "sbt_light_half_track.video"
     assert load("sbt_light_cell_track", "random")[1] == "random"
     assert load("sbt_light_track")[1] == "random"  # the weights with this former name have another head

@@ -180,7 +180,7 @@ def test_former_options_still_work(run: Run) -> None:
     for option in ("--out", "-o", "--output"):
         code, _, error = run("bench", "plot", "notes.txt", option, "x.png")
         assert code == 1 and "notes.txt is not a report" in error
-    assert run("models", "sbt_light_cell_track", "--pretrained")[1] == "sbt_light_cell_track.stills\n"
+    assert run("models", "sbt_light_cell_track", "--pretrained")[1] == "sbt_light_cell_track.video\n"
 
 
 def test_models_are_listed_by_family_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -291,7 +291,7 @@ def test_other_loss_settings_reach_the_step(tmp_path, change, part):
 def test_a_saved_model_as_the_name_starts_from_its_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ca.save_pretrained(ca.create_model("sbt_test_track"), "mine")
-    for name in ("mine", "local-dir:mine", "hf-hub:me/net", "sbt_light_cell_track.stills"):
+    for name in ("mine", "local-dir:mine", "hf-hub:me/net", "sbt_light_cell_track.video"):
         assert ModelConfig(name).start() == name
         with pytest.raises(ValueError, match="both name weights"):
             ModelConfig(name, pretrained="stills").start()

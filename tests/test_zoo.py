@@ -17,7 +17,7 @@ import correlation_aware as ca
 from correlation_aware.models.heads import CellHead, MixerHead
 from correlation_aware.weights.manifest import RENAMED
 
-BUNDLED = ("sbt_light_cell_track.stills", "sbt_light_half_track.video")
+BUNDLED = ("sbt_light_cell_track.video", "sbt_light_half_track.video")
 
 
 def shapes(model):
@@ -90,7 +90,7 @@ def test_old_names_say_the_new_one(old, new):
 def test_a_name_without_a_tag_is_one_network_whatever_weights_it_had():
     """`sbt_light_track` had the bundled weights of what is `sbt_light_cell_track` now, another network."""
     with pytest.raises(
-        ValueError, match=r"former weights are sbt_light_cell_track\.stills and sbt_light_half"
+        ValueError, match=r"former weights are sbt_light_cell_track\.video and sbt_light_half"
     ):
         ca.create_model("sbt_light_track", pretrained=True)
     with pytest.warns(RuntimeWarning, match="sbt_light_track has random weights"):
@@ -99,7 +99,7 @@ def test_a_name_without_a_tag_is_one_network_whatever_weights_it_had():
         assert ca.create_tracker("sbt_light_cell_track", pretrained="half").weights_name == BUNDLED[1]
 
 
-@pytest.mark.parametrize("source", ["stills", "sbt_light_cell_track.stills", "sbt_light_cell_track"])
+@pytest.mark.parametrize("source", ["video", "sbt_light_cell_track.video", "sbt_light_cell_track"])
 def test_a_bare_tag_means_the_same_everywhere(source):
     model = ca.create_model("sbt_light_cell_track", device="cpu")
     ca.load_pretrained(model, source)
@@ -113,7 +113,7 @@ def test_a_bare_tag_means_the_same_everywhere(source):
 
 
 def test_a_backbone_takes_its_part_of_a_trackers_checkpoint():
-    net = ca.create_model("sbt_light", pretrained="sbt_light_cell_track.stills")
+    net = ca.create_model("sbt_light", pretrained="sbt_light_cell_track.video")
     expected = ca.create_model("sbt_light_cell_track", pretrained=True).backbone
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), expected.state_dict().values()))
 
@@ -291,7 +291,7 @@ def test_the_normalization_comes_with_the_weights_by_every_way(half):
 
 def test_other_weights_bring_their_own_description(half, tmp_path):
     model = ca.create_model(BUNDLED[0], pretrained=True)
-    assert (model.pretrained_cfg["tag"], model.pretrained_cfg["license"]) == ("stills", "apache-2.0")
+    assert (model.pretrained_cfg["tag"], model.pretrained_cfg["license"]) == ("video", "apache-2.0")
     save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "mine.safetensors")
     ca.load_pretrained(model, tmp_path / "mine.safetensors")
     assert model.pretrained_cfg["tag"] is model.pretrained_cfg["license"] is None
@@ -305,9 +305,9 @@ def test_other_weights_bring_their_own_description(half, tmp_path):
 
 
 def test_the_backbone_of_a_bundled_tracker_is_named():
-    with pytest.raises(ValueError, match=r"some: pretrained='sbt_light_cell_track\.stills' loads its part"):
+    with pytest.raises(ValueError, match=r"some: pretrained='sbt_light_cell_track\.video' loads its part"):
         ca.create_model("sbt_light", pretrained=True)
-    assert ca.create_model("sbt_light", pretrained="sbt_light_cell_track.stills").weights_name == BUNDLED[0]
+    assert ca.create_model("sbt_light", pretrained="sbt_light_cell_track.video").weights_name == BUNDLED[0]
 
 
 def test_weights_for_another_size_are_a_warning(caplog, tmp_path):

@@ -42,7 +42,7 @@ class ModelConfig:
     """The model to train and the weights to start from.
 
     Attributes:
-        name: Architecture name. With a tag, such as `sbt_light_cell_track.stills`, training starts from
+        name: Architecture name. With a tag, such as `sbt_light_cell_track.video`, training starts from
             those weights; with a saved model (a folder, `local-dir:`, `hf-hub:`) from its weights.
         pretrained: Weights to start from, for a name without a tag: a tag, `model.tag`, an `hf-hub:` name, a
             file or a folder; or weights of the image backbone alone, `timm:resnet50` by a name of timm or

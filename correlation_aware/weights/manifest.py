@@ -45,9 +45,11 @@ _SOURCE_RULES = {
 
 # names of 0.1 that will be removed after the next release, and what they are called now
 RENAMED = {
-    "sbt_light_track.stills": "sbt_light_cell_track.stills",
+    "sbt_light_track.stills": "sbt_light_cell_track.video",
     "sbt_light_track.half": "sbt_light_half_track.video",
-    "sbt_light_cell_track.half": "sbt_light_half_track.video",  # `--weights half` for the model of that name
+    # `--weights half` and `--weights stills` for the model of that name
+    "sbt_light_cell_track.half": "sbt_light_half_track.video",
+    "sbt_light_cell_track.stills": "sbt_light_cell_track.video",
 }
 
 
