@@ -159,10 +159,14 @@ def memory(args: argparse.Namespace) -> int:
     slopes = []
     if args.frames:
         model = ca.TrackModel.build(MaskedNet(), "cell")  # small, so that most of the work is the tracker's
-        tracker = ca.create_tracker(model, device="cpu")
+        off = ca.TrackerConfig(redetect=False)  # all targets are lost in these frames
+        tracker = ca.create_tracker(model, device="cpu", config=off)
         slopes.append(follow("a network of two layers", tracker, args.targets, args.frames))
     if args.default_frames:
-        slopes.append(follow("the default tracker", ca.create_tracker(device="cpu"), 1, args.default_frames))
+        tracker = ca.create_tracker(device="cpu", config=ca.TrackerConfig(redetect=False))
+        slopes.append(follow("the default tracker", tracker, 1, args.default_frames))
+        searching = ca.create_tracker(device="cpu")
+        slopes.append(follow("the default tracker, searching", searching, 1, args.default_frames))
     sizes = []
     for _ in range(args.sessions):
         tracker = ca.create_tracker(device="cpu")

@@ -96,7 +96,7 @@ def test_a_target_that_returns_elsewhere_is_found_and_a_look_alike_is_not_taken(
     assert [r.lost for r in after[-3:]] == [False] * 3
     for result, (_, center) in zip(after[-3:], clip[-3:]):
         assert center_of(result) == pytest.approx(center, abs=3)
-    without = results[off][7:13]  # the look-alike is tracked
+    without = results[off][9:13]  # the look-alike is tracked
     assert not any(r.lost for r in without) and center_of(without[-1]) == pytest.approx((96, 110), abs=4)
 
 
