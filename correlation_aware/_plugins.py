@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -28,13 +29,15 @@ _loading = False
 
 
 def load_plugins() -> None:
-    """Imports every installed plug-in, once.
+    """Imports the families of this package and every installed plug-in, once.
 
     A plug-in that raises is reported by name in a `RuntimeWarning`, and all that it registered is taken back;
     the others and this package work on. After an interruption (Ctrl-C) the next call goes on with the plug-in
     that was interrupted.
     """
     global _pending, _loading
+    # the families of this package first: in the command line nothing has imported them yet
+    import_module("correlation_aware.zoo")
     with _lock:
         if _loading:
             return

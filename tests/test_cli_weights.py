@@ -1,6 +1,9 @@
 """`correlation-aware weights` as a user types it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -219,3 +222,15 @@ def test_download_and_verify_from_the_hub(tmp_path: Path, folder: Path) -> None:
     server.files["timm/pvt_v2_b4.in1k/model.safetensors"] = save({"a": torch.ones(4)})
     assert "RuntimeError" in client.call("cli", "verify", "sbt_huge_pvtv2")["error"]
     client.close()
+
+
+def test_the_program_knows_the_models_of_the_weights() -> None:
+    """In a process of its own: in this one the models are imported already."""
+    command = [sys.executable, "-m", "correlation_aware", "weights"]
+    environment = {**os.environ, "COLUMNS": "200"}
+    listed, verified = (
+        subprocess.run([*command, *words], capture_output=True, text=True, env=environment)
+        for words in (["list"], ["verify", "siam_lite0_ca_track.video"])
+    )
+    assert (listed.returncode, listed.stderr) == (0, "") and "siam_lite0_ca_track.video" in listed.stdout
+    assert (verified.returncode, verified.stderr) == (0, "") and "as in the manifest" in verified.stdout
