@@ -349,11 +349,30 @@ def test_negatives_take_the_template_of_another_video(tmp_path, kind):
     ):
         assert (abs(int(template.amax()) - int(search.amax())) < 20) == bool(positive)
     alone = kind([(Folder(tmp_path / "dark"), 1.0)], 2, Sizes(32, 64), config=VideoConfig(negative=1.0))
-    if kind is PooledVideoPairs:
-        assert alone.batch(0).positive.all()
-        return
     with pytest.raises(RuntimeError, match="negative pairs need two"):
         alone.batch(0)
+
+
+def test_negatives_are_as_frequent_from_memory_as_from_files(tmp_path):
+    """A negative that drew the same target twice is drawn again, also where a video is in two datasets."""
+    for name in "ab":
+        draw_frames(tmp_path / name, ["1.png", "2.png"], color=(200,) * 3)
+        write_boxes(tmp_path / name / "groundtruth.txt", boxes=BOXES[:2])
+    sets, config = [(Folder(tmp_path), 0.5)] * 2, VideoConfig(negative=0.5, photometric=QUIET)
+    shares = [
+        (~kind(sets, 400, Sizes(16, 32), config=config).batch(0).positive).float().mean()
+        for kind in (VideoPairs, PooledVideoPairs)
+    ]
+    assert all(abs(share - 1 / 3) < 0.08 for share in shares)  # 1/4 of all draws, of 3/4 that are kept
+
+
+def test_a_dataset_of_weight_zero_is_not_read_into_memory(tmp_path, got10k):
+    draw_frame(tmp_path / "1.png", BOXES[0])
+    write_boxes(tmp_path / "groundtruth.txt", boxes=BOXES[:1])
+    (tmp_path / "1.png").write_bytes(b"damaged")
+    sets = [(Got10k(got10k), 1.0), (Folder(tmp_path), 0.0)]
+    pairs = PooledVideoPairs(sets, 2, Sizes(32, 64), errors=ErrorBudget(limit=0))
+    assert pairs.batch(0).positive.all() and not pairs.errors.damaged
 
 
 @both_kinds

@@ -24,7 +24,7 @@ from correlation_aware.training.optimizer import (
     make_optimizer,
     parameter_groups,
 )
-from correlation_aware.training.track import TrackTraining, make_track_model, make_track_trainer
+from correlation_aware.training.track import PairData, TrackTraining, make_track_model, make_track_trainer
 
 
 def test_yaml_round_trip(tmp_path):
@@ -339,3 +339,8 @@ def test_epochs_become_steps():
     assert in_steps.in_steps(5) is in_steps
     assert ScheduleConfig(epochs=4, samples_per_epoch=10_000).in_steps(5).warmup == 800
     assert load(TrackTraining, None, ["schedule={epochs: 2, samples_per_epoch: 3}"]).schedule.steps == 0
+
+
+def test_frames_in_memory_need_videos():
+    with pytest.raises(ValueError, match=r"data\.frames_in_memory=true has no effect without data\.videos"):
+        PairData(sources={"photos": 1.0}, frames_in_memory=True)

@@ -99,6 +99,8 @@ class PairData:
     def __post_init__(self) -> None:
         object.__setattr__(self, "videos", {name: VideoSet.of(part) for name, part in self.videos.items()})
         check_values("data", self, sources=(0, math.inf), batch_size=(1, math.inf), max_side=(16, math.inf))
+        if self.frames_in_memory and not self.videos:
+            raise ValueError("data.frames_in_memory=true has no effect without data.videos: remove it.")
         check_values("data", self, workers=(0, math.inf), fault_limit=(0, math.inf))
         sizes = dict.fromkeys(("gap", "scale_jitter", "center_jitter"), (0.0, math.inf))
         check_values("data.frames", self.frames, negative=(0, 1), **sizes)

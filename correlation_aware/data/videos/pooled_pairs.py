@@ -21,7 +21,7 @@ from correlation_aware.data.stills.geometry import Region, place, rounded_outlin
 from correlation_aware.data.stills.pool import ImagePool
 from correlation_aware.data.stills.sampling import sample
 from correlation_aware.data.videos.sequences import SequenceSet, Video
-from correlation_aware.data.videos.video_pairs import VideoConfig, VideoPairs
+from correlation_aware.data.videos.video_pairs import ATTEMPTS, NO_PAIR, Image, VideoConfig, VideoPairs
 from correlation_aware.models.contract import Sizes
 
 __all__ = ["PooledVideoPairs"]
@@ -29,14 +29,14 @@ __all__ = ["PooledVideoPairs"]
 # Below the mip level that matches the scale: up to a factor of two, pixels of the full resolution are
 # interpolated, as the tracker crops its frames.
 MIP_BIAS = -0.5
+CHUNK = 32  # videos read at a time
 MOST_PIXELS = 1_500_000_000  # with their mip levels below the 2^31 of the pool
 
 
-class _Target(NamedTuple):
-    """A frame around its target, at most as large as the crops need it."""
+class _Place(NamedTuple):
+    """Place of a target in the part of its frame that is kept."""
 
-    image: NDArray[np.uint8]
-    center: NDArray[np.float64]  # x, y of the target in pixels of the image
+    center: NDArray[np.float64]  # x, y in pixels of the part
     half_size: NDArray[np.float64]  # half its width and height
     number: int  # of the frame in its video
 
@@ -74,7 +74,8 @@ class PooledVideoPairs(VideoPairs):
         workers: int | None = None,
     ) -> None:
         super().__init__(sets, batch_size, sizes, seed, device, config, errors, workers)
-        targets: list[_Target] = []  # without their images
+        places: list[_Place] = []
+        names: list[str] = []  # of each video
         counts: list[int] = []  # frames of each video
         weights: list[float] = []  # of each video
 
@@ -82,16 +83,17 @@ class PooledVideoPairs(VideoPairs):
             pixels = 0
             for number, weight in enumerate(self.weights.tolist()):
                 before = len(counts)
-                for video in self._read(number):
-                    targets.extend(target._replace(image=target.image[:0]) for target in video)
+                for name, video in self._read(number) if weight else ():
+                    places.extend(place for _, place in video)
+                    names.append(name)
                     counts.append(len(video))
-                    pixels += sum(target.image[..., 0].size for target in video)
+                    pixels += sum(image[..., 0].size for image, _ in video)
                     if pixels > MOST_PIXELS:
                         raise ValueError(
                             f"The frames have more than {MOST_PIXELS:.1e} pixels, the most that are kept in "
                             "memory. Use data.frames_in_memory=false, or fewer videos."
                         )
-                    yield from (Still(target.image) for target in video)
+                    yield from (Still(image) for image, _ in video)
                 found = len(counts) - before
                 weights.extend([weight / max(1, found)] * found)
 
@@ -102,29 +104,33 @@ class PooledVideoPairs(VideoPairs):
         stills = itertools.chain([first], stills)
         self.pool = ImagePool(stills, device=device, plain_background=False, rectangles=False)
         self._video_weights = torch.tensor(weights)
+        self._name = torch.from_numpy(np.unique(names, return_inverse=True)[1])
         self._count = torch.tensor(counts)
         self._first = self._count.cumsum(0) - self._count
         self._center, self._half_size = (
-            torch.from_numpy(np.stack([target[at] for target in targets])).float() for at in (1, 2)
+            torch.from_numpy(np.stack(values)).float() for values in list(zip(*places))[:2]
         )
         # frames within the gap of each frame are an interval: those of a video are in order
-        gap, numbers = self.config.gap, torch.tensor([target.number for target in targets])
+        gap, numbers = self.config.gap, torch.tensor([place.number for place in places])
         videos = list(zip(self._first.tolist(), numbers.split(counts)))
         self._low = torch.cat([first + torch.searchsorted(n, n - gap) for first, n in videos])
         self._high = torch.cat([first + torch.searchsorted(n, n + gap, right=True) for first, n in videos])
 
-    def _read(self, number: int) -> Iterator[list[_Target]]:
-        """The visible targets of every video of a dataset."""
+    def _read(self, number: int) -> Iterator[tuple[str, list[tuple[Image, _Place]]]]:
+        """Name and visible targets of every video of a dataset."""
+        indices = range(len(self.sets[number]))
         with ThreadPoolExecutor(self.workers) as threads:
-            for index in range(len(self.sets[number])):
-                video = self._read_video(number, index)
-                if video is None:
-                    continue
-                found = threads.map(partial(self._target, video), np.flatnonzero(video.visible).tolist())
-                if targets := [target for target in found if target is not None]:
-                    yield targets
+            for start in indices[::CHUNK]:  # limits the decoded images in memory
+                read = threads.map(partial(self._read_video, number), indices[start : start + CHUNK])
+                videos = [video for video in read if video is not None]
+                frames = [(video, at) for video in videos for at in np.flatnonzero(video.visible).tolist()]
+                found: dict[int, list[tuple[Image, _Place]]] = {}
+                for (video, _), target in zip(frames, threads.map(self._target, *zip(*frames))):
+                    if target is not None:
+                        found.setdefault(id(video), []).append(target)
+                yield from ((video.name, found[id(video)]) for video in videos if id(video) in found)
 
-    def _target(self, video: Video, at: int) -> _Target | None:
+    def _target(self, video: Video, at: int) -> tuple[Image, _Place] | None:
         """The part of a frame that a search image can show, at the resolution of the largest one."""
         image, box = self._frame(video, at), video.boxes[at]
         if image is None:
@@ -143,22 +149,27 @@ class PooledVideoPairs(VideoPairs):
         new = np.maximum(1, np.round(old * shrink)).astype(int)
         if shrink < 1:
             part = cv2.resize(part, tuple(new.tolist()), interpolation=cv2.INTER_AREA)
+        else:
+            part = part.copy()  # a view would keep the whole frame in memory
         scale = new / old if shrink < 1 else 1.0
-        return _Target(np.ascontiguousarray(part), (center - low) * scale, box[2:] / 2 * scale, at)
+        return part, _Place((center - low) * scale, box[2:] / 2 * scale, at)
 
     @torch.no_grad()
     def batch(self, number: int) -> PairBatch:
-        """Batch `number`, counted from 0. With one video alone, all pairs are positive."""
+        """Batch `number`, counted from 0.
+
+        Raises:
+            RuntimeError: Negative pairs of videos that all have one name.
+        """
         config, sizes, n = self.config, self.sizes, self.batch_size
         rng = KeyedRandom(self.seed, number)
         noise = torch.Generator(self.device).manual_seed(rng.device_seed)
-        video, other = (rng.multinomial(self._video_weights, n) for _ in range(2))
+        video, other, positive = self._draw(rng)
         search = self._first[video] + rng.integers(self._count[video])
         low = self._low[search]
         others = self._high[search] - low - 1  # frames within the gap besides the search image
         partner = low + rng.integers(others.clamp(min=1))
         partner += ((partner >= search) & (others > 0)).long()
-        positive = ~rng.bernoulli(config.negative, n) | (video == other)
         template = torch.where(positive, partner, self._first[other] + rng.integers(self._count[other]))
         flip = rng.bernoulli(0.5, n)
         at, scale = self._place(rng, search)
@@ -174,6 +185,20 @@ class PooledVideoPairs(VideoPairs):
         )
         boxes = torch.cat([at, 2 * self._half_size[search] * scale[:, None]], dim=1) / sizes.search_size
         return PairBatch(z, x, boxes.to(self.device), positive.to(self.device))
+
+    def _draw(self, rng: KeyedRandom) -> tuple[Tensor, Tensor, Tensor]:
+        """Videos (n,), others (n,) for the templates of negatives, and which pairs are positive (n,)."""
+        n = self.batch_size
+        video, other, positive = torch.zeros(n).long(), torch.zeros(n).long(), torch.zeros(n).bool()
+        left = torch.arange(n)
+        for _ in range(ATTEMPTS):  # a negative of one video is drawn again
+            positive[left] = ~rng.bernoulli(self.config.negative, len(left))
+            for videos in (video, other):
+                videos[left] = rng.multinomial(self._video_weights, len(left))
+            left = (~positive & (self._name[video] == self._name[other])).nonzero()[:, 0]
+            if not len(left):
+                return video, other, positive
+        raise RuntimeError(NO_PAIR)
 
     def _cut(self, frames: Tensor, at: Tensor, scale: Tensor, flip: Tensor, size: int) -> Tensor:
         """(n, 3, size, size) in 0..255, in which the targets are `at` these pixels."""

@@ -25,6 +25,10 @@ from correlation_aware.tracking.crop import Crop
 __all__ = ["VideoConfig", "VideoPairs"]
 
 ATTEMPTS = 100  # failed attempts at a pair before an error
+NO_PAIR = (
+    f"No pair was found in {ATTEMPTS} attempts: too few videos have a visible target (negative pairs "
+    "need two such videos)."
+)
 
 Image = NDArray[np.uint8]
 
@@ -209,10 +213,7 @@ class VideoPairs:
             search = self._frame(video, at)
             if template is not None and search is not None:
                 return self._crop(rng, template, other.boxes[template_at], search, video.boxes[at], positive)
-        raise RuntimeError(
-            f"No pair was found in {ATTEMPTS} attempts: too few videos have a visible target (negative pairs "
-            "need two such videos)."
-        )
+        raise RuntimeError(NO_PAIR)
 
     def _video(self, rng: KeyedRandom) -> Video | None:
         """A video with a visible target, None if its files cannot be read or it has none."""
