@@ -147,11 +147,11 @@ class PooledVideoPairs(VideoPairs):
         shrink = min(1.0, jitter * largest / size)
         old = np.array(part.shape[1::-1])
         new = np.maximum(1, np.round(old * shrink)).astype(int)
+        scale = new / old
         if shrink < 1:
             part = cv2.resize(part, tuple(new.tolist()), interpolation=cv2.INTER_AREA)
         else:
             part = part.copy()  # a view would keep the whole frame in memory
-        scale = new / old if shrink < 1 else 1.0
         return part, _Place((center - low) * scale, box[2:] / 2 * scale, at)
 
     @torch.no_grad()
