@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.layers import Conv2dSame, create_conv2d
 from torch import nn
 
 import correlation_aware as ca
@@ -41,8 +42,36 @@ def test_networks_of_timm(name):
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     copied = fuse_convolutions(model, lambda network: network(image))
     assert len(fused(copied)) == norms and not fused(model)
+    # other sizes need other padding; odd ones pad by the same on both sides
     with torch.inference_mode():
-        torch.testing.assert_close(copied(image), model(image), rtol=1e-4, atol=1e-4)
+        for size in ((45, 64), (64, 45), (64, 64), (47, 33)):
+            image = torch.randn(2, 3, *size)
+            torch.testing.assert_close(copied(image), model(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 6, (3, 5)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@torch.inference_mode()
+def test_padding_as_of_tensorflow(kernel, stride):
+    torch.manual_seed(0)
+    conv = create_conv2d(4, 8, kernel, stride=stride, padding="same")
+    if type(conv) is not Conv2dSame:  # timm gives plain convolutions where padding is the same everywhere
+        conv = Conv2dSame(4, 8, kernel, stride=stride)
+    norm = trained_like(nn.BatchNorm2d(8))
+    replacement = FusedConvolution(conv, norm)
+    for height in range(1, 9):
+        for width in (7, 8, 9):
+            image = torch.randn(1, 4, height, width)
+            torch.testing.assert_close(replacement(image), norm(conv(image)), rtol=0, atol=1e-5)
+
+
+def test_images_that_are_not_channels_last_are_converted():
+    conv, norm = nn.Conv2d(3, 8, 3, padding=1), trained_like(nn.BatchNorm2d(8))
+    replacement, image = FusedConvolution(conv, norm), torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        output = replacement(image)
+        torch.testing.assert_close(output, norm(conv(image)), rtol=0, atol=1e-5)
+    assert output.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_convolution_with_two_readers_or_weights_of_its_own_kind_stays():
@@ -51,12 +80,15 @@ def test_a_convolution_with_two_readers_or_weights_of_its_own_kind_stays():
             super().__init__()
             self.conv, self.a, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
             self.plain, self.c = nn.Conv2d(3, 4, 3, padding_mode="reflect", padding=1), nn.BatchNorm2d(4)
+            self.text, self.e = nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm2d(4)
+            self.wide, self.f = Conv2dSame(3, 4, 3, stride=2, dilation=2), nn.BatchNorm2d(4)
             self.last, self.d = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
         def forward(self, x):
             y, z = self.conv(x), self.last(x)
             last = self.d(z) + z if self.reads_twice else self.d(z)
-            return torch.cat([self.a(y), self.b(y), self.c(self.plain(x))[:, :, 2:, 2:], last])
+            wide = self.f(self.wide(x)).mean() + self.e(self.text(x))[:, :, 2:, 2:]
+            return torch.cat([self.a(y), self.b(y), self.c(self.plain(x))[:, :, 2:, 2:], wide, last])
 
     model, image = trained_like(Two()), torch.randn(1, 3, 8, 8)
     model.reads_twice = False

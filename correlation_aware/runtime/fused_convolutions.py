@@ -1,7 +1,7 @@
 """Convolutions with their batch norm and activation as one operation of oneDNN, for inference on an x86 CPU.
 
-A copy of the model shares all modules and weights but the fused ones. Fused weights are computed from the
-present ones at `refresh`.
+A copy of the model shares all modules and weights but the fused ones. Fused weights are computed at their
+first use, in oneDNN's own layout, and again after `refresh`.
 """
 
 import copy
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from timm.layers import pad_same
+import torch.nn.functional as F
+from timm.layers import get_same_padding
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -18,6 +19,7 @@ from correlation_aware.ops.linear import X86
 __all__ = ["FusedConvolution", "fuse_convolutions", "refresh"]
 
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the largest value
+MAX_LAYOUTS = 4  # of a convolution's weights: for template and search images, and two more sizes
 _NO_ACTIVATION: tuple[str, list[float]] = ("none", [])
 # activations that oneDNN applies to the result of a convolution, and their arguments
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -43,19 +45,11 @@ class FusedConvolution(nn.Module):
         self.fused_activation = known or _NO_ACTIVATION
         self.activation = None if known else activation
         self.pad_same = type(conv) is not nn.Conv2d
-        self.refresh()
+        self._fused: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # size of the input -> weight, bias
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """Computes the fused weights."""
-        conv, norm = self.conv, self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
-        tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var)
-        weight, bias, mean, var = (None if t is None else t.float() for t in tensors)
-        gain, shift = norm.weight.float(), norm.bias.float()
-        assert weight is not None and mean is not None and var is not None
-        fused = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, gain, shift)
-        self._weight, self._bias = (cast(Tensor, t).detach().to(conv.weight.dtype) for t in fused)
+        """Forgets the fused weights, in case that those of the layers have changed."""
+        self._fused.clear()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
@@ -63,14 +57,70 @@ class FusedConvolution(nn.Module):
         if _has_hooks(conv) or _has_hooks(self.norm) or self.norm.training or torch.is_grad_enabled():
             output: Tensor = self.norm(conv(x))
             return output
-        padding = conv.padding
+        padding, zeros = cast(tuple[int, int], conv.padding), (0, 0)
         if self.pad_same:  # as TensorFlow does
-            x, padding = pad_same(x, list(conv.kernel_size), list(conv.stride), list(conv.dilation)), (0, 0)
+            padding, zeros = _same_padding(x, conv)
+        weight, bias = self._fuse(x.shape, padding, zeros)
         kind, arguments = self.fused_activation
         output = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self._bias, padding, conv.stride, conv.dilation, conv.groups, kind, arguments, ""
+            x.contiguous(memory_format=torch.channels_last),  # oneDNN is much slower with others
+            weight,
+            bias,
+            padding,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            kind,
+            arguments,
+            "",
         )
         return output if self.activation is None else self.activation(output)
+
+    def _fuse(
+        self, shape: torch.Size, padding: tuple[int, int], zeros: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Weight and bias for inputs of a shape, of a kernel that starts with rows and columns of zeros.
+
+        The weight is in the layout that is fast for such inputs.
+        """
+        if shape[2:] in self._fused:
+            return self._fused[shape[2:]]
+        conv, norm = self.conv, self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var)
+        weight, bias, mean, var = (None if t is None else t.float() for t in tensors)
+        gain, shift = norm.weight.float(), norm.bias.float()
+        assert weight is not None and mean is not None and var is not None
+        fused = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, gain, shift)
+        weight, bias = (cast(Tensor, t).detach().to(conv.weight.dtype) for t in fused)
+        weight = torch.ops.mkldnn._reorder_convolution_weight(
+            F.pad(weight, (zeros[1], 0, zeros[0], 0)),
+            padding,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            list(shape),
+        )
+        if len(self._fused) == MAX_LAYOUTS:
+            self._fused.clear()
+        self._fused[shape[2:]] = weight, bias
+        return weight, bias
+
+
+def _same_padding(x: Tensor, conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Padding of both sides, height and width, and zeros before the weights, that pad as TensorFlow does.
+
+    It pads by one more after the image than before it, if the padding is odd. With the same padding before
+    and after, and a kernel that is larger by a zero at its start, the outputs are the same, without a copy of
+    the image.
+    """
+    padding, zeros = [], []
+    for axis in (0, 1):
+        size, kernel, stride = x.shape[2 + axis], conv.kernel_size[axis], conv.stride[axis]
+        total = get_same_padding(size, kernel, stride, conv.dilation[axis])
+        zeros.append(total % 2)
+        padding.append(total // 2 + total % 2)
+    return (padding[0], padding[1]), (zeros[0], zeros[1])
 
 
 def fuse_convolutions(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> nn.Module:
@@ -101,7 +151,7 @@ def fuse_convolutions(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> n
 
 
 def refresh(model: nn.Module) -> None:
-    """Computes all fused weights of a model anew, in case that the weights have changed."""
+    """Has all fused weights of a model computed anew, in case that the weights have changed."""
     for module in model.modules():
         if isinstance(module, FusedConvolution):
             module.refresh()
@@ -141,7 +191,9 @@ def _can_fuse(parameter: Tensor) -> bool:
     if not (X86 and parameter.device.type == "cpu" and torch.backends.mkldnn.is_available()):
         return False
     operations = torch.ops.mkldnn
-    if not hasattr(operations, "_convolution_pointwise"):
+    if not all(
+        hasattr(operations, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight")
+    ):
         return False
     if parameter.dtype == torch.bfloat16:
         return bool(operations._is_mkldnn_bf16_supported())
@@ -149,8 +201,10 @@ def _can_fuse(parameter: Tensor) -> bool:
 
 
 def _is_plain_conv(module: nn.Module) -> bool:
-    same = type(module).__name__ == "Conv2dSame"  # timm's; its other subclasses change the weights
-    return (type(module) is nn.Conv2d or same) and cast(nn.Conv2d, module).padding_mode == "zeros"
+    if type(module).__name__ == "Conv2dSame":  # timm's; its other subclasses change the weights
+        conv = cast(nn.Conv2d, module)
+        return conv.dilation == (1, 1)
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and type(module.padding) is tuple
 
 
 def _replace(module: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
