@@ -11,7 +11,12 @@ from torch import nn
 
 import correlation_aware as ca
 from correlation_aware.ops.linear import X86
-from correlation_aware.runtime.fused_convolutions import FusedConvolution, fuse_convolutions, refresh
+from correlation_aware.runtime.fused_convolutions import (
+    MAX_LAYOUTS,
+    FusedConvolution,
+    fuse_convolutions,
+    refresh,
+)
 from correlation_aware.runtime.session import InferenceSession
 
 pytestmark = pytest.mark.skipif(
@@ -65,13 +70,27 @@ def test_padding_as_of_tensorflow(kernel, stride):
             torch.testing.assert_close(replacement(image), norm(conv(image)), rtol=0, atol=1e-5)
 
 
-def test_images_that_are_not_channels_last_are_converted():
+@torch.inference_mode()
+def test_images_in_any_memory_format():
     conv, norm = nn.Conv2d(3, 8, 3, padding=1), trained_like(nn.BatchNorm2d(8))
-    replacement, image = FusedConvolution(conv, norm), torch.randn(2, 3, 16, 16)
-    with torch.inference_mode():
-        output = replacement(image)
-        torch.testing.assert_close(output, norm(conv(image)), rtol=0, atol=1e-5)
-    assert output.is_contiguous(memory_format=torch.channels_last)
+    replacement, image = FusedConvolution(conv, norm), torch.randn(2, 16, 16, 3).permute(0, 3, 1, 2)
+    for same in (image, image.contiguous(), image.mT):
+        torch.testing.assert_close(replacement(same), norm(conv(same)), rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_weights_are_kept_for_a_few_sizes_until_refresh():
+    conv, norm = nn.Conv2d(3, 8, 3, padding=1), trained_like(nn.BatchNorm2d(8))
+    replacement = FusedConvolution(conv, norm)
+    for size in (*range(4, 12), 4):
+        image = torch.randn(1, 3, size, size)
+        torch.testing.assert_close(replacement(image), norm(conv(image)), rtol=0, atol=1e-5)
+        assert len(replacement._fused) <= MAX_LAYOUTS
+    before = replacement(image)
+    conv.weight.mul_(2)
+    assert torch.equal(replacement(image), before)
+    replacement.refresh()
+    torch.testing.assert_close(replacement(image), norm(conv(image)), rtol=0, atol=1e-5)
 
 
 def test_a_convolution_with_two_readers_or_weights_of_its_own_kind_stays():
