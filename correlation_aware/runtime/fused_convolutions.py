@@ -45,7 +45,7 @@ class FusedConvolution(nn.Module):
         self.fused_activation = known or _NO_ACTIVATION
         self.activation = None if known else activation
         self.pad_same = type(conv) is not nn.Conv2d
-        self._fused: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # size of the input -> weight, bias
+        self._fused: dict[torch.Size, tuple[Tensor, Tensor, tuple[int, int]]] = {}  # by size of the input
 
     def refresh(self) -> None:
         """Forgets the fused weights, in case that those of the layers have changed."""
@@ -57,10 +57,7 @@ class FusedConvolution(nn.Module):
         if _has_hooks(conv) or _has_hooks(self.norm) or self.norm.training or torch.is_grad_enabled():
             output: Tensor = self.norm(conv(x))
             return output
-        padding, zeros = cast(tuple[int, int], conv.padding), (0, 0)
-        if self.pad_same:  # as TensorFlow does
-            padding, zeros = _same_padding(x, conv)
-        weight, bias = self._fuse(x.shape, padding, zeros)
+        weight, bias, padding = self._fuse(x.shape)
         kind, arguments = self.fused_activation
         output = torch.ops.mkldnn._convolution_pointwise(
             x.contiguous(memory_format=torch.channels_last),  # oneDNN is much slower with others
@@ -76,16 +73,14 @@ class FusedConvolution(nn.Module):
         )
         return output if self.activation is None else self.activation(output)
 
-    def _fuse(
-        self, shape: torch.Size, padding: tuple[int, int], zeros: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Weight and bias for inputs of a shape, of a kernel that starts with rows and columns of zeros.
-
-        The weight is in the layout that is fast for such inputs.
-        """
+    def _fuse(self, shape: torch.Size) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Weight, in the layout that is fast for inputs of a shape, bias and padding."""
         if shape[2:] in self._fused:
             return self._fused[shape[2:]]
         conv, norm = self.conv, self.norm
+        padding, zeros = cast(tuple[int, int], conv.padding), (0, 0)
+        if self.pad_same:  # as TensorFlow does
+            padding, zeros = _same_padding(shape, conv)
         assert norm.running_mean is not None and norm.running_var is not None
         tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var)
         weight, bias, mean, var = (None if t is None else t.float() for t in tensors)
@@ -103,11 +98,11 @@ class FusedConvolution(nn.Module):
         )
         if len(self._fused) == MAX_LAYOUTS:
             self._fused.clear()
-        self._fused[shape[2:]] = weight, bias
-        return weight, bias
+        self._fused[shape[2:]] = weight, bias, padding
+        return weight, bias, padding
 
 
-def _same_padding(x: Tensor, conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
+def _same_padding(shape: torch.Size, conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
     """Padding of both sides, height and width, and zeros before the weights, that pad as TensorFlow does.
 
     It pads by one more after the image than before it, if the padding is odd. With the same padding before
@@ -116,7 +111,7 @@ def _same_padding(x: Tensor, conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[in
     """
     padding, zeros = [], []
     for axis in (0, 1):
-        size, kernel, stride = x.shape[2 + axis], conv.kernel_size[axis], conv.stride[axis]
+        size, kernel, stride = shape[2 + axis], conv.kernel_size[axis], conv.stride[axis]
         total = get_same_padding(size, kernel, stride, conv.dilation[axis])
         zeros.append(total % 2)
         padding.append(total // 2 + total % 2)
